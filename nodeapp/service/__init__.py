@@ -1,0 +1,1 @@
+"""The shell every process shares: config, lifecycle, Unix-socket HTTP, logs, metrics, clock."""

@@ -1,0 +1,155 @@
+"""One loader: TOML file + drop-ins + FABSTIR_* environment + flags -> frozen Settings.
+
+The only file that reads environment variables. Later sources win: defaults < file <
+file.d/*.toml (sorted) < environment (`FABSTIR_CHAIN__CHAIN_ID=8453`) < flags
+(`chain.chain_id=8453`). An unknown key refuses to start and names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args, get_origin
+
+import msgspec
+import tomli
+
+from nodeapp.core.errors import InvalidRequest
+from nodeapp.service.settings import Settings
+
+ENVIRONMENT_PREFIX = "FABSTIR_"
+CACHE_VARIABLE = "FABSTIR_CACHE"
+
+Tree = dict[str, dict[str, object]]
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    flags: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read and check every source.
+
+    Args:
+        path: the TOML file; None: no file, defaults only.
+        flags: "section.key=value" pairs, values in TOML syntax or plain text.
+        environment: stands in for os.environ in tests.
+
+    Raises:
+        InvalidRequest: missing file, bad TOML, unknown key, value out of range.
+    """
+    tree: Tree = {}
+    if path is not None:
+        for source in (path, *sorted(path.with_name(path.name + ".d").glob("*.toml"))):
+            _merge(tree, _read_toml(source), str(source))
+    _merge(
+        tree, _from_environment(os.environ if environment is None else environment), "environment"
+    )
+    _merge(tree, _from_flags(flags), "flags")
+    _check_names(tree)
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        where = str(error).replace("`$.", "`")
+        raise InvalidRequest(f"settings: {where}") from error
+
+
+def process_environment(names: Iterable[str]) -> dict[str, str]:
+    """The named variables of this process that are set; for handing on to a child."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def environment_value(name: str) -> str:
+    """One variable, "" when unset."""
+    return os.environ.get(name, "")
+
+
+def _read_toml(path: Path) -> Tree:
+    try:
+        parsed = tomli.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidRequest(
+            f"settings file {path} does not exist; write one or leave out --config"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"settings file {path} cannot be read: {error}") from error
+    except tomli.TOMLDecodeError as error:
+        raise InvalidRequest(f"settings file {path} is not TOML: {error}") from error
+    for section, values in parsed.items():
+        if not isinstance(values, dict):
+            raise InvalidRequest(f"settings file {path}: {section} must be a [section]")
+    return parsed
+
+
+def _from_environment(environment: Mapping[str, str]) -> Tree:
+    tree: Tree = {}
+    for name, text in sorted(environment.items()):
+        if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
+            continue
+        section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        tree.setdefault(section, {})[key] = _value(section, key, text)
+    return tree
+
+
+def _from_flags(flags: Sequence[str]) -> Tree:
+    tree: Tree = {}
+    for flag in flags:
+        name, equals, text = flag.partition("=")
+        section, dot, key = name.partition(".")
+        if not (equals and dot and section and key):
+            raise InvalidRequest(f"flag {flag!r} is not section.key=value")
+        tree.setdefault(section, {})[key] = _value(section, key, text)
+    return tree
+
+
+def _value(section: str, key: str, text: str) -> object:
+    """Text fields take the text as it is; every other kind is read as TOML."""
+    kind = _fields(section).get(key)
+    if kind is str or kind is None or _is_text_choice(kind):
+        return text
+    try:
+        return tomli.loads(f"value = {text}")["value"]
+    except tomli.TOMLDecodeError as error:
+        raise InvalidRequest(f"settings: {section}.{key}={text!r} is not a TOML value") from error
+
+
+def _is_text_choice(kind: object) -> bool:
+    choices = get_args(kind)
+    return (
+        get_origin(kind) is not tuple
+        and bool(choices)
+        and all(isinstance(choice, str) for choice in choices)
+    )
+
+
+def _fields(section: str) -> dict[str, object]:
+    for field in msgspec.structs.fields(Settings):
+        if field.name == section:
+            return {inner.name: inner.type for inner in msgspec.structs.fields(field.type)}
+    return {}
+
+
+def _merge(tree: Tree, extra: Tree, source: str) -> None:
+    for section, values in extra.items():
+        if not isinstance(values, dict):
+            raise InvalidRequest(f"{source}: {section} must be a section")
+        tree.setdefault(section, {}).update(values)
+
+
+def _check_names(tree: Tree) -> None:
+    sections = [field.name for field in msgspec.structs.fields(Settings)]
+    for section, values in tree.items():
+        if section not in sections:
+            raise InvalidRequest(f"unknown section [{section}]{_nearest(section, sections)}")
+        known = _fields(section)
+        for key in values:
+            if key not in known:
+                raise InvalidRequest(f"unknown key {section}.{key}{_nearest(key, list(known))}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}" if close else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,149 @@
+"""The settings of every process as frozen structs; config.py fills them, one section a process.
+
+Every field has a default that is right for a plain checkout, or is empty and checked by the
+process that needs it. Units are in the names. Secrets appear only as paths to files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every section: immutable, unknown keys refused."""
+
+
+class NodeSettings(Section, frozen=True):
+    """[node]: where files live and how the node talks about itself."""
+
+    state_dir: str = ""
+    """Empty: XDG state directory, or /var/lib/fabstir when run as a system service."""
+    run_dir: str = ""
+    """Empty: <state_dir>/run. Unix socket paths must stay below 108 bytes."""
+    cache_dir: str = ""
+    """Empty: ~/.cache/fabstir-node, shared by checkouts."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    processes: tuple[str, ...] = ("s5", "prover", "inference", "chain", "p2p", "updater")
+
+
+class ChainSettings(Section, frozen=True):
+    """[chain]: wallet, marketplace and money policy."""
+
+    rpc_urls: Annotated[tuple[str, ...], msgspec.Meta(max_length=8)] = ("http://127.0.0.1:8545",)
+    chain_id: Annotated[int, msgspec.Meta(ge=1)] = 31337
+    deployment_file: str = ""
+    """JSON with the contract addresses; never built in."""
+    keystore_file: str = ""
+    password_file: str = ""
+    payout_address: str = ""
+    """Where withdrawn earnings go; empty: they stay with the host account."""
+    confirmations: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 1
+    poll_seconds: PositiveSeconds = 1.0
+    claim_interval_tokens: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 1000
+    """Upper bound; the session's own proofInterval is used when it is smaller."""
+    proof: Literal["required", "best_effort", "off"] = "required"
+    idle_settle_seconds: PositiveSeconds = 120.0
+    """A session without a connection for so long is claimed and completed by the host."""
+    withdraw: bool = True
+
+
+class InferenceSettings(Section, frozen=True):
+    """[inference]: one model on one backend."""
+
+    model_path: str = ""
+    model_sha256: str = ""
+    model_repo: str = "bartowski/SmolLM2-135M-Instruct-GGUF"
+    model_file: str = "SmolLM2-135M-Instruct-Q4_1.gguf"
+    """repo + "/" + file is what the model registry hashes to the model id."""
+    context_length: Annotated[int, msgspec.Meta(ge=256, le=1_048_576)] = 4096
+    """Tokens per request, prompt and answer together."""
+    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    kv_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """KV cells shared by all sequences; 0: context_length * 2."""
+    prefill_chunk_tokens: Annotated[int, msgspec.Meta(ge=16, le=8192)] = 256
+    threads: Annotated[int, msgspec.Meta(ge=0, le=512)] = 0
+    """0: physical cores."""
+    gpu_layers: Annotated[int, msgspec.Meta(ge=-1, le=10_000)] = -1
+    """-1: as many as fit when there is a GPU."""
+    queue_requests: Count = 64
+    slow_reader_seconds: PositiveSeconds = 30.0
+
+
+class ProverSettings(Section, frozen=True):
+    """[prover]: EZKL ledger proofs."""
+
+    profile_dir: str = ""
+    """Directory made by `python -m nodeapp.prover.profile`; empty: the cached test profile."""
+    profile: Literal["poseidon", "kzg"] = "poseidon"
+    allow_test_srs: bool = False
+    threads: Annotated[int, msgspec.Meta(ge=0, le=512)] = 0
+    job_timeout_seconds: PositiveSeconds = 600.0
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+
+
+class StorageSettings(Section, frozen=True):
+    """[s5]: the embedded portal."""
+
+    listen_host: str = "127.0.0.1"
+    listen_port: Port = 5050
+    data_dir: str = ""
+    """Empty: <state_dir>/s5."""
+    max_blob_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 31)] = 32 << 20
+    quota_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = 10 << 30
+
+
+class P2pSettings(Section, frozen=True):
+    """[p2p]: the libp2p host and the admission of renters."""
+
+    listen: str = "/ip4/127.0.0.1/tcp/9000"
+    announce: Annotated[tuple[str, ...], msgspec.Meta(max_length=8)] = ()
+    bootstrap: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    portal_url: str = "http://127.0.0.1:5050"
+    """Where renters fetch results by CID; put into the capability record."""
+    receipt_window_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    """Tokens sent but not yet covered by a signed receipt before the stream pauses."""
+    flush_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.03
+    receipt_timeout_seconds: PositiveSeconds = 30.0
+    heartbeat_seconds: PositiveSeconds = 10.0
+    max_connections: Count = 200
+    max_requests_per_peer: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    handshakes_per_minute: Count = 60
+    record_ttl_seconds: PositiveSeconds = 3600.0
+    reprovide_seconds: PositiveSeconds = 21_600.0
+
+
+class UpdaterSettings(Section, frozen=True):
+    """[updater]: snapshots of the journal; updates of the node itself come with the image."""
+
+    snapshot_interval_seconds: PositiveSeconds = 300.0
+    keep_snapshots: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 12
+    snapshot_dir: str = ""
+    """Empty: <state_dir>/snapshots."""
+
+
+class WatchdogSettings(Section, frozen=True):
+    """[watchdog]: probes and restarts."""
+
+    probe_seconds: PositiveSeconds = 2.0
+    misses: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    probe_timeout_seconds: PositiveSeconds = 5.0
+
+
+class Settings(Section, frozen=True):
+    """The whole file; a process is handed [node] and its own section only."""
+
+    node: NodeSettings = NodeSettings()
+    chain: ChainSettings = ChainSettings()
+    inference: InferenceSettings = InferenceSettings()
+    prover: ProverSettings = ProverSettings()
+    s5: StorageSettings = StorageSettings()
+    p2p: P2pSettings = P2pSettings()
+    updater: UpdaterSettings = UpdaterSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()

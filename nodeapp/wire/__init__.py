@@ -1,0 +1,1 @@
+"""Pure: bytes that cross a boundary, decoded once into typed messages."""
