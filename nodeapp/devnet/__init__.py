@@ -1,0 +1,1 @@
+"""Local chain: our own contracts, their deployment, and a funded host and renter."""
