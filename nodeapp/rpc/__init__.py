@@ -1,0 +1,1 @@
+"""What one process may ask of another; one file a process."""

@@ -1,0 +1,64 @@
+"""Asking the inference process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Self
+
+from nodeapp.core.errors import InvalidRequest
+from nodeapp.service.client import RpcClient
+from nodeapp.wire.ipc_inference import Event, Finished, GenerateRequest, Models, Produced, Started
+
+GENERATE = "/v1/generate"
+MODELS = "/v1/models"
+
+
+class InferenceClient:
+    """Use as an async context manager; one client serves any number of requests at once."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._rpc = RpcClient(socket_path, "inference")
+
+    async def __aenter__(self) -> Self:
+        await self._rpc.__aenter__()
+        return self
+
+    async def __aexit__(self, *exit_arguments: object) -> None:
+        await self._rpc.__aexit__(*exit_arguments)
+
+    async def generate(
+        self, request: GenerateRequest, *, deadline_seconds: float = 600.0
+    ) -> AsyncIterator[Event]:
+        """Stream the events of one request: Started, Produced…, Finished.
+
+        Closing the iterator (use contextlib.aclosing) frees the sequence. A reader that is slow
+        pauses its own sequence only.
+
+        Raises:
+            NodeError: InvalidRequest, TooLarge, NotFound or Busy before Started.
+            Unavailable: the process is gone, also in mid-stream; what was delivered stands and
+                the request may be sent again with `continue_token_ids`.
+        """
+        _require_unicode(request)
+        kind: type[Event] = Started | Produced | Finished  # type: ignore[assignment]  # msgspec takes unions
+        stream = self._rpc.stream(GENERATE, request, kind, deadline_seconds=deadline_seconds)
+        async with stream as events, aclosing(events):  # type: ignore[type-var]  # a generator
+            async for event in events:
+                yield event
+
+    async def models(self, *, deadline_seconds: float = 5.0) -> Models:
+        """The models this process serves."""
+        return await self._rpc.get(MODELS, Models, deadline_seconds=deadline_seconds)
+
+
+def _require_unicode(request: GenerateRequest) -> None:
+    """A lone surrogate has no UTF-8 form, so the message could not be sent at all."""
+    for message in request.messages:
+        try:
+            message.content.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"message text has a lone surrogate at character {error.start}"
+            ) from error

@@ -1,0 +1,109 @@
+"""Messages of the inference process: one request, a stream of events, the list of models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from nodeapp.wire.ipc import Message
+
+MAX_MESSAGES = 1024
+MAX_TEXT_CHARACTERS = 1 << 20
+MAX_TOKEN_IDS = 1 << 20
+MAX_STOP_STRINGS = 8
+MAX_STOP_CHARACTERS = 128
+
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+TokenIdField = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+TokenIds = Annotated[tuple[TokenIdField, ...], msgspec.Meta(max_length=MAX_TOKEN_IDS)]
+StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class ChatMessage(Message, frozen=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class Sampling(Message, frozen=True):
+    """How a token is chosen; temperature 0 is greedy. msgspec's bounds refuse NaN too."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0.0, le=4.0)] = 0.0
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """0: off."""
+    top_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+    min_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+    """Same seed, same prompt: same answer, also when resumed."""
+
+
+class GenerateRequest(Message, frozen=True):
+    """Generate an answer to `messages`, or the continuation of `prompt_token_ids`; one of them.
+
+    `continue_token_ids` were delivered in an earlier life of this request: generation goes on
+    after them, and `max_tokens` counts only what is still to come. `cache_scope` names who may
+    share this request's prefix in the KV cache (one renter); "" shares with nobody.
+    """
+
+    request_id: Name
+    model_id: Annotated[str, msgspec.Meta(max_length=66)] = ""
+    """"": whatever model is loaded."""
+    messages: Annotated[tuple[ChatMessage, ...], msgspec.Meta(max_length=MAX_MESSAGES)] = ()
+    prompt_token_ids: TokenIds = ()
+    continue_token_ids: TokenIds = ()
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 512
+    sampling: Sampling = Sampling()
+    stop: Annotated[tuple[StopString, ...], msgspec.Meta(max_length=MAX_STOP_STRINGS)] = ()
+    cache_scope: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+
+class Started(Message, frozen=True, tag="started"):
+    """First event: the prompt was accepted. Token counts; continued tokens are not in them."""
+
+    prompt_tokens: int
+    context_length: int
+
+
+class Produced(Message, frozen=True, tag="produced"):
+    """Tokens and exactly the text they stand for; the end-of-generation token is never here."""
+
+    token_ids: TokenIds
+    text: str
+
+
+class Finished(Message, frozen=True, tag="finished"):
+    """Last event; `completion_tokens` counts the ids of this stream's Produced events."""
+
+    reason: FinishReason
+    completion_tokens: int
+    detail: str = ""
+
+
+Event = Started | Produced | Finished
+
+
+class ModelFacts(Message, frozen=True):
+    """A model this process serves. Lengths in tokens; `context_length` is the limit enforced."""
+
+    model_id: str
+    repo: str
+    file_name: str
+    sha256: str
+    size_bytes: int
+    architecture: str
+    quantisation: str
+    context_length: int
+    trained_context_length: int
+    vocabulary_size: int
+    end_token_ids: tuple[int, ...] = ()
+
+
+class Models(Message, frozen=True):
+    """Answer of /v1/models."""
+
+    models: tuple[ModelFacts, ...]
