@@ -1,0 +1,199 @@
+"""Set a checkout up: `python3 -m appliance.setup [--development] [--check]` (what `make` calls).
+
+Idempotent and cached: what is there is not made again, and a second run only compares stamps.
+Needs nothing but Python >= 3.11; Debian and Ubuntu packages are installed when run as root,
+otherwise the one command that does it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.steps import anvil, environment, llama, model, proofs, system
+from appliance.steps.console import SetupFailure, Status, step
+from appliance.steps.layout import (
+    APPLIANCE,
+    Layout,
+    cpu_flags,
+    digest,
+    layout,
+    only_one,
+    python_tag,
+    read_stamp,
+    write_atomically,
+)
+
+FREE_BYTES_NEEDED = 4 << 30
+"""Virtual environment 1.5 GB, build directory 1 GB, wheels and models: rounded up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One step: whether it is done, and how it is done."""
+
+    title: str
+    is_done: Callable[[], bool]
+    do: Callable[[Status], None]
+
+
+def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
+    """In the order they need each other."""
+    lock = environment.lock_file(development)
+    text = lock.read_text("utf-8")
+
+    def install_environment(status: Status) -> None:
+        wheel = llama.ensure_llama_wheel(places, status, text)
+        environment.ensure_environment(places, status, development=development, llama_wheel=wheel)
+        write_atomically(environment_stamp(places, development), environment_key(development))
+
+    return (
+        Part("system packages", lambda: not system.missing(), _install_system),
+        Part(
+            "build tools",
+            lambda: environment.build_tools_present(places),
+            lambda status: _discard(environment.ensure_build_tools(places, status)),
+        ),
+        Part(
+            "llama.cpp for this processor",
+            lambda: llama.is_wheel_present(places, text),
+            lambda status: _discard(llama.ensure_llama_wheel(places, status, text)),
+        ),
+        Part(
+            f"packages of {lock.name}",
+            lambda: is_environment_current(places, development),
+            install_environment,
+        ),
+        Part(
+            "model SmolLM2-135M-Instruct",
+            lambda: model.is_model_present(places),
+            lambda status: _discard(model.ensure_model(places, status)),
+        ),
+        Part(
+            f"anvil {anvil.VERSION}",
+            lambda: anvil.anvil_path(places).exists(),
+            lambda status: _discard(anvil.ensure_anvil(places, status)),
+        ),
+        Part(
+            "proof profile",
+            lambda: proofs.is_profile_present(places),
+            lambda status: proofs.ensure_profile(places, status),
+        ),
+    )
+
+
+def _discard(_made: Path) -> None:
+    """A step's result is found again by its path."""
+
+
+def _install_system(status: Status) -> None:
+    absent = system.missing()
+    if absent:
+        system.install(status, absent)
+
+
+def environment_key(development: bool) -> str:
+    """Changes when a pin, this program, the interpreter or the processor does."""
+    steps = sorted((APPLIANCE / "steps").glob("*.py"))
+    build = (environment.BUILD_LOCK, llama.TARGETS_FILE)
+    lock = environment.lock_file(development)
+    return digest(lock, *build, *steps, python_tag(), cpu_flags(), sys.base_prefix)
+
+
+def environment_stamp(places: Layout, development: bool) -> Path:
+    """Says what the virtual environment was made from."""
+    return places.venv / ("setup-development.stamp" if development else "setup.stamp")
+
+
+def is_environment_current(places: Layout, development: bool) -> bool:
+    """The development environment serves a plain run as well: its lock is a superset."""
+    if not (places.python.exists() and places.command.exists()):
+        return False
+    kinds = (True,) if development else (True, False)
+    return any(
+        read_stamp(environment_stamp(places, kind)) == environment_key(kind) for kind in kinds
+    )
+
+
+def is_everything_there(places: Layout, *, development: bool) -> bool:
+    """Stamps and files only: no child process, well below a second."""
+    return (
+        is_environment_current(places, development)
+        and model.is_model_present(places)
+        and anvil.anvil_path(places).exists()
+        and proofs.is_profile_present(places)
+    )
+
+
+def set_up(places: Layout, *, development: bool) -> None:
+    """Do what is missing.
+
+    Raises:
+        SetupFailure: a step could not be done; the text says what to do.
+    """
+    if is_everything_there(places, development=development):
+        return
+    began = time.monotonic()
+    with only_one(places.cache):
+        _check_space(places)
+        for part in parts(places, development=development):
+            if part.is_done():
+                continue
+            with step(part.title) as status:
+                part.do(status)
+    sys.stderr.write(f"  set-up done in {time.monotonic() - began:.1f} s\n")
+
+
+def _check_space(places: Layout) -> None:
+    for directory in (places.cache, places.venv.parent):
+        free = shutil.disk_usage(directory).free
+        if free < FREE_BYTES_NEEDED and not places.python.exists():
+            raise SetupFailure(
+                f"{directory} has {free >> 20} MB free, set-up needs {FREE_BYTES_NEEDED >> 20} MB"
+            )
+
+
+def report(places: Layout, *, development: bool) -> int:
+    """Print what is there and what is missing; returns the number of missing parts."""
+    absent = 0
+    for part in parts(places, development=development):
+        done = part.is_done()
+        absent += not done
+        sys.stdout.write(f"  {'ok     ' if done else 'missing'} {part.title}\n")
+    lacking = system.missing()
+    if lacking:
+        command = " ".join(system.install_command(lacking))
+        sys.stdout.write(f"  system packages: {command}\n")
+    return absent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 all there, 1 something is missing or failed, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="python3 -m appliance.setup", description=__doc__)
+    parser.add_argument("--development", action="store_true", help="also what the tests need")
+    parser.add_argument("--check", action="store_true", help="only say what is missing")
+    chosen = parser.parse_args(arguments)
+    places = layout()
+    try:
+        if chosen.check:
+            return 1 if report(places, development=chosen.development) else 0
+        set_up(places, development=chosen.development)
+    except SetupFailure as failure:
+        sys.stderr.write(f"set-up: {failure}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"set-up: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("set-up: interrupted; what is finished is kept\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
