@@ -1,0 +1,44 @@
+"""When a claim is due and how large it is: the marketplace's rules, nothing padded.
+
+Rules of submitProofOfWork that shape this: a claim has >= MIN_CLAIM tokens, the first one
+>= proofInterval; a session without a claim for proofTimeoutWindow may be timed out by anyone.
+While a request runs, MIN_CLAIM tokens are held back so that what remains at the end is always
+large enough to be claimed; unpaid exposure is therefore <= interval + MIN_CLAIM.
+"""
+
+from __future__ import annotations
+
+from nodeapp.core.units import Tokens
+
+MIN_CLAIM = 100
+"""JobMarketplace.MIN_PROVEN_TOKENS."""
+
+
+MAX_CLAIM = 1920
+"""Tokens of one claim: eight ledger proofs of 240."""
+
+
+def claim_size(
+    *, unclaimed: int, interval: int, least: int, is_streaming: bool, is_urgent: bool
+) -> Tokens:
+    """Tokens to claim now; 0: nothing is due.
+
+    Args:
+        unclaimed: delivered (acknowledged) but not yet claimed.
+        interval: tokens after which a claim is due.
+        least: the smallest claim the contract takes now: proofInterval for the first one of a
+            session, MIN_CLAIM afterwards.
+        is_streaming: a request is open, more tokens are coming.
+        is_urgent: the session is closing, or its proof window is half gone.
+    """
+    if is_urgent:
+        return _cut(unclaimed) if unclaimed >= least else Tokens(0)
+    size = unclaimed - MIN_CLAIM if is_streaming else unclaimed
+    return _cut(size) if size >= max(interval, least) else Tokens(0)
+
+
+def _cut(size: int) -> Tokens:
+    """At most MAX_CLAIM, leaving no remainder too small to be claimed."""
+    if size <= MAX_CLAIM:
+        return Tokens(size)
+    return Tokens(MAX_CLAIM if size - MAX_CLAIM >= MIN_CLAIM else MAX_CLAIM - MIN_CLAIM)

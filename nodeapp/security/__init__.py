@@ -1,0 +1,1 @@
+"""Signatures, encryption to a wallet key, rate limits, sandboxing."""

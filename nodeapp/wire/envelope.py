@@ -1,0 +1,131 @@
+"""The renter's wire: varint-framed protobuf envelopes, decoded and bounded once, here.
+
+Source of the messages: fabstir.proto beside this file (regenerate with `make proto`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from nodeapp.core.errors import InvalidRequest, NodeError, ProtocolViolation, from_code
+from nodeapp.core.ids import ModelId, RequestId
+from nodeapp.wire import fabstir_pb2 as pb
+
+INFERENCE_PROTOCOL = "/fabstir/inference/1.0.0"
+CAPABILITY_PROTOCOL = "/fabstir/caps/1.0.0"
+PROTOCOL_VERSION = 1
+MAX_REQUEST_FRAME_BYTES = 1 << 20
+MAX_STREAM_FRAME_BYTES = 64 << 10
+MAX_MESSAGES = 512
+MAX_STOP_STRINGS = 8
+MAX_STOP_CHARACTERS = 128
+ROLES = frozenset({"system", "user", "assistant"})
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingChoice:
+    """How the renter wants tokens chosen; 0 switches a rule off, temperature 0 is greedy."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCommand:
+    """A bounded, well-formed Generate."""
+
+    request_id: RequestId
+    model_id: ModelId
+    messages: tuple[ChatMessage, ...]
+    max_tokens: int
+    sampling: SamplingChoice
+    stop: tuple[str, ...]
+
+
+def encode(**body: object) -> bytes:
+    """One envelope: encode(ping=pb.Ping(nonce=1))."""
+    return pb.Envelope(**body).SerializeToString()  # type: ignore[arg-type]  # oneof by name
+
+
+def decode(frame: bytes) -> pb.Envelope:
+    """Parse one frame.
+
+    Raises:
+        ProtocolViolation: not an envelope, or an envelope without a known body.
+    """
+    envelope = pb.Envelope()
+    try:
+        envelope.ParseFromString(frame)
+    except DecodeError as error:
+        raise ProtocolViolation("frame is not a protobuf envelope") from error
+    if envelope.WhichOneof("body") is None:
+        raise ProtocolViolation("envelope has no known body")
+    return envelope
+
+
+def encode_error(error: NodeError) -> bytes:
+    """An error on its way to the peer: what it may fix, nothing of our inside."""
+    retry = round((error.retry_after_seconds or 0) * 1000)
+    return encode(error=pb.Error(code=error.code, message=error.message, retry_after_ms=retry))
+
+
+def error_of(message: pb.Error) -> NodeError:
+    """Rebuild the error the peer sent."""
+    retry = message.retry_after_ms / 1000 if message.retry_after_ms else None
+    return from_code(message.code, message.message[:500], retry)
+
+
+def check_generate(message: pb.Generate) -> GenerateCommand:
+    """Bound every field of a Generate.
+
+    Raises:
+        InvalidRequest: naming the field and the limit.
+    """
+    if len(message.request_id) != 32 or not set(message.request_id) <= _HEX:
+        raise InvalidRequest("request_id must be 32 lower-case hex digits")
+    if not 1 <= len(message.messages) <= MAX_MESSAGES:
+        raise InvalidRequest(f"{len(message.messages)} messages, 1 to {MAX_MESSAGES} allowed")
+    for turn in message.messages:
+        if turn.role not in ROLES:
+            raise InvalidRequest(f"role {turn.role!r} is not one of {', '.join(sorted(ROLES))}")
+    if not 1 <= message.max_tokens <= 1_000_000:
+        raise InvalidRequest(f"max_tokens {message.max_tokens} is not in 1 to 1000000")
+    if len(message.stop) > MAX_STOP_STRINGS or any(
+        not 1 <= len(text) <= MAX_STOP_CHARACTERS for text in message.stop
+    ):
+        raise InvalidRequest(
+            f"stop allows {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+        )
+    return GenerateCommand(
+        request_id=RequestId(message.request_id),
+        model_id=ModelId(message.model_id),
+        messages=tuple(ChatMessage(turn.role, turn.content) for turn in message.messages),
+        max_tokens=message.max_tokens,
+        sampling=_check_sampling(message.sampling),
+        stop=tuple(message.stop),
+    )
+
+
+def _check_sampling(choice: pb.Sampling) -> SamplingChoice:
+    if not 0.0 <= choice.temperature <= 10.0:
+        raise InvalidRequest(f"temperature {choice.temperature} is not in 0 to 10")
+    for name, value in (("top_p", choice.top_p), ("min_p", choice.min_p)):
+        if not 0.0 <= value <= 1.0:
+            raise InvalidRequest(f"{name} {value} is not in 0 to 1")
+    if choice.top_k > 1_000_000:
+        raise InvalidRequest(f"top_k {choice.top_k} is over 1000000")
+    return SamplingChoice(choice.temperature, choice.top_p, choice.top_k, choice.min_p, choice.seed)
