@@ -1,0 +1,13 @@
+"""The one door to EZKL. Its type stubs contradict the library (defaults, attributes), so it is Any.
+
+Every call holds the interpreter's lock for its whole time: import this only where a process of
+its own runs (worker.py) or a developer waits (circuits/build_ledger.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ezkl as _library
+
+ezkl: Any = _library

@@ -1,0 +1,237 @@
+"""Make a proof profile directory: reference string and keys around a committed circuit.
+
+    python -m nodeapp.prover.profile --profile poseidon [--dir D | --cache-dir C] [--srs FILE]
+
+Without --srs a *test* reference string is made: whoever made it can forge proofs, so the
+profile says so and verifiers refuse it unless told otherwise. With --srs the file must be the
+public ceremony's, known by its sha256. Idempotent; one maker at a time; a profile appears
+complete or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
+from nodeapp.rpc.proof_worker import WorkerSettings, run_worker
+from nodeapp.service.paths import default_cache_dir
+from nodeapp.wire import prover_job
+from nodeapp.wire.proof_profile import (
+    EZKL_VERSION,
+    MANIFEST_NAME,
+    ProfileManifest,
+    ProfileName,
+    SrsKind,
+    decode_manifest,
+    profile_id,
+)
+
+CIRCUITS = Path(__file__).parent / "circuits" / "ledger-240"
+SETUP_SECONDS = 900.0
+CEREMONY_SHA256: Mapping[int, str] = {
+    12: "28b151069f41abc121baa6d2eaa8f9e4c4d8326ddbefee2bd9c0776b80ac6fad",
+    14: "c09129f064c08ecb07ea3689a2247dcc177de6837e7d2f5f946e30453abbccef",
+}
+"""Perpetual-powers-of-tau files by log2 of the rows. Source: ezkl 23.0.5, src/srs_sha.rs."""
+
+Report = Callable[[str], None]
+
+
+def cached_profile_dir(cache_dir: Path, profile: ProfileName = "poseidon") -> Path:
+    """Where tests and the demo keep a test profile; named after all that decides over it."""
+    circuit = _sha256(CIRCUITS / profile / "circuit.compiled")
+    return cache_dir / "proofs" / f"{profile}-ezkl{EZKL_VERSION}-{circuit[:12]}"
+
+
+def check_profile(directory: Path, *, with_proving_key: bool = False) -> ProfileManifest:
+    """Read a profile and compare its files with the manifest.
+
+    Args:
+        directory: the profile.
+        with_proving_key: hash the proving key too (180 MB), not just its size.
+
+    Raises:
+        Unavailable: missing, incomplete or altered.
+    """
+    if not directory.is_dir():
+        raise Unavailable("not there yet")
+    try:
+        manifest = decode_manifest((directory / MANIFEST_NAME).read_bytes())
+        expected = {
+            "circuit.compiled": manifest.circuit_sha256,
+            "settings.json": manifest.settings_sha256,
+            "srs": manifest.srs_sha256,
+            "vk": manifest.vk_sha256,
+        }
+        if with_proving_key:
+            expected["pk"] = manifest.pk_sha256
+        for name, digest in expected.items():
+            if _sha256(directory / name) != digest:
+                raise Unavailable(f"proof profile {directory}: {name} was altered")
+        found = (directory / "pk").stat().st_size
+    except (OSError, InvalidRequest) as error:
+        raise Unavailable(f"proof profile {directory}: {error}") from error
+    if found != manifest.pk_bytes:
+        raise Unavailable(f"proof profile {directory}: pk has {found} bytes")
+    return manifest
+
+
+async def ensure_profile(
+    directory: Path,
+    profile: ProfileName,
+    *,
+    srs: Path | None = None,
+    report: Report = lambda _line: None,
+) -> ProfileManifest:
+    """Return the intact profile in `directory`, making it first where it is missing.
+
+    Args:
+        directory: replaced if it is damaged or of another profile.
+        profile: "poseidon" (about 14 CPU-s to make) or "kzg" (about 3).
+        srs: the ceremony's file; None: make a test reference string.
+        report: told each step in one line.
+
+    Raises:
+        InvalidRequest: `srs` is not the ceremony's file.
+        Unavailable: the worker failed, or the disk did.
+    """
+    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = await asyncio.to_thread(_open_lock, directory.with_name(directory.name + ".lock"))
+    with _locked(lock):
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        wanted = "test" if srs is None else "ppot"
+        try:
+            manifest = await asyncio.to_thread(check_profile, directory)
+            if (manifest.profile, manifest.srs) == (profile, wanted):
+                report(f"proof profile {profile}: present ({wanted} reference string)")
+                return manifest
+        except Unavailable as error:
+            report(f"proof profile {profile}: making it, {error.message}")
+        return await _make(directory, profile, srs, report)
+
+
+async def _make(
+    directory: Path, profile: ProfileName, srs: Path | None, report: Report
+) -> ProfileManifest:
+    partial = directory.with_name(directory.name + ".partial")
+    await asyncio.to_thread(_begin, partial, profile, srs)
+    report(f"proof profile {profile}: computing keys, 3 to 30 s")
+    result = await run_worker(
+        prover_job.SetupJob(str(partial)), WorkerSettings(timeout_seconds=SETUP_SECONDS)
+    )
+    if not isinstance(result, prover_job.SetUp):
+        raise Unavailable(f"proof keys could not be made: {result}")
+    manifest = await asyncio.to_thread(
+        _finish, partial, directory, profile, "test" if srs is None else "ppot"
+    )
+    report(
+        f"proof profile {profile}: made in {result.spent.wall_seconds:.0f} s "
+        f"({result.spent.cpu_seconds:.0f} CPU-s), proving key {manifest.pk_bytes >> 20} MiB"
+    )
+    return manifest
+
+
+def _begin(partial: Path, profile: ProfileName, srs: Path | None) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(CIRCUITS / profile, partial)
+    if srs is None:
+        return
+    settings = json.loads((partial / "settings.json").read_bytes())
+    rows = settings["run_args"]["logrows"]
+    try:
+        found = _sha256(srs)
+    except OSError as error:
+        raise InvalidRequest(f"reference string {srs}: {error}") from error
+    if found != CEREMONY_SHA256[rows]:
+        raise InvalidRequest(f"reference string {srs} is not the ceremony's file for k={rows}")
+    shutil.copyfile(srs, partial / "srs")
+
+
+def _finish(
+    partial: Path,
+    directory: Path,
+    profile: ProfileName,
+    kind: SrsKind,
+) -> ProfileManifest:
+    circuit, settings, srs, vk, pk = (
+        _sha256(partial / name) for name in ("circuit.compiled", "settings.json", "srs", "vk", "pk")
+    )
+    manifest = ProfileManifest(
+        profile_id=profile_id(
+            circuit_sha256=circuit, settings_sha256=settings, vk_sha256=vk, srs_sha256=srs
+        ),
+        profile=profile,
+        circuit="ledger-240",
+        ezkl=EZKL_VERSION,
+        srs=kind,
+        circuit_sha256=circuit,
+        settings_sha256=settings,
+        srs_sha256=srs,
+        vk_sha256=vk,
+        pk_sha256=pk,
+        pk_bytes=(partial / "pk").stat().st_size,
+    )
+    (partial / MANIFEST_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+    return manifest
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+@contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> int:
+    """Command line; prints one line a step, the directory last."""
+    parser = argparse.ArgumentParser(prog="python -m nodeapp.prover.profile")
+    parser.add_argument("--profile", choices=("poseidon", "kzg"), default="poseidon")
+    parser.add_argument("--dir", type=Path, help="default: the shared cache")
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--srs", type=Path, help="ceremony file; without it a test one is made")
+    options = parser.parse_args()
+    cache = options.cache_dir or default_cache_dir()
+    directory = options.dir or cached_profile_dir(cache, options.profile)
+
+    def report(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    try:
+        asyncio.run(ensure_profile(directory, options.profile, srs=options.srs, report=report))
+    except NodeError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return 1
+    report(str(directory))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
