@@ -1,8 +1,8 @@
-"""Compile the Vyper contracts into committed artifacts: `python -m nodeapp.devnet.build [--check]`.
+"""Compile the Vyper contracts into committed artifacts: `python -m nodeapp.devnet.build`.
 
-The only file that needs the compiler; the product reads the artifacts. The same ABIs are written for
-the EVM adapter, which may not read this package. Output is byte for byte reproducible: no metadata
-hash in the bytecode, fixed compiler, fixed target, sorted keys.
+The only file that needs the compiler; the product reads the artifacts. The same ABIs are written
+for the EVM adapter, which may not read this package. Output is reproducible byte for
+byte: no metadata hash in the bytecode, fixed compiler, fixed target, sorted keys.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ABIS = HERE.parent / "evm" / "abi"
 
 
 def compile_contract(source: Path) -> dict[str, object]:
-    """One artifact: `abi`, `bytecode` (0x hex, without constructor arguments), compiler, source hash."""
+    """One artifact: ABI, bytecode (0x hex, no constructor arguments), compiler, source hash."""
     command = [sys.executable, "-m", "vyper", "-f", "abi,bytecode", *TARGET, str(source)]
     finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     abi, bytecode = finished.stdout.strip().splitlines()

@@ -1,1 +1,1 @@
-"""EVM adapter: providers with failover, contracts, events, transactions. The only importer of web3."""
+"""EVM adapter: failover, contracts, events, transactions. The only importer of web3."""

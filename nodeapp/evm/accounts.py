@@ -1,0 +1,163 @@
+"""Wallets: V3 keystores on disk, and the few things a key does.
+
+The key is decrypted from a file with a password from a file, both mode 0600. It is never an
+argument or an environment variable, and no repr shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import coincurve
+from eth_account import Account
+from eth_account.messages import encode_defunct
+from eth_account.signers.local import LocalAccount
+from eth_keys.datatypes import PrivateKey
+
+from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, Unauthorised
+from nodeapp.core.ids import Address, TxHash
+
+STANDARD_SCRYPT_N = 2**18
+DEVNET_SCRYPT_N = 2**10
+"""Quick, for keys that guard nothing."""
+
+
+class Wallet:
+    """One secp256k1 key."""
+
+    def __init__(self, account: LocalAccount) -> None:
+        self._account = account
+        self.address = Address(account.address)
+
+    def __repr__(self) -> str:
+        return f"Wallet({self.address})"
+
+    @property
+    def public_key(self) -> bytes:
+        """Compressed point, 33 bytes."""
+        return PrivateKey(bytes(self._account.key)).public_key.to_compressed_bytes()
+
+    def sign_transaction(self, fields: Mapping[str, object]) -> tuple[bytes, TxHash]:
+        """Raw signed transaction and its hash."""
+        signed = self._account.sign_transaction(dict(fields))  # type: ignore[arg-type]
+        return bytes(signed.raw_transaction), TxHash("0x" + bytes(signed.hash).hex())
+
+    def sign_message(self, message: bytes) -> bytes:
+        """EIP-191 signature, 65 bytes r || s || v with v 27 or 28."""
+        return bytes(self._account.sign_message(encode_defunct(primitive=message)).signature)
+
+    def shared_secret(self, peer_public_key: bytes) -> bytes:
+        """ECDH: X of the shared point, 32 bytes, not hashed.
+
+        Raises:
+            InvalidRequest: the peer's key is no point of the curve.
+        """
+        try:
+            point = coincurve.PublicKey(peer_public_key)
+        except ValueError as error:
+            raise InvalidRequest("peer public key is not a point on secp256k1") from error
+        return point.multiply(bytes(self._account.key)).format(compressed=True)[1:]
+
+
+def recover_signer(message: bytes, signature: bytes) -> Address:
+    """Who signed an EIP-191 message.
+
+    Raises:
+        Unauthorised: not a signature.
+    """
+    try:
+        signer = Account.recover_message(encode_defunct(primitive=message), signature=signature)
+    except ValueError as error:
+        raise Unauthorised("signature cannot be recovered") from error
+    return Address(signer)
+
+
+def new_wallet() -> Wallet:
+    """A fresh key that lives in memory only."""
+    return Wallet(Account.create())
+
+
+def create_keystore(
+    path: Path, password_file: Path, *, scrypt_n: int = STANDARD_SCRYPT_N
+) -> Wallet:
+    """Make a key and write it as a V3 keystore, mode 0600; an existing file is never replaced.
+
+    Args:
+        path: the keystore to write.
+        password_file: one line; must exist.
+        scrypt_n: work factor, a power of two; DEVNET_SCRYPT_N where the key guards nothing.
+
+    Raises:
+        InvalidRequest: the keystore exists.
+        NotFound: no password file.
+    """
+    password = _read_password(password_file)
+    account: LocalAccount = Account.create()
+    keystore = Account.encrypt(account.key, password, kdf="scrypt", iterations=scrypt_n)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise InvalidRequest(f"keystore {path} exists already") from error
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(keystore, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return Wallet(account)
+
+
+def load_keystore(path: Path, password_file: Path) -> Wallet:
+    """Open a V3 keystore.
+
+    Raises:
+        NotFound: keystore or password file missing.
+        Rejected: a file is readable by everybody.
+        InvalidRequest: not a V3 keystore.
+        Unauthorised: wrong password.
+    """
+    password = _read_password(password_file)
+    try:
+        text = _read_private(path)
+        keystore = json.loads(text)
+        if not isinstance(keystore, dict) or "crypto" not in keystore:
+            raise InvalidRequest(f"{path} is not a V3 keystore")
+    except ValueError as error:
+        raise InvalidRequest(f"{path} is not a V3 keystore") from error
+    try:
+        key = Account.decrypt(keystore, password)
+    except ValueError as error:
+        raise Unauthorised(f"password file {password_file} does not open {path}") from error
+    return Wallet(Account.from_key(key))
+
+
+def write_password(path: Path, password: str) -> None:
+    """Write a new password file, mode 0600."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise InvalidRequest(f"password file {path} exists already") from error
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(password + "\n")
+
+
+def _read_password(path: Path) -> str:
+    password = _read_private(path).rstrip("\r\n")
+    if not password:
+        raise InvalidRequest(f"password file {path} is empty")
+    return password
+
+
+def _read_private(path: Path) -> str:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        # Group bits are allowed: systemd hands out credentials with an access list.
+        if mode & stat.S_IRWXO:
+            raise Rejected(f"{path} is open to everybody (mode {mode:o}): run chmod 600 {path}")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist") from error

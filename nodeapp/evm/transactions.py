@@ -1,0 +1,229 @@
+"""Sending transactions in steps, so that a caller can journal the signed bytes before they leave.
+
+`prepare` simulates, prices and signs; `broadcast` may be repeated with the same bytes at any time;
+success is judged by the mined receipt only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nodeapp.core.errors import Rejected, Unavailable
+from nodeapp.core.ids import Address, TxHash
+from nodeapp.core.units import BlockNumber, Wei
+from nodeapp.evm.abi import Call
+from nodeapp.evm.accounts import Wallet
+from nodeapp.evm.errors import Reverted
+from nodeapp.evm.events import MarketplaceEvent, decode_logs
+from nodeapp.evm.provider import BlockTag, Provider, block_parameter, quantity
+
+GAS_MARGIN_PERCENT = 125
+KNOWN_ALREADY = ("already known", "already imported", "known transaction")
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTransaction:
+    """Everything needed to send it again: `raw` is the signed EIP-1559 envelope."""
+
+    raw: bytes
+    hash: TxHash
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a mined transaction did; `gas_price` is wei per gas as paid."""
+
+    hash: TxHash
+    succeeded: bool
+    block_number: BlockNumber
+    block_hash: str
+    gas_used: int
+    gas_price: Wei
+    contract: Address | None
+    raw_logs: tuple[Mapping[str, Any], ...]
+
+    @property
+    def cost(self) -> Wei:
+        """Wei paid for gas."""
+        return Wei(self.gas_used * self.gas_price)
+
+    def events(self, marketplace: Address) -> tuple[MarketplaceEvent, ...]:
+        """The marketplace's events in it."""
+        return decode_logs(self.raw_logs, marketplace)
+
+
+class Transactions:
+    """Transactions on one chain; keeps no state, nonces belong to the caller."""
+
+    def __init__(self, provider: Provider, *, poll_seconds: float = POLL_SECONDS) -> None:
+        self._provider = provider
+        self._poll_seconds = poll_seconds
+
+    async def nonce(self, address: Address, block: BlockTag = "pending") -> int:
+        """The account's next nonce, counting what the pool holds; "latest" counts mined ones."""
+        params = [address, block_parameter(block)]
+        return int(await self._provider.request("eth_getTransactionCount", params), 16)
+
+    async def simulate(self, call: Call, sender: Address) -> bytes:
+        """Run a call on the pending state without sending it.
+
+        Raises:
+            Reverted: the contract refuses; `reason` says why.
+            Rejected: the account cannot pay.
+        """
+        answer = await self._provider.request(
+            "eth_call", [_fields(call, sender), "pending"], subject=call.function
+        )
+        return bytes.fromhex(answer[2:])
+
+    async def prepare(
+        self, call: Call, wallet: Wallet, nonce: int, *, gas: int | None = None
+    ) -> SignedTransaction:
+        """Simulate, price and sign one call.
+
+        Args:
+            call: what to do.
+            wallet: who signs.
+            nonce: the transaction's number; the caller keeps the order.
+            gas: a limit known before; then nothing is simulated, the call may depend on
+                transactions that are not sent yet.
+
+        Raises:
+            Reverted: the contract refuses; `reason` says why.
+            Rejected: the account cannot pay.
+            Unavailable: no endpoint answered.
+        """
+        if gas is None:
+            await self.simulate(call, wallet.address)
+            estimate = await self._provider.request(
+                "eth_estimateGas",
+                [_fields(call, wallet.address), "pending"],
+                subject=call.function,
+            )
+            gas = int(estimate, 16) * GAS_MARGIN_PERCENT // 100
+        head = await self._provider.block()
+        tip = int(await self._provider.request("eth_maxPriorityFeePerGas", []), 16)
+        fields: dict[str, object] = {
+            "type": 2,
+            "chainId": self._provider.chain_id,
+            "nonce": nonce,
+            "value": call.value,
+            "data": call.data,
+            "gas": gas,
+            "maxPriorityFeePerGas": tip,
+            # Twice the base fee outlasts six full blocks in a row.
+            "maxFeePerGas": 2 * head.base_fee + tip,
+        }
+        if call.to is not None:
+            fields["to"] = call.to
+        raw, tx_hash = wallet.sign_transaction(fields)
+        return SignedTransaction(raw, tx_hash, nonce)
+
+    async def broadcast(self, signed: SignedTransaction) -> TxHash:
+        """Hand the bytes to the chain; sending them again changes nothing.
+
+        Raises:
+            Rejected: refused: another transaction has the nonce, or the account cannot pay.
+            Unavailable: no endpoint answered.
+        """
+        params = ["0x" + signed.raw.hex()]
+        answer = await self._provider.ask("eth_sendRawTransaction", params)
+        if answer.failure is None:
+            return signed.hash
+        message = answer.failure.message
+        if any(text in message.lower() for text in KNOWN_ALREADY):
+            return signed.hash
+        if await self._provider.request("eth_getTransactionByHash", [signed.hash]) is not None:
+            return signed.hash
+        raise Rejected(f"transaction {signed.hash} nonce {signed.nonce} refused: {message}")
+
+    async def receipt(self, tx_hash: TxHash) -> Receipt | None:
+        """The receipt, None while not mined."""
+        found = await self._provider.request("eth_getTransactionReceipt", [tx_hash])
+        if found is None or found.get("blockNumber") is None:
+            return None
+        contract = found.get("contractAddress")
+        return Receipt(
+            hash=tx_hash,
+            succeeded=int(found["status"], 16) == 1,
+            block_number=BlockNumber(int(found["blockNumber"], 16)),
+            block_hash=found["blockHash"],
+            gas_used=int(found["gasUsed"], 16),
+            gas_price=Wei(int(found["effectiveGasPrice"], 16)),
+            contract=None if contract is None else Address(contract),
+            raw_logs=tuple(found["logs"]),
+        )
+
+    async def wait_mined(
+        self, tx_hash: TxHash, confirmations: int = 1, deadline_seconds: float = 60.0
+    ) -> Receipt:
+        """Wait until the transaction is mined and `confirmations` blocks hold it.
+
+        Args:
+            tx_hash: what to wait for.
+            confirmations: 1 = its own block is enough.
+            deadline_seconds: how long to wait at most.
+
+        Raises:
+            Reverted: mined, but it failed.
+            Unavailable: not mined in time, or no endpoint answered.
+        """
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                receipt = await self._confirmed(tx_hash, confirmations)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"transaction {tx_hash} has no {confirmations} confirmations after "
+                f"{deadline_seconds:g} s"
+            ) from error
+        if not receipt.succeeded:
+            raise Reverted(f"transaction {tx_hash}", await self._why_failed(receipt))
+        return receipt
+
+    async def send(
+        self, call: Call, wallet: Wallet, *, confirmations: int = 1, deadline_seconds: float = 60.0
+    ) -> Receipt:
+        """All steps at once, for callers that need no journal and send nothing else meanwhile."""
+        signed = await self.prepare(call, wallet, await self.nonce(wallet.address))
+        await self.broadcast(signed)
+        return await self.wait_mined(signed.hash, confirmations, deadline_seconds)
+
+    async def _confirmed(self, tx_hash: TxHash, confirmations: int) -> Receipt:
+        while True:
+            receipt = await self.receipt(tx_hash)
+            if receipt is not None:
+                depth = await self._provider.block_number() - receipt.block_number + 1
+                if depth >= confirmations:
+                    return receipt
+            await asyncio.sleep(self._poll_seconds)
+
+    async def _why_failed(self, receipt: Receipt) -> str:
+        """Run it again on the state before its block; best effort, the state may differ."""
+        found = await self._provider.request("eth_getTransactionByHash", [receipt.hash])
+        if found is None:
+            return ""
+        call = {
+            "from": found["from"],
+            "to": found["to"],
+            "data": found["input"],
+            "value": found["value"],
+        }
+        before = quantity(receipt.block_number - 1)
+        answer = await self._provider.ask("eth_call", [call, before])
+        return (answer.failure.reason or "") if answer.failure else ""
+
+
+def _fields(call: Call, sender: Address) -> dict[str, str]:
+    fields = {
+        "from": sender,
+        "data": "0x" + call.data.hex(),
+        "value": quantity(call.value),
+    }
+    if call.to is not None:
+        fields["to"] = call.to
+    return fields
