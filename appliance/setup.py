@@ -44,13 +44,16 @@ class Part:
 
 def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
     """In the order they need each other."""
-    lock = environment.lock_file(development)
+    lock = environment.lock_file(development=development)
     text = lock.read_text("utf-8")
 
     def install_environment(status: Status) -> None:
         wheel = llama.ensure_llama_wheel(places, status, text)
         environment.ensure_environment(places, status, development=development, llama_wheel=wheel)
-        write_atomically(environment_stamp(places, development), environment_key(development))
+        write_atomically(
+            environment_stamp(places, development=development),
+            environment_key(development=development),
+        )
 
     return (
         Part("system packages", lambda: not system.missing(), _install_system),
@@ -66,7 +69,7 @@ def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
         ),
         Part(
             f"packages of {lock.name}",
-            lambda: is_environment_current(places, development),
+            lambda: is_environment_current(places, development=development),
             install_environment,
         ),
         Part(
@@ -97,33 +100,34 @@ def _install_system(status: Status) -> None:
         system.install(status, absent)
 
 
-def environment_key(development: bool) -> str:
+def environment_key(*, development: bool) -> str:
     """Changes when a pin, this program, the interpreter or the processor does."""
     steps = sorted((APPLIANCE / "steps").glob("*.py"))
     build = (environment.BUILD_LOCK, llama.TARGETS_FILE)
-    lock = environment.lock_file(development)
+    lock = environment.lock_file(development=development)
     return digest(lock, *build, *steps, python_tag(), cpu_flags(), sys.base_prefix)
 
 
-def environment_stamp(places: Layout, development: bool) -> Path:
+def environment_stamp(places: Layout, *, development: bool) -> Path:
     """Says what the virtual environment was made from."""
     return places.venv / ("setup-development.stamp" if development else "setup.stamp")
 
 
-def is_environment_current(places: Layout, development: bool) -> bool:
+def is_environment_current(places: Layout, *, development: bool) -> bool:
     """The development environment serves a plain run as well: its lock is a superset."""
     if not (places.python.exists() and places.command.exists()):
         return False
     kinds = (True,) if development else (True, False)
     return any(
-        read_stamp(environment_stamp(places, kind)) == environment_key(kind) for kind in kinds
+        read_stamp(environment_stamp(places, development=kind)) == environment_key(development=kind)
+        for kind in kinds
     )
 
 
 def is_everything_there(places: Layout, *, development: bool) -> bool:
     """Stamps and files only: no child process, well below a second."""
     return (
-        is_environment_current(places, development)
+        is_environment_current(places, development=development)
         and model.is_model_present(places)
         and anvil.anvil_path(places).exists()
         and proofs.is_profile_present(places)

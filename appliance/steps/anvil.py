@@ -19,14 +19,13 @@ from appliance.steps.run import run
 PACKAGE = APPLIANCE / "devnet"
 NODE_LOCK = APPLIANCE / "requirements-node.lock"
 VERSION = "1.7.1"
-_MACHINES = {"x86_64": "linux-amd64", "aarch64": "linux-arm64"}
+PLATFORM_PACKAGE = "anvil-linux-amd64"
 
 
 def anvil_path(places: Layout) -> Path:
-    """The native binary; the JavaScript launcher beside it is not used."""
-    machine = _MACHINES.get(platform.machine(), f"linux-{platform.machine()}")
+    """The native binary of the platform package; the JavaScript launcher is not installed."""
     modules = places.cache / f"anvil-{VERSION}" / "node_modules"
-    return modules / "@foundry-rs" / f"anvil-{machine}" / "bin" / "anvil"
+    return modules / "@foundry-rs" / PLATFORM_PACKAGE / "bin" / "anvil"
 
 
 def ensure_anvil(places: Layout, status: Status) -> Path:
@@ -38,6 +37,11 @@ def ensure_anvil(places: Layout, status: Status) -> Path:
     binary = anvil_path(places)
     if binary.exists():
         return binary
+    if platform.machine() != "x86_64":
+        raise SetupFailure(
+            f"npm carries anvil for x86-64 Linux only, this is {platform.machine()}; "
+            f"install foundry and link its anvil to {binary}"
+        )
     home = places.cache / f"anvil-{VERSION}"
     with made_atomically(home) as temporary:
         for name in ("package.json", "package-lock.json"):
@@ -76,4 +80,4 @@ def _node_version() -> str:
 def locked_version() -> str:
     """The version package.json asks for; a test holds it equal to VERSION."""
     content = json.loads((PACKAGE / "package.json").read_text("utf-8"))
-    return str(content["dependencies"]["@foundry-rs/anvil"])
+    return str(content["dependencies"]["@foundry-rs/anvil-linux-amd64"])

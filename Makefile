@@ -1,0 +1,42 @@
+# Every target sets up what is missing first; the set-up is cached (python3 -m appliance.setup --check).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
+export FABSTIR_VENV := $(abspath $(VENV))
+
+.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo lock clean help
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+setup: ## what running needs: environment, llama.cpp, model, anvil, proof profile
+	@$(PYTHON) -m appliance.setup
+setup-dev: ## the same and what the tests need
+	@$(PYTHON) -m appliance.setup --development
+demo: setup ## the main job end to end; ARGS="--json PATH" writes the facts
+	@$(BIN)/fabstir-node demo $(ARGS)
+test: setup-dev ## the test suite; ARGS goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+check: setup-dev lint types arch ## lint, types, architecture
+lint: setup-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+types: setup-dev
+	@$(BIN)/mypy
+arch: setup-dev
+	@$(BIN)/python -m pytest -q tests/setup/test_architecture.py
+fix: setup-dev ## let ruff repair and format
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+slow: setup-dev ## the tests that need minutes
+	@$(BIN)/python -m pytest -m "slow" --timeout=1800 $(ARGS)
+fuzz: setup-dev ## long property runs
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m "not slow and not gpu and not network and not vm" -k "property or fuzz or machine" --timeout=1800 $(ARGS)
+bench: bench-demo ## every benchmark
+bench-demo: setup-dev ## figures of the demo into build/reports/demo.json
+	@$(BIN)/python -m tests.benchmarks.demo --out build/reports/demo.json $(ARGS)
+lock: ## resolve the pins again (needs uv on the path)
+	@uv pip compile pyproject.toml --extra dev $(LOCK_FLAGS) -o requirements-dev.lock
+	@uv pip compile pyproject.toml -c requirements-dev.lock $(LOCK_FLAGS) -o requirements.lock
+clean: ## remove what was built here; the shared cache stays
+	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

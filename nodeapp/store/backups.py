@@ -1,0 +1,165 @@
+"""Copies of a journal: made by SQLite's backup interface, checked before they count.
+
+A backup is `journal-<last sequence>.sqlite` and beside it `….sha256` in sha256sum(1)'s form; the
+second file is written last, so a copy that was cut short is never taken for a backup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeapp.core.errors import Corrupt, NotFound, Rejected
+from nodeapp.store.errors import told_as_ours
+
+_NAME = re.compile(r"^journal-(\d{12})\.sqlite$")
+
+
+@dataclass(frozen=True, slots=True)
+class BackupFile:
+    """A finished backup; `records` counts from 1 to the newest."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    records: int
+
+
+def copy_to(source: sqlite3.Connection, directory: Path) -> BackupFile:
+    """Copy what `source` holds now; the same content again gives the same file name.
+
+    Raises:
+        Corrupt: the copy does not pass its check.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = directory / f".backup.{os.getpid()}.part"
+    part.unlink(missing_ok=True)
+    try:
+        with closing(sqlite3.connect(part)) as target:
+            source.backup(target)
+            # A single plain file: readable without write access beside it.
+            target.execute("PRAGMA journal_mode = DELETE")
+        part.chmod(0o600)
+        records = _check(part)
+        final = directory / f"journal-{records:012d}.sqlite"
+        digest = sha256_of(part)
+        _sync(part)
+        part.replace(final)
+        _write_digest(final, digest)
+        _sync(directory)
+    finally:
+        part.unlink(missing_ok=True)
+    return BackupFile(final, digest, final.stat().st_size, records)
+
+
+def list_backups(directory: Path) -> list[BackupFile]:
+    """The finished ones, oldest first; nothing is verified."""
+    found: list[BackupFile] = []
+    for path in sorted(directory.glob("journal-*.sqlite")):
+        name = _NAME.match(path.name)
+        if name and _digest_file(path).exists():
+            stat = path.stat()
+            found.append(BackupFile(path, _read_digest(path), stat.st_size, int(name[1])))
+    return found
+
+
+def verify_backup(path: Path) -> BackupFile:
+    """Compare the hash and let SQLite check every page and the sequence of records.
+
+    Raises:
+        NotFound: no such backup.
+        Corrupt: altered, or damaged.
+    """
+    if not path.is_file():
+        raise NotFound(f"backup {path} does not exist")
+    recorded, found = _read_digest(path), sha256_of(path)
+    if recorded != found:
+        raise Corrupt(f"backup {path} was altered: sha256 {found}, recorded {recorded}")
+    return BackupFile(path, found, path.stat().st_size, _check(path))
+
+
+def prune_backups(directory: Path, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` (at least one); returns what went."""
+    gone = [backup.path for backup in list_backups(directory)[: -max(1, keep)]]
+    for path in gone:
+        _digest_file(path).unlink()
+        path.unlink()
+    return gone
+
+
+def restore_backup(backup: Path, journal: Path) -> BackupFile:
+    """Verify, then put the copy in the place of a journal that is missing.
+
+    Raises:
+        Rejected: a journal is already there; it is never overwritten.
+        NotFound, Corrupt: see verify_backup.
+    """
+    verified = verify_backup(backup)
+    if journal.exists():
+        raise Rejected(f"journal {journal} exists; move it away before restoring over it")
+    journal.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = journal.with_name(f".{journal.name}.part")
+    part.write_bytes(backup.read_bytes())
+    part.chmod(0o600)
+    _sync(part)
+    # Leftovers of the lost file would be replayed into the restored one.
+    for suffix in ("-wal", "-shm"):
+        journal.with_name(journal.name + suffix).unlink(missing_ok=True)
+    part.replace(journal)
+    _sync(journal.parent)
+    return verified
+
+
+def sha256_of(path: Path) -> str:
+    """Lower-case hex of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path) -> int:
+    with (
+        told_as_ours(path),
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection,
+    ):
+        verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise Corrupt(f"backup {path}: {verdict}")
+        count, last = connection.execute(
+            "SELECT count(*), coalesce(max(sequence), 0) FROM records"
+        ).fetchone()
+    if count != last:
+        raise Corrupt(f"backup {path} has {count} records, the newest is number {last}")
+    return int(count)
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _write_digest(path: Path, digest: str) -> None:
+    part = path.with_name(f".{path.name}.sha256.part")
+    part.write_text(f"{digest}  {path.name}\n", "ascii")
+    _sync(part)
+    part.replace(_digest_file(path))
+
+
+def _read_digest(path: Path) -> str:
+    try:
+        return _digest_file(path).read_text("ascii").partition(" ")[0]
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"backup {path} has no {_digest_file(path).name}: it is unfinished"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
