@@ -1,0 +1,51 @@
+"""What a libp2p host is started with, and the constants of the adapter."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+KAD_PROTOCOL_ID: Final = "/fabstir/kad/1.0.0"
+"""Our own DHT: a node that meets an IPFS peer must not join the public one."""
+
+PROCESS_ENVIRONMENT: Final[Mapping[str, str]] = MappingProxyType({"PY_YAMUX_RELEASE_ON_READ": "0"})
+"""What whoever starts a libp2p process puts into its environment (program files, tests).
+
+Without it py-libp2p 0.8.1 sends a window update after every read; everything works, at about a
+third more CPU per message.
+"""
+
+
+class DhtMode(enum.Enum):
+    """SERVER: dialable market nodes. CLIENT: renters and nodes behind NAT."""
+
+    SERVER = "SERVER"
+    CLIENT = "CLIENT"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """One libp2p host.
+
+    Attributes:
+        identity_path: Ed25519 key file, created with mode 0600 when missing; a lock file lies
+            beside it.
+        listen: multiaddrs, TCP only; port 0 takes a free one; empty: dial only.
+        announce: multiaddrs told to others instead of the listening ones, public one first.
+        dht_mode: see DhtMode.
+        max_connections: inbound and outbound together.
+        deny: CIDR blocks that may not connect.
+        start_seconds: allowance for start, most of it the import of libp2p.
+    """
+
+    identity_path: Path
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce: tuple[str, ...] = ()
+    dht_mode: DhtMode = DhtMode.SERVER
+    max_connections: int = 200
+    deny: tuple[str, ...] = ()
+    start_seconds: float = 60.0

@@ -1,0 +1,359 @@
+"""One libp2p stream: framed reads and writes for asyncio, two pumps on the trio thread.
+
+Rules: bytes cross in batches and under credits, so a reader that stops reading stops the peer
+and never grows our memory; end of stream and errors cross as items. py-libp2p 0.8.1 resets a
+stream whose window stayed at zero for 5 s, so protocols above need credits of their own.
+End of stream is not success: a killed peer looks the same, so protocols end by a frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import trio
+
+from nodeapp.core.errors import NodeError, ProtocolViolation, Unavailable
+from nodeapp.core.ids import PeerId
+from nodeapp.network.bridge import Bridge, wrapped
+from nodeapp.network.mailbox import Mailbox
+from nodeapp.wire.framing import FRAME_MAX_BYTES, FrameDecoder, encode_frame
+
+READ_CREDIT_BYTES: Final = 256 * 1024
+"""Received and not yet taken by the reader, per stream; one read may exceed it once."""
+WRITE_LIMIT_BYTES: Final = 256 * 1024
+"""Accepted and not yet sent, per stream; the last frame may exceed it."""
+RETURN_BYTES: Final = 64 * 1024
+"""Credits go back in batches of this size, not per frame."""
+READ_BYTES: Final = 64 * 1024
+WRITE_STALL_SECONDS: Final = 15.0
+"""A batch the connection does not take for so long ends the stream (frozen peer)."""
+LINGER_SECONDS: Final = 60.0
+"""Longest silence of the peer after our close(); then the stream is reset."""
+RESET_SECONDS: Final = 2.0
+
+
+class NetStream(Protocol):
+    """What is used of py-libp2p's stream, on the trio thread."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """At least one byte, at most n; raises StreamEOF, StreamReset, StreamError."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the connection took all of it."""
+        ...
+
+    async def close(self) -> None:
+        """Both directions, and release of its slot."""
+        ...
+
+    async def close_write(self) -> None:
+        """Our direction only."""
+        ...
+
+    async def reset(self) -> None:
+        """Both directions at once, buffered data lost."""
+        ...
+
+
+class Stream:
+    """The asyncio side. One task reads; any number may write, frames stay whole."""
+
+    def __init__(self, bridge: Bridge, net: NetStream, peer_id: PeerId, protocol_id: str) -> None:
+        """Built on the trio thread, which then runs `pump`."""
+        self._peer_id = peer_id
+        self._protocol_id = protocol_id
+        self._bridge = bridge
+        self._inbox = bytearray()
+        self._taken_bytes = 0
+        self._unsent_bytes = 0
+        self._decoder = FrameDecoder()
+        self._is_closing = False
+        self._has_eof = False
+        self._failure: NodeError | None = None
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._sent_all = asyncio.Event()
+        self._over = asyncio.Event()
+        self._pump = _Pump(self, bridge, net)
+
+    @property
+    def remote_peer_id(self) -> PeerId:
+        """Proven by the noise handshake of the connection."""
+        return self._peer_id
+
+    @property
+    def protocol_id(self) -> str:
+        """The id both sides agreed on."""
+        return self._protocol_id
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closing
+
+    @property
+    def is_over(self) -> bool:
+        """Whether both directions have ended and nothing of the stream is left in libp2p."""
+        return self._over.is_set()
+
+    async def read_frame(
+        self, max_bytes: int = FRAME_MAX_BYTES, deadline_seconds: float = math.inf
+    ) -> bytes | None:
+        """Wait for the next frame. Cancelling it loses nothing.
+
+        Args:
+            max_bytes: cap of the frame's body; larger resets the stream.
+            deadline_seconds: longest wait.
+        Returns:
+            The frame's body, or None when the peer closed its direction.
+        Raises:
+            ProtocolViolation: over the cap, or not our framing.
+            Unavailable: deadline passed, stream reset, connection lost, end inside a frame.
+        """
+        try:
+            async with asyncio.timeout(None if deadline_seconds == math.inf else deadline_seconds):
+                while True:
+                    frame = self._next_frame(max_bytes)
+                    if frame is not None or self._is_at_end():
+                        return frame
+                    self._readable.clear()
+                    await self._readable.wait()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"no frame from peer {self._peer_id} in {deadline_seconds:g} s"
+            ) from error
+
+    async def write_frame(self, payload: bytes, deadline_seconds: float = 30.0) -> None:
+        """Accept a frame for sending; waits while WRITE_LIMIT_BYTES are on their way.
+
+        Returning does not mean the peer has it: that takes an answer of the peer.
+
+        Args:
+            payload: the frame's body.
+            deadline_seconds: longest wait for room.
+        Raises:
+            Unavailable: stream reset or closed, connection lost, deadline passed.
+        """
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                while self._unsent_bytes >= WRITE_LIMIT_BYTES and self._failure is None:
+                    self._writable.clear()
+                    await self._writable.wait()
+        except TimeoutError as error:
+            raise Unavailable(
+                f"peer {self._peer_id} took nothing for {deadline_seconds:g} s"
+            ) from error
+        if self._failure is not None:
+            raise self._failure
+        if self._is_closing:
+            raise Unavailable(f"stream to peer {self._peer_id} is closed for writing")
+        frame = encode_frame(payload)
+        self._unsent_bytes += len(frame)
+        if self._pump.outbox.put(frame):
+            self._bridge.post(self._pump.wake_writer)
+
+    async def close(self) -> None:
+        """Send what was written, then end our direction; reading goes on until the peer ends its.
+
+        Raises:
+            Unavailable: what was written could not be sent.
+        """
+        if not self._is_closing:
+            self._is_closing = True
+            self._post(self._pump.ask_close)
+        await self._sent_all.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def reset(self) -> None:
+        """End both directions at once; the peer sees a reset and what was under way is lost."""
+        self.abandon()
+        await self._over.wait()
+
+    def abandon(self) -> None:
+        """`reset` without waiting for it, for code that may not await."""
+        if not self._over.is_set():
+            self._fail(Unavailable(f"stream to peer {self._peer_id} was reset here"))
+            self._post(self._pump.scope.cancel)
+
+    async def pump(self) -> None:
+        """Trio side: carry bytes until the stream is over."""
+        await self._pump.run()
+
+    def receive(self) -> None:
+        """Loop side of the pump: bytes came."""
+        self._inbox += self._pump.inbox.take()
+        self._readable.set()
+
+    def return_sent(self, sent_bytes: int) -> None:
+        """Loop side of the pump: so many bytes left."""
+        self._unsent_bytes -= sent_bytes
+        self._writable.set()
+
+    def end_reading(self) -> None:
+        """Loop side of the pump: the peer ended its direction, after all its bytes."""
+        self._has_eof = True
+        self._readable.set()
+
+    def end_writing(self) -> None:
+        """Loop side of the pump: our direction is ended, everything was sent."""
+        self._sent_all.set()
+
+    def end(self, failure: NodeError | None) -> None:
+        """Loop side of the pump: nothing is left of the stream."""
+        if failure is not None:
+            self._fail(failure)
+        self._has_eof = True
+        self._over.set()
+        self._sent_all.set()
+        self._readable.set()
+
+    def _next_frame(self, max_bytes: int) -> bytes | None:
+        try:
+            frame = self._decoder.next_frame(max_bytes)
+            if frame is None and self._inbox:
+                self._refill()
+                frame = self._decoder.next_frame(max_bytes)
+        except ProtocolViolation as violation:
+            self._inbox.clear()
+            self._decoder = FrameDecoder()
+            self.abandon()
+            self._failure = violation
+            raise
+        return frame
+
+    def _refill(self) -> None:
+        self._decoder.feed(self._inbox)
+        self._taken_bytes += len(self._inbox)
+        self._inbox.clear()
+        if self._taken_bytes >= RETURN_BYTES:
+            self._post(self._pump.grant, self._taken_bytes)
+            self._taken_bytes = 0
+
+    def _is_at_end(self) -> bool:
+        if self._failure is not None:
+            raise self._failure
+        if self._has_eof and self._decoder.buffered_bytes:
+            raise Unavailable(f"peer {self._peer_id} ended the stream inside a frame")
+        return self._has_eof
+
+    def _fail(self, failure: NodeError) -> None:
+        # The first failure is the cause; later ones are its echoes.
+        self._failure = self._failure or failure
+        self._readable.set()
+        self._writable.set()
+
+    def _post(self, callback: Callable[..., object], *args: object) -> None:
+        try:
+            self._bridge.post(callback, *args)
+        except Unavailable as failure:
+            self.end(failure)
+
+
+class _Pump:
+    """The trio side: one task reads, one writes, a cancelled scope resets."""
+
+    def __init__(self, stream: Stream, bridge: Bridge, net: NetStream) -> None:
+        self.inbox = Mailbox()
+        self.outbox = Mailbox()
+        self.scope = trio.CancelScope()
+        self._stream = stream
+        self._bridge = bridge
+        self._net = net
+        self._credit_bytes = READ_CREDIT_BYTES
+        self._granted = trio.Event()
+        self._awake = trio.Event()
+        self._close_asked = False
+        self._failure: NodeError | None = None
+
+    async def run(self) -> None:
+        """Until both directions have ended, one failed, or the scope is cancelled."""
+        whole = False
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._guard, "read", self._read)
+                    nursery.start_soon(self._guard, "write", self._write)
+                whole = self._failure is None
+        finally:
+            await self._finish(whole=whole)
+
+    def grant(self, credit_bytes: int) -> None:
+        """The reader took so many bytes."""
+        self._credit_bytes += credit_bytes
+        self._granted.set()
+
+    def wake_writer(self) -> None:
+        """The outbox has bytes."""
+        self._awake.set()
+
+    def ask_close(self) -> None:
+        """End our direction once the outbox is empty."""
+        self._close_asked = True
+        self._awake.set()
+
+    async def _guard(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - 0.8.1 raises at will; it ends this stream only
+            self._failure = wrapped(
+                f"{what} on stream to peer {self._stream.remote_peer_id}", error
+            )
+            self.scope.cancel()
+
+    async def _read(self) -> None:
+        from libp2p.network.stream.exceptions import StreamEOF
+
+        while True:
+            while self._credit_bytes <= 0:
+                self._granted = trio.Event()
+                await self._granted.wait()
+            try:
+                chunk = await self._net.read(READ_BYTES)
+            except StreamEOF:
+                chunk = b""
+            if not chunk:
+                self._bridge.to_loop(self._stream.end_reading)
+                return
+            if self._close_asked:
+                self.scope.deadline = trio.current_time() + LINGER_SECONDS
+            self._credit_bytes -= len(chunk)
+            if self.inbox.put(chunk):
+                self._bridge.to_loop(self._stream.receive)
+
+    async def _write(self) -> None:
+        sent_bytes = 0
+        while True:
+            batch = bytes(self.outbox.take())
+            if batch:
+                with trio.fail_after(WRITE_STALL_SECONDS):
+                    await self._net.write(batch)
+                sent_bytes += len(batch)
+                if sent_bytes >= RETURN_BYTES:
+                    self._bridge.to_loop(self._stream.return_sent, sent_bytes)
+                    sent_bytes = 0
+            elif self._close_asked:
+                with trio.fail_after(WRITE_STALL_SECONDS):
+                    await self._net.close_write()
+                self.scope.deadline = trio.current_time() + LINGER_SECONDS
+                self._bridge.to_loop(self._stream.end_writing)
+                return
+            else:
+                await self._awake.wait()
+                self._awake = trio.Event()
+
+    async def _finish(self, *, whole: bool) -> None:
+        failure = self._failure
+        if not whole and failure is None:
+            failure = Unavailable(f"stream to peer {self._stream.remote_peer_id} was reset")
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + RESET_SECONDS, shield=True):
+                await (self._net.close() if whole else self._net.reset())
+        except Exception as error:  # noqa: BLE001 - the stream is over either way
+            failure = failure or wrapped("close stream", error)
+        finally:
+            self._bridge.to_loop(self._stream.end, failure)

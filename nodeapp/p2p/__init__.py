@@ -1,0 +1,1 @@
+"""The process renters meet: libp2p, discovery, admission, the relay of answers."""

@@ -1,0 +1,113 @@
+"""The bootstrap node: a libp2p host and DHT server that others join by, and nothing else.
+
+    python -m nodeapp.p2p.bootstrap --state-dir DIR --listen /ip4/127.0.0.1/tcp/0 --ready-file FILE
+
+When it can be dialled, the ready file holds its multiaddr; it appears whole and goes with the
+process. SIGTERM or SIGINT ends it within 3 s with exit code 0; the death of its parent ends it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeapp.core.errors import NodeError
+from nodeapp.network.host import Libp2pHost
+from nodeapp.network.settings import DhtMode, NetworkSettings
+from nodeapp.service.lifecycle import die_with_parent
+from nodeapp.service.logs import configure_logs, get_logger
+from nodeapp.service.settings import NodeSettings
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapSettings:
+    """What the command line says."""
+
+    state_dir: Path
+    listen: tuple[str, ...]
+    announce: tuple[str, ...]
+    ready_file: Path
+
+
+async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) -> int:
+    """Serve until `stopping` is set.
+
+    Returns:
+        0, or 1 when the libp2p thread died.
+
+    Raises:
+        NodeError: it could not start.
+    """
+    deaths: list[str] = []
+
+    def on_death(reason: str) -> None:
+        deaths.append(reason)
+        stopping.set()
+
+    await asyncio.to_thread(settings.ready_file.unlink, missing_ok=True)
+    network = NetworkSettings(
+        identity_path=settings.state_dir / "identity.key",
+        listen=settings.listen,
+        announce=settings.announce,
+        dht_mode=DhtMode.SERVER,
+    )
+    async with Libp2pHost.running(network, on_death=on_death) as host:
+        await asyncio.to_thread(_write_whole, settings.ready_file, host.addresses[0] + "\n")
+        try:
+            await stopping.wait()
+        finally:
+            await asyncio.to_thread(settings.ready_file.unlink, missing_ok=True)
+    for reason in deaths:
+        _log.error("bootstrap node ends", error=reason)
+    return 1 if deaths else 0
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
+
+
+def _parse(arguments: Sequence[str]) -> BootstrapSettings:
+    parser = argparse.ArgumentParser(prog="python -m nodeapp.p2p.bootstrap", description=__doc__)
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--listen", action="append", help="multiaddr, TCP; port 0: a free one")
+    parser.add_argument("--announce", action="append", help="multiaddr told to others instead")
+    parser.add_argument("--ready-file", type=Path, required=True)
+    parsed = parser.parse_args(arguments)
+    listen = tuple(parsed.listen or ("/ip4/127.0.0.1/tcp/0",))
+    return BootstrapSettings(
+        parsed.state_dir, listen, tuple(parsed.announce or ()), parsed.ready_file
+    )
+
+
+async def _serve(settings: BootstrapSettings) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return await run_bootstrap(settings, stopping)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the node; returns the exit code."""
+    settings = _parse(sys.argv[1:] if arguments is None else arguments)
+    die_with_parent()
+    configure_logs("bootstrap", NodeSettings())
+    try:
+        return asyncio.run(_serve(settings))
+    except* NodeError as group:
+        for error in group.exceptions:
+            _log.error("bootstrap node cannot run", error=str(error))
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
