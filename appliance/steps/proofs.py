@@ -18,7 +18,7 @@ def is_profile_present(places: Layout) -> bool:
 
 
 def _stamp(places: Layout) -> Path:
-    sources = sorted(CIRCUITS.rglob("*.*")) + [ROOT / "nodeapp" / "prover" / "profile.py"]
+    sources = [*sorted(CIRCUITS.rglob("*.*")), ROOT / "nodeapp" / "prover" / "profile.py"]
     key = digest(*(path for path in sources if path.suffix != ".pyc"))
     return places.cache / "proofs" / f"{PROFILE}-{key}.stamp"
 
