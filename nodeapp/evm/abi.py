@@ -147,6 +147,35 @@ def load_abi(contract: str) -> ContractAbi:
     return parse_abi(json.loads(text))
 
 
+def creation(
+    contract: str, bytecode: str, entries: Sequence[Mapping[str, Any]], arguments: Sequence[object]
+) -> Call:
+    """The call that creates a contract.
+
+    Args:
+        contract: its name, for messages.
+        bytecode: 0x hex of the creation code.
+        entries: JSON ABI; its constructor says the types of `arguments`.
+        arguments: constructor arguments.
+    """
+    constructors = [entry for entry in entries if entry["type"] == "constructor"]
+    kinds = [collapse_if_tuple(p) for entry in constructors for p in entry["inputs"]]
+    code = bytes.fromhex(bytecode.removeprefix("0x"))
+    return Call(None, f"creation of {contract}", code + encode(kinds, arguments))
+
+
+def created_address(sender: Address, nonce: int) -> Address:
+    """Where a contract created by this transaction will stand.
+
+    Source: Yellow paper, section 7: the last 20 bytes of keccak256(rlp([sender, nonce])).
+    """
+    number = nonce.to_bytes((nonce.bit_length() + 7) // 8, "big")
+    small = len(number) == 1 and nonce < 0x80
+    body = b"\x94" + bytes.fromhex(sender[2:])
+    body += number if small else bytes([0x80 + len(number)]) + number
+    return checksum("0x" + keccak(bytes([0xC0 + len(body)]) + body)[-20:].hex())
+
+
 def checksum(address: str) -> Address:
     """EIP-55 form.
 

@@ -7,7 +7,7 @@ success is judged by the mined receipt only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,6 +192,36 @@ class Transactions:
         signed = await self.prepare(call, wallet, await self.nonce(wallet.address))
         await self.broadcast(signed)
         return await self.wait_mined(signed.hash, confirmations, deadline_seconds)
+
+    async def send_batch(
+        self,
+        calls: Sequence[tuple[Call, int]],
+        wallet: Wallet,
+        *,
+        deadline_seconds: float = 60.0,
+    ) -> tuple[Receipt, ...]:
+        """Send calls with ascending nonces and known gas limits, then wait for all of them.
+
+        Nothing is simulated, so that a call may depend on one before it; all fit into one block
+        as far as the block's gas limit goes.
+
+        Raises:
+            Reverted: one was mined and failed.
+            Unavailable: not all mined in time.
+        """
+        first = await self.nonce(wallet.address)
+        batch = [
+            await self.prepare(call, wallet, first + place, gas=gas)
+            for place, (call, gas) in enumerate(calls)
+        ]
+        for signed in batch:
+            await self.broadcast(signed)
+        return tuple(
+            [
+                await self.wait_mined(signed.hash, deadline_seconds=deadline_seconds)
+                for signed in batch
+            ]
+        )
 
     async def _confirmed(self, tx_hash: TxHash, confirmations: int) -> Receipt:
         while True:
