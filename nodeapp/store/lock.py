@@ -39,6 +39,16 @@ class FileLock:
         file.flush()
         self._file = file
 
+    def fileno(self) -> int:
+        """The held descriptor: a child that inherits it holds the lock as well.
+
+        Raises:
+            Unavailable: the lock is not held.
+        """
+        if self._file is None:
+            raise Unavailable(f"lock {self._path} is not held")
+        return self._file.fileno()
+
     def release(self) -> None:
         """Let go; the file stays, so that no two processes can lock different inodes."""
         if self._file is not None:
