@@ -98,28 +98,41 @@ async def ensure_profile(
     """Return the intact profile in `directory`, making it first where it is missing.
 
     Args:
-        directory: replaced if it is damaged or of another profile.
+        directory: made, or made again if it is a damaged profile.
         profile: "poseidon" (about 14 CPU-s to make) or "kzg" (about 3).
         srs: the ceremony's file; None: make a test reference string.
         report: told each step in one line.
 
     Raises:
-        InvalidRequest: `srs` is not the ceremony's file.
+        InvalidRequest: `srs` is not the ceremony's file, or `directory` holds something else.
         Unavailable: the worker failed, or the disk did.
     """
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = await asyncio.to_thread(_open_lock, directory.with_name(directory.name + ".lock"))
     with _locked(lock):
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        wanted = "test" if srs is None else "ppot"
+        await asyncio.to_thread(_require_replaceable, directory)
         try:
             manifest = await asyncio.to_thread(check_profile, directory)
-            if (manifest.profile, manifest.srs) == (profile, wanted):
-                report(f"proof profile {profile}: present ({wanted} reference string)")
-                return manifest
         except Unavailable as error:
             report(f"proof profile {profile}: making it, {error.message}")
+        else:
+            _require_same(manifest, profile, "test" if srs is None else "ppot")
+            report(f"proof profile {profile}: present ({manifest.srs} reference string)")
+            return manifest
         return await _make(directory, profile, srs, report)
+
+
+def _require_replaceable(directory: Path) -> None:
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST_NAME).exists():
+        raise InvalidRequest(f"{directory} is not empty and no proof profile; name another one")
+
+
+def _require_same(manifest: ProfileManifest, profile: ProfileName, srs: SrsKind) -> None:
+    if (manifest.profile, manifest.srs) != (profile, srs):
+        raise InvalidRequest(
+            f"a {manifest.profile} profile with a {manifest.srs} reference string is there already"
+        )
 
 
 async def _make(
@@ -187,8 +200,12 @@ def _finish(
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    shutil.rmtree(directory, ignore_errors=True)
+    damaged = directory.with_name(directory.name + ".damaged")
+    shutil.rmtree(damaged, ignore_errors=True)
+    if directory.exists():
+        directory.rename(damaged)
     partial.rename(directory)
+    shutil.rmtree(damaged, ignore_errors=True)
     return manifest
 
 

@@ -30,11 +30,13 @@ MAX_ENVELOPE_BYTES = 256 << 10
 SIGNATURE_BYTES = 65
 SIGNING_DOMAIN = b"fabnode/proof-envelope/1"
 
+_PLAIN_MAJOR_TYPES = frozenset((0, 2, 3, 4, 5))
+
 Hash32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 AddressText = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-fA-F]{40}$")]
 ModelIdText = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-f]{64}$")]
 CidText = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class ProofEnvelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +108,7 @@ def decode_envelope(data: bytes) -> ProofEnvelope:
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise InvalidRequest(f"envelope has {len(data)} bytes, at most {MAX_ENVELOPE_BYTES}")
+    _require_plain(data)
     try:
         envelope = msgspec.convert(
             cbor2.loads(data), ProofEnvelope, builtin_types=(bytes,), strict=True
@@ -116,6 +119,21 @@ def decode_envelope(data: bytes) -> ProofEnvelope:
     if canonical != data:
         raise InvalidRequest("envelope is not in canonical form")
     return envelope
+
+
+def _require_plain(data: bytes) -> None:
+    """Only numbers, bytes, text, arrays and maps of stated length, before the decoder sees them.
+
+    Tags make the decoder call decimal, email and regex code on a stranger's bytes.
+    """
+    at = 0
+    while at < len(data):
+        major, info = data[at] >> 5, data[at] & 31
+        if major not in _PLAIN_MAJOR_TYPES or info > 27:
+            raise InvalidRequest(f"envelope has cbor head {data[at]} at byte {at}")
+        width = 0 if info < 24 else 1 << (info - 24)
+        argument = info if width == 0 else int.from_bytes(data[at + 1 : at + 1 + width], "big")
+        at += 1 + width + (argument if major in (2, 3) else 0)
 
 
 def proof_hash(encoded: bytes) -> bytes:

@@ -2,8 +2,8 @@
 
     python -m nodeapp.prover.circuits.build_ledger OUTPUT_DIRECTORY
 
-EZKL writes a time stamp and the order of a hash map into both files, so that two builds differ
-in a few bytes; their meaning does not, which tests/proofs compares. The committed files are
+EZKL writes a time stamp and the order of hash maps into both files, and one of those orders even
+decides the keys. tests/proofs compares what the files mean; the committed ones are
 the circuit: never calibrate or rebuild in production.
 """
 

@@ -1,0 +1,147 @@
+"""The prover process: composition root.
+
+python -m nodeapp.prover.main [--config FILE] [--set section.key=value …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.prover.api import ProverApi
+from nodeapp.prover.intervals import IntervalProver
+from nodeapp.prover.profile import cached_profile_dir, check_profile, ensure_profile
+from nodeapp.prover.proof_store import ProofStore
+from nodeapp.prover.queue import ProofQueue
+from nodeapp.rpc.proof_worker import WorkerSettings, run_worker
+from nodeapp.service.config import load_settings
+from nodeapp.service.lifecycle import Shell, run_service
+from nodeapp.service.logs import get_logger
+from nodeapp.service.settings import ProverSettings
+from nodeapp.wire import prover_job
+from nodeapp.wire.ipc_prover import ProfileReply
+from nodeapp.wire.proof_profile import ProfileManifest
+
+_log = get_logger(__name__)
+
+
+class ProverProcess:
+    """Profile, store, queue and worker put together."""
+
+    def __init__(self, shell: Shell, settings: ProverSettings) -> None:
+        self._shell = shell
+        self._settings = settings
+        self._api = ProverApi()
+        self._detail = "opening the proof profile"
+        self._scratch = shell.paths.run / "prover-work"
+        self._chunks = shell.metrics.counter("chunks_total", "chunks by outcome", ("outcome",))
+        self._cpu = shell.metrics.counter("proof_cpu_seconds_total", "CPU spent on proofs")
+        self._wall = shell.metrics.histogram("proof_wall_seconds", "wall time of one proof")
+        self._depth = shell.metrics.gauge("queue_intervals", "intervals waiting or being proven")
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """The API."""
+        return self._api.routes()
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Open or make the profile, then serve the queue."""
+        await asyncio.to_thread(self._clear_scratch)
+        directory = Path(self._settings.profile_dir or self._cached_directory())
+        manifest = await self._open_profile(directory)
+        profile = ProfileReply(
+            profile_id=manifest.profile_id,
+            profile=manifest.profile,
+            ezkl=manifest.ezkl,
+            srs_kind=manifest.srs,
+            srs_sha256=manifest.srs_sha256,
+            vk_sha256=manifest.vk_sha256,
+        )
+        intervals = IntervalProver(
+            profile=profile,
+            directory=str(directory),
+            store=ProofStore(self._shell.paths.process_state("prover") / "proofs"),
+            worker=self._work,
+            note=self._note,
+        )
+        queue = ProofQueue(intervals.prove)
+        self._depth.set_function(lambda: queue.depth)
+        self._api.open(queue, profile)
+        tasks.create_task(queue.serve(), name="proof-queue")
+        self._detail = f"profile {manifest.profile} ({manifest.srs} reference string)"
+
+    def readiness(self) -> str:
+        """Which profile is served."""
+        return self._detail
+
+    async def drain(self) -> None:
+        """Nothing: finished chunks are stored, an unfinished one is asked for again."""
+
+    async def stop(self) -> None:
+        """Leave no witness behind; the worker ended with its task."""
+        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+
+    async def _open_profile(self, directory: Path) -> ProfileManifest:
+        if self._settings.allow_test_srs and not self._settings.profile_dir:
+            self._detail = f"making proof keys in {directory}"
+            await ensure_profile(directory, self._settings.profile, report=_report)
+        manifest = await asyncio.to_thread(check_profile, directory, with_proving_key=True)
+        if manifest.srs == "test" and not self._settings.allow_test_srs:
+            raise Unavailable(
+                f"proof profile {directory} has a test reference string; make one with "
+                "`python -m nodeapp.prover.profile --srs FILE --dir DIR` and set "
+                "prover.profile_dir, or set prover.allow_test_srs for development"
+            )
+        return manifest
+
+    def _cached_directory(self) -> Path:
+        return cached_profile_dir(self._shell.paths.cache, self._settings.profile)
+
+    def _clear_scratch(self) -> None:
+        # A killed prover leaves its job directory, and in it token ids.
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(mode=0o700)
+
+    async def _work(self, job: prover_job.Job) -> prover_job.Result:
+        settings = WorkerSettings(
+            timeout_seconds=self._settings.job_timeout_seconds,
+            threads=self._settings.threads,
+            nice=self._settings.nice,
+            scratch=self._scratch,
+        )
+        return await run_worker(job, settings)
+
+    def _note(self, outcome: str, spent: prover_job.Spent | None) -> None:
+        self._chunks.labels(outcome).inc()
+        if spent is not None:
+            self._cpu.inc(spent.cpu_seconds)
+            self._wall.observe(spent.wall_seconds)
+            _log.info("chunk proven", cpu_seconds=spent.cpu_seconds)
+
+
+def _report(step: str) -> None:
+    _log.info("proof profile", step=step)
+
+
+def main() -> int:
+    """Read the settings and run until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m nodeapp.prover.main")
+    parser.add_argument("--config", type=Path, help="node.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
+    options = parser.parse_args()
+    try:
+        settings = load_settings(options.config, flags=options.set)
+    except InvalidRequest as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return 2
+    return run_service("prover", settings.node, lambda shell: ProverProcess(shell, settings.prover))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
