@@ -8,7 +8,6 @@ end of a stream as an item. This file and its siblings are the only ones importi
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar, cast
@@ -34,8 +33,13 @@ class TrioMain(Protocol):
 def wrapped(what: str, error: BaseException) -> NodeError:
     """Turn a library's exception into ours; groups of trio's nurseries show their first leaf."""
     leaf: BaseException = error
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
+    while True:
+        if isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        elif isinstance(leaf, trio.TrioInternalError) and leaf.__cause__ is not None:
+            leaf = leaf.__cause__
+        else:
+            break
     if isinstance(leaf, NodeError):
         return leaf
     text = " ".join(str(leaf).split())[:200]
@@ -205,8 +209,6 @@ class Bridge:
     def _run(self) -> None:
         reason = "libp2p thread ended"
         try:
-            # py-libp2p logs errors for ordinary events; what matters is raised or measured here.
-            logging.getLogger("libp2p").setLevel(logging.CRITICAL)
             trio.run(self._run_main)
         except BaseException as error:  # noqa: BLE001 - outermost frame: reported to the loop
             reason = str(wrapped("libp2p thread", error))

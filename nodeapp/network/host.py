@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
@@ -21,7 +22,7 @@ from nodeapp.core.ids import PeerId
 from nodeapp.network.bridge import Bridge
 from nodeapp.network.dht import Dht
 from nodeapp.network.identity import Identity, IdentityLock, load_or_create_identity
-from nodeapp.network.settings import DhtMode, NetworkSettings
+from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
 
 Handler = Callable[[Stream], Awaitable[None]]
@@ -204,6 +205,11 @@ class Libp2pHost:
         listen = [_multiaddr(address) for address in self._settings.listen]
         # No cover for a stop: the block is left by returning, and then closes in order.
         async with library.run(listen_addrs=listen), self.dht.running(library):
+            # It would dial whatever the DHT mentioned until half the slots are in use.
+            await library.get_network().auto_connector.stop()
+            # `run` logs a failed bind and goes on.
+            if len(library.get_transport_addrs()) < len(listen):
+                raise Unavailable(f"cannot listen on all of {', '.join(self._settings.listen)}")
             self._addresses = tuple(str(address) for address in library.get_addrs())
             started()
             await stop.wait()
@@ -333,10 +339,13 @@ def _new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # 
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
     from libp2p.security.noise.transport import Transport as NoiseTransport
 
+    # It logs errors for ordinary events, and its import sets the level; what matters is raised
+    # or counted here.
+    for name in ("libp2p", "libp2p.network.auto_connector"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     key_pair = create_new_key_pair(identity.seed)
     noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
     connections = settings.max_connections
-    is_server = settings.dht_mode is DhtMode.SERVER
     announce = [_multiaddr(address) for address in settings.announce]
     return new_host(
         key_pair=key_pair,
@@ -348,7 +357,7 @@ def _new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # 
         connection_config=ConnectionConfig(
             max_connections=connections,
             min_connections=0,
-            low_watermark=min(16, connections) if is_server else 0,
+            low_watermark=min(16, connections),
             high_watermark=max(1, connections * 4 // 5),
             max_connections_per_peer=2,
             inbound_upgrade_timeout=5.0,

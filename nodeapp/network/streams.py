@@ -3,7 +3,8 @@
 Rules: bytes cross in batches and under credits, so a reader that stops reading stops the peer
 and never grows our memory; end of stream and errors cross as items. py-libp2p 0.8.1 resets a
 stream whose window stayed at zero for 5 s, so protocols above need credits of their own.
-End of stream is not success: a killed peer looks the same, so protocols end by a frame.
+End of stream is not success: what was under way to it is lost when the connection is, so
+protocols end by a frame.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ RESET_SECONDS: Final = 2.0
 
 class NetStream(Protocol):
     """What is used of py-libp2p's stream, on the trio thread."""
+
+    muxed_stream: object
 
     async def read(self, n: int | None = None) -> bytes:
         """At least one byte, at most n; raises StreamEOF, StreamReset, StreamError."""
@@ -306,7 +309,7 @@ class _Pump:
             self.scope.cancel()
 
     async def _read(self) -> None:
-        from libp2p.network.stream.exceptions import StreamEOF
+        from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 
         while True:
             while self._credit_bytes <= 0:
@@ -314,7 +317,11 @@ class _Pump:
                 await self._granted.wait()
             try:
                 chunk = await self._net.read(READ_BYTES)
-            except StreamEOF:
+            except StreamEOF as error:
+                # 0.8.1 forgets a stream that was reset before its reader looks, and calls that
+                # an end; a lost connection marks its streams as reset, too.
+                if getattr(self._net.muxed_stream, "reset_received", False):
+                    raise StreamReset from error
                 chunk = b""
             if not chunk:
                 self._bridge.to_loop(self._stream.end_reading)
