@@ -85,6 +85,8 @@ class OpenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: RequestId
     first_token: Tokens
     max_tokens: Tokens
+    claimed_ids: tuple[int, ...] = ()
+    """Ids of this answer that a claim took out of the stream; a resumed engine needs them."""
 
 
 class PromptRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,6 +120,9 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_earnings: BaseUnits = BaseUnits(0)
     refund: BaseUnits = BaseUnits(0)
     receipt_signature: bytes = b""
+    claims: tuple[Claim, ...] = ()
+    """Mined claims, without their salts."""
+    withdrawn: BaseUnits | None = None
 
     @property
     def produced(self) -> Tokens:
@@ -135,9 +140,16 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.phase is Phase.ACTIVE
 
     def ids(self, first: int, count: int) -> tuple[int, ...]:
-        """Token ids [first, first + count) of the unclaimed stream."""
+        """Token ids [first, first + count) of the unclaimed stream; () when claimed already."""
         start = first - self.claimed
-        return self.stream[start : start + count]
+        return self.stream[start : start + count] if start >= 0 else ()
+
+    def delivered_ids(self) -> tuple[int, ...]:
+        """Ids of the open request that the renter has acknowledged."""
+        if self.request is None:
+            return ()
+        first = Tokens(max(self.request.first_token, self.claimed))
+        return self.request.claimed_ids + self.ids(first, self.acknowledged - first)
 
 
 class SessionChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -235,6 +247,12 @@ class ContractReceiveSessionEnded(SessionChange, frozen=True):
     refund: BaseUnits
 
 
+class EarningsWithdrawn(SessionChange, frozen=True):
+    """The session's share left the earnings contract."""
+
+    amount: BaseUnits
+
+
 Change = (
     ContractReceiveSessionOpened
     | RenterAuthenticated
@@ -248,6 +266,7 @@ Change = (
     | ClaimSealed
     | ContractReceiveProofAccepted
     | ContractReceiveSessionEnded
+    | EarningsWithdrawn
 )
 
 
@@ -261,7 +280,7 @@ def open_session(change: ContractReceiveSessionOpened) -> Session:
     )
 
 
-def apply(session: Session, change: Change) -> Session:  # noqa: C901  # one closed union
+def apply(session: Session, change: Change) -> Session:  # noqa: C901, PLR0912  # one closed union
     """The state after `change`; a pure function.
 
     Raises:
@@ -280,9 +299,7 @@ def apply(session: Session, change: Change) -> Session:  # noqa: C901  # one clo
             closing = Phase.CLOSING if session.phase is Phase.ACTIVE else session.phase
             return msgspec.structs.replace(session, phase=closing)
         case ClaimPrepared():
-            return msgspec.structs.replace(
-                session, claim=change.claim, intervals=session.intervals + 1
-            )
+            return _prepared(session, change)
         case ClaimSealed():
             return _sealed(session, change)
         case ContractReceiveProofAccepted():
@@ -298,6 +315,8 @@ def apply(session: Session, change: Change) -> Session:  # noqa: C901  # one clo
                 stream=(),
                 prompts=(),
             )
+        case EarningsWithdrawn():
+            return msgspec.structs.replace(session, withdrawn=change.amount)
         case _:
             assert_never(change)
 
@@ -349,6 +368,8 @@ def _authorised(session: Session, change: RequestAuthorised) -> Session:
 
 def _produced(session: Session, change: TokensProduced) -> Session:
     request = _require_request(session, change.request_id)
+    if session.phase in (Phase.COMPLETED, Phase.TIMED_OUT):
+        raise PaymentRequired(f"session {change.job_id} is {session.phase}; open a new session")
     if session.produced + len(change.token_ids) > request.first_token + request.max_tokens:
         raise PaymentRequired(
             f"request {change.request_id} is over its {request.max_tokens} tokens"
@@ -372,6 +393,19 @@ def _receipt(session: Session, change: RenterSentReceipt) -> Session:
         running_hash=running,
         receipt_signature=change.signature,
     )
+
+
+def _prepared(session: Session, change: ClaimPrepared) -> Session:
+    claim = change.claim
+    fits = (
+        session.claim is None
+        and claim.interval == session.intervals
+        and claim.first_token == session.claimed
+        and claim.first_token + claim.tokens <= session.acknowledged
+    )
+    if not fits:
+        raise InvalidRequest(f"claim {claim.interval} does not fit session {change.job_id}")
+    return msgspec.structs.replace(session, claim=claim, intervals=session.intervals + 1)
 
 
 def _sealed(session: Session, change: ClaimSealed) -> Session:
@@ -399,13 +433,24 @@ def _proof_accepted(session: Session, change: ContractReceiveProofAccepted) -> S
     return msgspec.structs.replace(
         session,
         claim=None,
+        request=_keep_claimed_ids(session, change.tokens),
         claimed=claimed,
         stream=session.stream[change.tokens :],
         prompts=_live_prompts(session.prompts, claimed),
         previous_commitment=claim.last_commitment,
         previous_proof_hash=claim.proof_hash,
         last_proof_at=change.at,
+        claims=(*session.claims, msgspec.structs.replace(claim, salts=())),
     )
+
+
+def _keep_claimed_ids(session: Session, tokens: int) -> OpenRequest | None:
+    request = session.request
+    if request is None:
+        return None
+    start = max(0, request.first_token - session.claimed)
+    taken = session.stream[start:tokens]
+    return msgspec.structs.replace(request, claimed_ids=request.claimed_ids + taken)
 
 
 def _require_request(session: Session, request_id: RequestId) -> OpenRequest:
@@ -451,13 +496,17 @@ class CompleteSession(msgspec.Struct, frozen=True):
     """Send completeSessionJob."""
 
 
+class WithdrawEarnings(msgspec.Struct, frozen=True):
+    """Pull the session's share out of the earnings contract."""
+
+
 class WaitUntil(msgspec.Struct, frozen=True):
     """Nothing to do before this block time."""
 
     block_time: BlockTime
 
 
-Step = PrepareClaim | SealClaim | SubmitClaim | CompleteSession | WaitUntil
+Step = PrepareClaim | SealClaim | SubmitClaim | CompleteSession | WithdrawEarnings | WaitUntil
 
 
 def next_step(
@@ -471,7 +520,8 @@ def next_step(
         dispute_window_seconds: as the contract says.
     """
     if session.phase in (Phase.COMPLETED, Phase.TIMED_OUT):
-        return None
+        is_owed = session.host_earnings > 0 and session.withdrawn is None
+        return WithdrawEarnings() if is_owed else None
     if session.claim is not None:
         if session.claim.stage is ClaimStage.PREPARED:
             return SealClaim(session.claim)

@@ -17,6 +17,7 @@ from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from eth_keys.datatypes import PrivateKey
+from eth_typing import Hash32
 
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, Unauthorised
 from nodeapp.core.ids import Address, TxHash
@@ -49,6 +50,10 @@ class Wallet:
     def sign_message(self, message: bytes) -> bytes:
         """EIP-191 signature, 65 bytes r || s || v with v 27 or 28."""
         return bytes(self._account.sign_message(encode_defunct(primitive=message)).signature)
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """Signature over 32 bytes that are a digest already (EIP-712), r || s || v, 65 bytes."""
+        return bytes(self._account.unsafe_sign_hash(Hash32(digest)).signature)
 
     def shared_secret(self, peer_public_key: bytes) -> bytes:
         """ECDH: X of the shared point, 32 bytes, not hashed.

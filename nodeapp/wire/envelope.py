@@ -57,7 +57,7 @@ class GenerateCommand:
 
 
 def encode(**body: object) -> bytes:
-    """One envelope: encode(ping=pb.Ping(nonce=1))."""
+    """One frame; the keyword names the body, as in `ping=pb.Ping(nonce=1)`."""
     return pb.Envelope(**body).SerializeToString()  # type: ignore[arg-type]  # oneof by name
 
 

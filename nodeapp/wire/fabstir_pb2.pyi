@@ -183,18 +183,16 @@ class Receipt(_message.Message):
     def __init__(self, job_id: _Optional[int] = ..., tokens: _Optional[int] = ..., running_hash: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class End(_message.Message):
-    __slots__ = ("request_id", "finish_reason", "prompt_tokens", "completion_tokens", "running_hash")
+    __slots__ = ("request_id", "finish_reason", "prompt_tokens", "completion_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    RUNNING_HASH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    running_hash: bytes
-    def __init__(self, request_id: _Optional[str] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., running_hash: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., finish_reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request_id",)

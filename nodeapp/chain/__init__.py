@@ -1,0 +1,1 @@
+"""The process that holds the wallet key: ledger, chain watcher, transactions, claims."""

@@ -1,0 +1,197 @@
+"""The questions p2p asks about money, answered from the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nodeapp.chain.ledger import Ledger
+from nodeapp.core.errors import PaymentRequired, Unauthorised
+from nodeapp.core.ids import JobId, RequestId
+from nodeapp.core.session import (
+    Phase,
+    RenterAuthenticated,
+    RenterSentReceipt,
+    RequestAuthorised,
+    RequestEnded,
+    RequestResumed,
+    Session,
+    SessionClosing,
+    TokensProduced,
+)
+from nodeapp.core.units import Tokens
+from nodeapp.security.wallet import address_of, verify_digest
+from nodeapp.service.clock import Clock
+from nodeapp.wire import ipc_chain as wire
+from nodeapp.wire.ipc import Empty
+from nodeapp.wire.signed import domain_separator, receipt_digest
+
+CONFIRMATION_SECONDS = 15.0
+"""How long a renter's new session is waited for before it is called unknown."""
+
+
+class Desk:
+    """Every answer is idempotent: asking again after a lost reply changes nothing."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._active_seconds: dict[JobId, float] = {}
+
+    async def open_session(self, request: wire.OpenSessionRequest) -> wire.SessionView:
+        """Bind the depositor's key; waits for the session to be confirmed."""
+        session = await self._confirmed(request.job_id)
+        if session.terms.renter != request.renter or address_of(request.renter_key) != (
+            request.renter
+        ):
+            raise Unauthorised(f"session {request.job_id} was not paid by {request.renter}")
+        if session.phase is not Phase.ACTIVE:
+            raise PaymentRequired(
+                f"session {request.job_id} is {session.phase}; open a new session"
+            )
+        if session.renter_key != request.renter_key:
+            await self._ledger.record(RenterAuthenticated(request.job_id, request.renter_key))
+        return self._touch(request.job_id)
+
+    async def view(self, request: wire.JobRequest) -> wire.SessionView:
+        """The session as it stands."""
+        return session_view(self._ledger.session(request.job_id))
+
+    async def authorise(self, request: wire.AuthoriseRequest) -> wire.Authorised:
+        """Reserve; the same request id again takes the answer up where it was acknowledged."""
+        job_id, request_id = request.job_id, RequestId(request.request_id)
+        session = self._ledger.session(job_id)
+        open_request = session.request
+        if open_request is not None and open_request.request_id == request_id:
+            await self._ledger.record(RequestResumed(job_id, request_id))
+        else:
+            superseded = (
+                [RequestEnded(job_id, open_request.request_id, "superseded")]
+                if open_request is not None
+                else []
+            )
+            room = session.affordable - session.acknowledged
+            granted = Tokens(min(request.max_tokens, max(room, 1)))
+            await self._ledger.record(
+                *superseded, RequestAuthorised(job_id, request_id, granted, request.sealed_prompt)
+            )
+        self._touch(job_id)
+        return _authorised(self._ledger.session(job_id))
+
+    async def produced(self, request: wire.ProducedRequest) -> Empty:
+        """Journal a batch; a batch that is there already is not written twice."""
+        session = self._ledger.session(request.job_id)
+        ids = tuple(request.token_ids)
+        if request.first_token == session.produced:
+            await self._ledger.record(
+                TokensProduced(request.job_id, RequestId(request.request_id), ids)
+            )
+        elif session.ids(Tokens(request.first_token), len(ids)) != ids:
+            raise PaymentRequired(
+                f"tokens from {request.first_token} do not follow {session.produced}"
+            )
+        self._touch(request.job_id)
+        return Empty()
+
+    async def receipt(self, request: wire.ReceiptRequest) -> wire.ReceiptAccepted:
+        """Check the renter's signature and move the acknowledged count forward."""
+        session = self._ledger.session(request.job_id)
+        if request.tokens > session.acknowledged:
+            terms = session.terms
+            separator = domain_separator(terms.chain_id, terms.marketplace)
+            digest = receipt_digest(separator, request.job_id, request.tokens, request.running_hash)
+            verify_digest(digest, request.signature, terms.renter)
+            await self._ledger.record(
+                RenterSentReceipt(
+                    request.job_id,
+                    Tokens(request.tokens),
+                    request.running_hash,
+                    request.signature,
+                )
+            )
+        self._touch(request.job_id)
+        return wire.ReceiptAccepted(self._ledger.session(request.job_id).acknowledged)
+
+    async def end_request(self, request: wire.EndRequest) -> Empty:
+        """Release the reservation."""
+        await self._ledger.record(
+            RequestEnded(request.job_id, RequestId(request.request_id), request.reason)
+        )
+        self._touch(request.job_id)
+        return Empty()
+
+    async def close_session(self, request: wire.JobRequest) -> wire.SessionView:
+        """The renter is done."""
+        await self._close(self._ledger.session(request.job_id), "renter")
+        return session_view(self._ledger.session(request.job_id))
+
+    async def close_idle(self, idle_seconds: float) -> None:
+        """Close sessions that nobody used for so long; a request left open ends with them."""
+        now = self._clock.monotonic_seconds()
+        for job_id, session in list(self._ledger.sessions.items()):
+            if session.phase is not Phase.ACTIVE:
+                continue
+            if now - self._active_seconds.setdefault(job_id, now) >= idle_seconds:
+                await self._close(session, "idle")
+
+    async def _close(self, session: Session, reason: str) -> None:
+        job_id = session.terms.job_id
+        if session.phase is Phase.ACTIVE:
+            ended = (
+                [RequestEnded(job_id, session.request.request_id, reason)]
+                if session.request is not None
+                else []
+            )
+            await self._ledger.record(*ended, SessionClosing(job_id, reason))
+
+    async def _confirmed(self, job_id: JobId) -> Session:
+        try:
+            async with asyncio.timeout(CONFIRMATION_SECONDS):
+                while job_id not in self._ledger.sessions:
+                    await self._ledger.wait_for_change()
+        except TimeoutError as error:
+            raise PaymentRequired(
+                f"session {job_id} is not confirmed, or not with this host"
+            ) from error
+        return self._ledger.session(job_id)
+
+    def _touch(self, job_id: JobId) -> wire.SessionView:
+        self._active_seconds[job_id] = self._clock.monotonic_seconds()
+        return session_view(self._ledger.session(job_id))
+
+
+def _authorised(session: Session) -> wire.Authorised:
+    request = session.request
+    if request is None:
+        raise PaymentRequired(f"session {session.terms.job_id} ended meanwhile")
+    return wire.Authorised(
+        max_tokens=request.max_tokens,
+        first_token=request.first_token,
+        acknowledged=session.acknowledged,
+        running_hash=session.running_hash,
+        delivered_ids=session.delivered_ids(),
+    )
+
+
+def session_view(session: Session) -> wire.SessionView:
+    """A session as other processes see it."""
+    terms, request = session.terms, session.request
+    return wire.SessionView(
+        job_id=terms.job_id,
+        phase=session.phase.value,
+        renter=terms.renter,
+        model_id=terms.model_id,
+        asset=terms.asset,
+        deposit=terms.deposit,
+        price_per_token=terms.price_per_token,
+        affordable=session.affordable,
+        acknowledged=session.acknowledged,
+        produced=session.produced,
+        claimed=session.claimed,
+        running_hash=session.running_hash,
+        proof_interval=terms.proof_interval,
+        open_request=request.request_id if request else "",
+        open_request_first=request.first_token if request else Tokens(0),
+        claims=len(session.claims),
+        host_earnings=session.host_earnings,
+        refund=session.refund,
+    )

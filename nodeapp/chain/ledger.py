@@ -1,0 +1,172 @@
+"""The ledger: journal first, then memory. The only owner of session state.
+
+record() decides under one lock: the pure apply() checks the changes, the journal makes them
+durable, then they become visible. Replaying the journal gives the same state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from nodeapp.core.errors import Corrupt, NodeError, NotFound
+from nodeapp.core.ids import Address, JobId, TxHash
+from nodeapp.core.session import Change, ContractReceiveSessionOpened, Session, apply, open_session
+from nodeapp.core.units import BlockNumber
+from nodeapp.store import journal
+from nodeapp.store.backups import BackupFile
+
+
+class CursorMoved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """All events up to this confirmed block are in the journal."""
+
+    block_number: BlockNumber
+    block_hash: str
+
+
+class TransactionSigned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Written before the bytes leave; `key` names what the transaction is for."""
+
+    key: str
+    nonce: int
+    tx_hash: TxHash
+    raw: bytes
+
+
+class TransactionMined(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """The receipt says it was done."""
+
+    key: str
+    tx_hash: TxHash
+    gas_used: int
+    block_number: BlockNumber
+
+
+class TransactionDropped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """It failed or can never be mined; the key is free again."""
+
+    key: str
+    reason: str
+
+
+TransactionChange = TransactionSigned | TransactionMined | TransactionDropped
+Entry = Change | CursorMoved | TransactionChange
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class Ledger:
+    """Open with `await Ledger.open(...)`."""
+
+    def __init__(self, book: journal.Journal) -> None:
+        self._book = book
+        self._lock = asyncio.Lock()  # guards: check, append and publish are one step
+        self._changed = asyncio.Event()
+        self.sessions: dict[JobId, Session] = {}
+        self.cursor: CursorMoved | None = None
+        self.signed: dict[str, TransactionSigned] = {}
+        self.mined: dict[str, TransactionMined] = {}
+
+    @classmethod
+    async def open(cls, path: Path, *, owner: Address, marker: Path) -> Ledger:
+        """Open the journal of this wallet and replay it.
+
+        Raises:
+            Corrupt: the wallet has a journal elsewhere (missing here), or it cannot be trusted.
+            Unavailable: another process holds it.
+        """
+        book = await journal.Journal.open(path, owner=owner, must_exist=False, marker=marker)
+        ledger = cls(book)
+        try:
+            await ledger._replay()
+        except BaseException:
+            await book.close()
+            raise
+        return ledger
+
+    async def record(self, *entries: Entry) -> None:
+        """Check, journal and apply, all or none.
+
+        Raises:
+            Rejected: an entry does not fit the state; nothing was written.
+        """
+        async with self._lock:
+            updated = self._apply_all(entries)
+            await self._book.append(
+                [journal.Change(type(entry).__name__, _encode(entry)) for entry in entries]
+            )
+            self._publish(entries, updated)
+
+    def session(self, job_id: JobId) -> Session:
+        """One session.
+
+        Raises:
+            NotFound: the journal has none.
+        """
+        try:
+            return self.sessions[job_id]
+        except KeyError as error:
+            raise NotFound(f"session {job_id} is not known to this host") from error
+
+    async def wait_for_change(self) -> None:
+        """Until something is recorded after this call."""
+        await self._changed.wait()
+
+    async def backup(self, directory: Path) -> BackupFile:
+        """A checked copy of the journal."""
+        return await self._book.backup(directory)
+
+    async def close(self) -> None:
+        """Close the journal."""
+        await self._book.close()
+
+    def _apply_all(self, entries: tuple[Entry, ...]) -> Mapping[JobId, Session]:
+        updated: dict[JobId, Session] = {}
+        for entry in entries:
+            match entry:
+                case CursorMoved() | TransactionSigned() | TransactionMined():
+                    continue
+                case TransactionDropped():
+                    continue
+                case ContractReceiveSessionOpened(job_id=job_id):
+                    if job_id not in self.sessions:
+                        updated[job_id] = open_session(entry)
+                case _:
+                    known = updated.get(entry.job_id) or self.session(entry.job_id)
+                    updated[entry.job_id] = apply(known, entry)
+        return updated
+
+    def _publish(self, entries: tuple[Entry, ...], updated: Mapping[JobId, Session]) -> None:
+        self.sessions.update(updated)
+        for entry in entries:
+            match entry:
+                case CursorMoved():
+                    self.cursor = entry
+                case TransactionSigned(key=key):
+                    self.signed[key] = entry
+                case TransactionMined(key=key):
+                    self.mined[key] = entry
+                    self.signed.pop(key, None)
+                case TransactionDropped(key=key):
+                    self.signed.pop(key, None)
+                case _:
+                    pass
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _replay(self) -> None:
+        sequence = 0
+        while records := await self._book.replay(sequence):
+            for record in records:
+                try:
+                    entry = _decode(record.payload)
+                    self._publish((entry,), self._apply_all((entry,)))
+                except (msgspec.DecodeError, NodeError) as error:
+                    raise Corrupt(
+                        f"journal record {record.sequence} ({record.kind}) does not replay: {error}"
+                    ) from error
+            sequence = records[-1].sequence

@@ -1,0 +1,317 @@
+"""The chain process: wallet, ledger, watcher, runner and desk put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from nodeapp.chain.desk import Desk, session_view
+from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.queue import TransactionQueue
+from nodeapp.chain.runner import Runner, RunnerSettings
+from nodeapp.chain.sealing import Sealer
+from nodeapp.chain.watcher import Watcher
+from nodeapp.core.errors import InvalidRequest, NotFound, Unavailable
+from nodeapp.core.ids import Address, ModelId
+from nodeapp.core.session import Session
+from nodeapp.core.units import BaseUnits, PricePerToken
+from nodeapp.evm.accounts import Wallet, load_keystore
+from nodeapp.evm.calls import Calls
+from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.deployment import load_deployment
+from nodeapp.evm.provider import Block, Provider
+from nodeapp.evm.transactions import Transactions
+from nodeapp.rpc.prover import ProverClient
+from nodeapp.rpc.storage import StorageClient
+from nodeapp.service.lifecycle import Shell
+from nodeapp.service.logs import get_logger
+from nodeapp.service.server import endpoint, query
+from nodeapp.service.settings import ChainSettings
+from nodeapp.wire import ipc_chain as wire
+from nodeapp.wire.signed import capability_digest, domain_separator
+
+RPC_RETRY_SECONDS = 2.0
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What is there once the process has started."""
+
+    wallet: Wallet
+    ledger: Ledger
+    desk: Desk
+    contracts: Contracts
+    watcher: Watcher
+    runner: Runner
+
+
+class ChainNode:
+    """Process of lifecycle.run_service."""
+
+    def __init__(self, shell: Shell, settings: ChainSettings) -> None:
+        self._shell = shell
+        self._settings = settings
+        self._resources = AsyncExitStack()
+        self._parts: Parts | None = None
+        self._trouble = "starting"
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Questions of p2p, verbs of the operator."""
+        return [
+            web.get("/v1/host", query(self.host_view)),
+            web.get("/v1/sessions", query(self.session_list)),
+            web.post(
+                "/v1/session/open",
+                endpoint(wire.OpenSessionRequest, lambda ask: self.desk().open_session(ask)),
+            ),
+            web.post(
+                "/v1/session/view", endpoint(wire.JobRequest, lambda ask: self.desk().view(ask))
+            ),
+            web.post(
+                "/v1/session/close",
+                endpoint(wire.JobRequest, lambda ask: self.desk().close_session(ask)),
+            ),
+            web.post("/v1/session/detail", endpoint(wire.JobRequest, self.detail)),
+            web.post(
+                "/v1/request/authorise",
+                endpoint(wire.AuthoriseRequest, lambda ask: self.desk().authorise(ask)),
+            ),
+            web.post(
+                "/v1/request/produced",
+                endpoint(wire.ProducedRequest, lambda ask: self.desk().produced(ask)),
+            ),
+            web.post(
+                "/v1/request/end",
+                endpoint(wire.EndRequest, lambda ask: self.desk().end_request(ask)),
+            ),
+            web.post(
+                "/v1/receipt", endpoint(wire.ReceiptRequest, lambda ask: self.desk().receipt(ask))
+            ),
+            web.post("/v1/sign/record", endpoint(wire.SignRecordRequest, self.sign_record)),
+            web.post("/v1/backup", endpoint(wire.BackupRequest, self.backup)),
+        ]
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Open wallet and journal, find the contracts, then follow the chain."""
+        self._parts = await self._open()
+        tasks.create_task(self._follow(self._parts, tasks))
+        tasks.create_task(self._on_changes(self._parts, tasks))
+
+    def readiness(self) -> str:
+        """Where we are on the chain."""
+        if self._parts is None:
+            return self._trouble
+        now = self._parts.watcher.now
+        sessions = len(self._parts.ledger.sessions)
+        at = f"block {now.number}" if now else "no block yet"
+        trouble = f"; {self._trouble}" if self._trouble else ""
+        return f"{self._parts.wallet.address} at {at}, {sessions} sessions{trouble}"
+
+    async def drain(self) -> None:
+        """Nothing: every step is journalled and goes on after a restart."""
+
+    async def stop(self) -> None:
+        """Close journal and clients."""
+        await self._resources.aclose()
+
+    async def _open(self) -> Parts:
+        settings = self._settings
+        for name in ("deployment_file", "keystore_file", "password_file"):
+            if not getattr(settings, name):
+                raise InvalidRequest(f"chain.{name} is not set; `fabstir-node demo` shows all")
+        keystore = Path(settings.keystore_file)
+        wallet = await asyncio.to_thread(load_keystore, keystore, Path(settings.password_file))
+        deployment = await asyncio.to_thread(load_deployment, Path(settings.deployment_file))
+        if deployment.chain_id != settings.chain_id:
+            raise InvalidRequest(
+                f"{settings.deployment_file} is for chain {deployment.chain_id},"
+                f" chain.chain_id is {settings.chain_id}"
+            )
+        directory = self._shell.paths.process_state("chain")
+        ledger = await Ledger.open(
+            directory / "journal.db",
+            owner=wallet.address,
+            marker=keystore.with_name(keystore.name + ".journal"),
+        )
+        self._resources.push_async_callback(ledger.close)
+        provider = await self._resources.enter_async_context(
+            Provider(settings.rpc_urls, chain_id=settings.chain_id)
+        )
+        contracts = Contracts(provider, deployment)
+        dispute_window = await self._first_contact(contracts)
+        prover = await self._resources.enter_async_context(
+            ProverClient(self._shell.paths.socket("prover"))
+        )
+        storage = await self._resources.enter_async_context(
+            StorageClient(self._shell.paths.socket("s5"))
+        )
+        queue = TransactionQueue(
+            ledger,
+            Transactions(provider),
+            wallet,
+            confirmations=settings.confirmations,
+            metrics=self._shell.metrics,
+        )
+        runner = Runner(
+            ledger=ledger,
+            queue=queue,
+            sealer=Sealer(prover, storage, wallet, contracts),
+            contracts=contracts,
+            calls=Calls(deployment),
+            host=wallet.address,
+            settings=RunnerSettings(
+                settings.claim_interval_tokens,
+                dispute_window,
+                withdraw=settings.withdraw,
+                payout_address=settings.payout_address,
+            ),
+        )
+        return Parts(
+            wallet=wallet,
+            ledger=ledger,
+            desk=Desk(ledger, self._shell.clock),
+            contracts=contracts,
+            watcher=Watcher(
+                ledger, contracts, wallet.address, confirmations=settings.confirmations
+            ),
+            runner=runner,
+        )
+
+    async def _first_contact(self, contracts: Contracts) -> int:
+        """RPC down at the start is waited for; wrong contracts end the process."""
+        while True:
+            try:
+                await contracts.check()
+                return await contracts.dispute_window_seconds()
+            except Unavailable as error:
+                self._trouble = error.message
+                _log.warning("chain not reachable", error=error.message)
+                await asyncio.sleep(RPC_RETRY_SECONDS)
+
+    async def _follow(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            try:
+                if await parts.watcher.step():
+                    self._trouble = ""
+                    self._consider(parts, tasks)
+                await parts.desk.close_idle(self._settings.idle_settle_seconds)
+            except Unavailable as error:
+                self._trouble = error.message
+                _log.warning("chain not reachable", error=error.message)
+            await asyncio.sleep(self._settings.poll_seconds)
+
+    async def _on_changes(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await parts.ledger.wait_for_change()
+            self._consider(parts, tasks)
+
+    def _consider(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
+        if parts.watcher.now is not None:
+            parts.runner.consider(parts.watcher.now.timestamp, tasks)
+
+    async def host_view(self) -> wire.HostView:
+        """Who we are, what is registered, at which price."""
+        parts = self.parts()
+        deployment, address = parts.contracts.deployment, parts.wallet.address
+        now = await self._newest(parts)
+        registered = await parts.contracts.is_active_node(address)
+        models: tuple[ModelId, ...] = ()
+        if registered:
+            models = (await parts.contracts.node(address)).model_ids
+        prices = [
+            await _price(parts.contracts, address, model, deployment.usdc) for model in models
+        ]
+        return wire.HostView(
+            address=address,
+            public_key=parts.wallet.public_key,
+            chain_id=deployment.chain_id,
+            marketplace=deployment.marketplace,
+            block_number=now.number,
+            block_time=now.timestamp,
+            is_registered=registered,
+            model_ids=models,
+            usdc=deployment.usdc,
+            prices=tuple(prices),
+        )
+
+    async def _newest(self, parts: Parts) -> Block:
+        return parts.watcher.now or await parts.contracts.provider.block()
+
+    async def sign_record(self, request: wire.SignRecordRequest) -> wire.Signature:
+        """Sign a capability record with the wallet."""
+        parts = self.parts()
+        deployment = parts.contracts.deployment
+        separator = domain_separator(deployment.chain_id, deployment.marketplace)
+        return wire.Signature(
+            parts.wallet.sign_digest(capability_digest(separator, request.record))
+        )
+
+    async def session_list(self) -> wire.SessionList:
+        """Every session."""
+        return wire.SessionList(tuple(map(session_view, self.parts().ledger.sessions.values())))
+
+    async def detail(self, request: wire.JobRequest) -> wire.SessionDetail:
+        """One session with its claims and transactions."""
+        ledger = self.parts().ledger
+        session = ledger.session(request.job_id)
+        ends = (f"/{request.job_id}",)
+        transactions = tuple(
+            wire.TransactionView(key, mined.tx_hash, mined.gas_used, mined.block_number)
+            for key, mined in ledger.mined.items()
+            if key.endswith(ends) or key.startswith(f"claim/{request.job_id}/")
+        )
+        return wire.SessionDetail(
+            session_view(session), _claims(session), transactions, session.withdrawn or BaseUnits(0)
+        )
+
+    async def backup(self, request: wire.BackupRequest) -> wire.BackupReply:
+        """Copy the journal."""
+        copy = await self.parts().ledger.backup(Path(request.directory))
+        return wire.BackupReply(str(copy.path), copy.sha256, copy.records)
+
+    def desk(self) -> Desk:
+        """Where money questions are answered."""
+        return self.parts().desk
+
+    def parts(self) -> Parts:
+        """The running parts.
+
+        Raises:
+            Unavailable: still starting.
+        """
+        if self._parts is None:
+            raise Unavailable("chain is starting")
+        return self._parts
+
+
+async def _price(
+    contracts: Contracts, host: Address, model: ModelId, asset: Address
+) -> PricePerToken:
+    try:
+        return await contracts.model_price(host, model, asset)
+    except NotFound:
+        return PricePerToken(0)
+
+
+def _claims(session: Session) -> tuple[wire.ClaimView, ...]:
+    pending = (session.claim,) if session.claim is not None else ()
+    return tuple(
+        wire.ClaimView(
+            claim.interval,
+            claim.tokens,
+            claim.proof_hash,
+            claim.proof_cid,
+            claim.transcript_cid,
+            claim.proofs,
+            claim.proof_bytes,
+            claim.prove_cpu_seconds,
+            mined=claim is not session.claim,
+        )
+        for claim in (*session.claims, *pending)
+    )

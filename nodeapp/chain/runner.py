@@ -1,0 +1,160 @@
+"""Carry out what next_step() says each session owes the chain; one step per session at a time.
+
+A failed step is tried again with backoff for as long as the state still asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+
+from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.queue import TransactionQueue
+from nodeapp.chain.sealing import Sealer
+from nodeapp.core.errors import Corrupt, NodeError
+from nodeapp.core.ids import Address, JobId
+from nodeapp.core.ledger_proof import IDS_PER_CHUNK, SALT_BYTES
+from nodeapp.core.session import (
+    Claim,
+    ClaimPrepared,
+    CompleteSession,
+    EarningsWithdrawn,
+    PrepareClaim,
+    SealClaim,
+    Session,
+    Step,
+    SubmitClaim,
+    WaitUntil,
+    WithdrawEarnings,
+    next_step,
+)
+from nodeapp.core.units import BlockTime, Tokens
+from nodeapp.evm.calls import Calls, transfer
+from nodeapp.evm.contracts import Contracts
+from nodeapp.service.logs import get_logger
+
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 30.0
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """Policy of the host."""
+
+    claim_interval_tokens: int
+    dispute_window_seconds: int
+    withdraw: bool
+    payout_address: str
+
+
+@dataclass(slots=True)
+class _Job:
+    """One session's step under way or done."""
+
+    done: Step | None = None
+    task: asyncio.Task[None] | None = None
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Runner:
+    """Owns the step tasks; `consider` is called on every change and every block."""
+
+    ledger: Ledger
+    queue: TransactionQueue
+    sealer: Sealer
+    contracts: Contracts
+    calls: Calls
+    host: Address
+    settings: RunnerSettings
+    _jobs: dict[JobId, _Job] = field(default_factory=dict)
+
+    def consider(self, now: BlockTime, tasks: asyncio.TaskGroup) -> None:
+        """Start whatever is due and not under way."""
+        for job_id, session in self.ledger.sessions.items():
+            job = self._jobs.setdefault(job_id, _Job())
+            if job.task is not None and not job.task.done():
+                continue
+            step = next_step(
+                session,
+                now,
+                interval_tokens=self.settings.claim_interval_tokens,
+                dispute_window_seconds=self.settings.dispute_window_seconds,
+            )
+            if step is None or isinstance(step, WaitUntil) or step == job.done:
+                continue
+            if isinstance(step, WithdrawEarnings) and not self.settings.withdraw:
+                continue
+            job.task = tasks.create_task(self._run(job, session, step), name=f"session {job_id}")
+
+    async def _run(self, job: _Job, session: Session, step: Step) -> None:
+        try:
+            await self._carry_out(session, step)
+        except Corrupt:
+            raise
+        except NodeError as error:
+            pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**job.failures)
+            job.failures += 1
+            _log.warning(
+                "step failed",
+                job_id=session.terms.job_id,
+                step=type(step).__name__,
+                code=error.code,
+                error=error.message,
+                retry_seconds=pause,
+            )
+            await asyncio.sleep(pause)
+        else:
+            job.failures = 0
+            job.done = step
+
+    async def _carry_out(self, session: Session, step: Step) -> None:
+        job_id = session.terms.job_id
+        match step:
+            case PrepareClaim(tokens=tokens):
+                await self.ledger.record(ClaimPrepared(job_id, self._claim(session, tokens)))
+            case SealClaim(claim=claim):
+                await self.ledger.record(await self.sealer.seal(session, claim))
+                _log.info("claim sealed", job_id=job_id, tokens=claim.tokens)
+            case SubmitClaim(claim=claim):
+                await self.queue.execute(
+                    f"claim/{job_id}/{claim.interval}",
+                    self.calls.submit_proof(
+                        job_id,
+                        claim.tokens,
+                        claim.proof_hash,
+                        proof_cid=claim.proof_cid,
+                        delta_cid=claim.transcript_cid,
+                    ),
+                )
+            case CompleteSession():
+                await self.queue.execute(f"complete/{job_id}", self.calls.complete_session(job_id))
+            case WithdrawEarnings():
+                await self._withdraw(session)
+            case WaitUntil():
+                return
+
+    def _claim(self, session: Session, tokens: Tokens) -> Claim:
+        chunks = -(-tokens // IDS_PER_CHUNK)
+        return Claim(
+            interval=session.intervals,
+            first_token=session.claimed,
+            tokens=tokens,
+            salts=tuple(secrets.token_bytes(SALT_BYTES) for _ in range(chunks)),
+            previous_commitment=session.previous_commitment,
+        )
+
+    async def _withdraw(self, session: Session) -> None:
+        """One withdrawal takes what other sessions earned along; theirs then find nothing left."""
+        job_id, asset = session.terms.job_id, session.terms.asset
+        key = f"withdraw/{job_id}"
+        balance = await self.contracts.earnings(self.host, asset)
+        if balance > 0 or key in self.ledger.signed:
+            await self.queue.execute(key, self.calls.withdraw_all_earnings(asset))
+        payout = self.settings.payout_address
+        if payout and payout != self.host:
+            amount = session.host_earnings
+            await self.queue.execute(f"payout/{job_id}", transfer(asset, Address(payout), amount))
+        await self.ledger.record(EarningsWithdrawn(job_id, session.host_earnings))

@@ -1,0 +1,121 @@
+"""Follow confirmed blocks: marketplace events of our sessions become journalled changes.
+
+The cursor moves with the events of its blocks in one journal write, never without them.
+"""
+
+from __future__ import annotations
+
+from nodeapp.chain.ledger import CursorMoved, Ledger
+from nodeapp.core.errors import Corrupt
+from nodeapp.core.ids import Address
+from nodeapp.core.session import (
+    Change,
+    ContractReceiveProofAccepted,
+    ContractReceiveSessionEnded,
+    ContractReceiveSessionOpened,
+    Phase,
+    Terms,
+)
+from nodeapp.core.units import BlockNumber, BlockTime
+from nodeapp.evm.contracts import Contracts, SessionJob, SessionStatus
+from nodeapp.evm.events import (
+    MarketplaceEvent,
+    MarketplaceEvents,
+    ProofSubmitted,
+    SessionCompleted,
+    SessionCreated,
+    SessionTimedOut,
+)
+from nodeapp.evm.provider import Block
+
+
+class Watcher:
+    """Poll with `step()`; `now` is the newest confirmed block."""
+
+    def __init__(
+        self, ledger: Ledger, contracts: Contracts, host: Address, *, confirmations: int
+    ) -> None:
+        self._ledger = ledger
+        self._contracts = contracts
+        self._events = MarketplaceEvents(contracts.provider, contracts.deployment)
+        self._host = host
+        self._behind = max(0, confirmations - 1)
+        self.now: Block | None = None
+
+    async def step(self) -> bool:
+        """Take in what was confirmed since the last call; True when blocks were taken in.
+
+        Raises:
+            Unavailable: no endpoint answered.
+            Corrupt: a block we took for confirmed is gone (a reorg deeper than allowed).
+        """
+        provider = self._contracts.provider
+        head = await provider.block()
+        last = BlockNumber(head.number - self._behind)
+        if last < 0 or (self.now is not None and last <= self.now.number):
+            return False
+        await self._check_cursor()
+        cursor = self._ledger.cursor
+        first = BlockNumber(cursor.block_number + 1 if cursor is not None else 0)
+        newest = head if self._behind == 0 else await provider.block(last)
+        if first <= last:
+            events = await self._events.get_events(first, last, self._host)
+            changes = [change for event in events if (change := await self._change(event, last))]
+            await self._ledger.record(*changes, CursorMoved(last, newest.hash))
+        self.now = newest
+        return True
+
+    async def _check_cursor(self) -> None:
+        cursor = self._ledger.cursor
+        if cursor is None:
+            return
+        block = await self._contracts.provider.block(cursor.block_number)
+        if block.hash != cursor.block_hash:
+            raise Corrupt(
+                f"block {cursor.block_number} changed from {cursor.block_hash} to {block.hash}:"
+                " a reorg deeper than chain.confirmations, or another chain"
+            )
+
+    async def _change(self, event: MarketplaceEvent, block: BlockNumber) -> Change | None:
+        match event:
+            case SessionCreated(job_id=job_id):
+                job = await self._contracts.session(job_id, block)
+                return ContractReceiveSessionOpened(job_id, self._terms(job))
+            case ProofSubmitted(job_id=job_id):
+                if job_id not in self._ledger.sessions:
+                    return None
+                mined_in = await self._contracts.provider.block(event.at.block_number)
+                return ContractReceiveProofAccepted(
+                    job_id, event.tokens, event.proof_hash, BlockTime(mined_in.timestamp)
+                )
+            case SessionCompleted(job_id=job_id):
+                if job_id not in self._ledger.sessions:
+                    return None
+                return _ended(await self._contracts.session(job_id, block))
+            case SessionTimedOut():
+                return None  # SessionCompleted is emitted with it
+
+    def _terms(self, job: SessionJob) -> Terms:
+        deployment = self._contracts.deployment
+        return Terms(
+            chain_id=deployment.chain_id,
+            marketplace=deployment.marketplace,
+            job_id=job.job_id,
+            renter=job.depositor,
+            host=job.host,
+            model_id=job.model_id,
+            asset=job.payment_asset,
+            deposit=job.deposit,
+            price_per_token=job.price_per_token,
+            proof_interval=job.proof_interval,
+            proof_timeout_seconds=job.proof_timeout_seconds,
+            max_duration_seconds=job.max_duration_seconds,
+            started_at=job.start_time,
+        )
+
+
+def _ended(job: SessionJob) -> ContractReceiveSessionEnded:
+    timed_out = job.status is SessionStatus.TIMED_OUT
+    return ContractReceiveSessionEnded(
+        job.job_id, Phase.TIMED_OUT if timed_out else Phase.COMPLETED, job.host_share, job.refund
+    )

@@ -1,0 +1,62 @@
+"""Who may do how much: handshakes per minute, streams per peer, frames per second.
+
+Limits are per authenticated libp2p peer and for all peers together; a refused peer is told when
+to come back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from nodeapp.core.errors import Busy, ProtocolViolation
+
+MAX_FRAMES_PER_SECOND = 200
+"""Receipts arrive at most once a token batch; more is a flood."""
+GLOBAL_FACTOR = 10
+
+
+class Admission:
+    """In-memory limits; a restart forgets them, which only helps the honest."""
+
+    def __init__(self, *, handshakes_per_minute: int, max_streams_per_peer: int) -> None:
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._handshakes = RateLimitItemPerMinute(handshakes_per_minute)
+        self._all_handshakes = RateLimitItemPerMinute(handshakes_per_minute * GLOBAL_FACTOR)
+        self._frames = RateLimitItemPerSecond(MAX_FRAMES_PER_SECOND)
+        self._max_streams = max_streams_per_peer
+        self._streams: Counter[str] = Counter()
+
+    @contextmanager
+    def stream(self, peer_id: str) -> Iterator[None]:
+        """Count one stream of a peer while it lives.
+
+        Raises:
+            Busy: too many handshakes or streams.
+        """
+        allowed = self._limiter.hit(self._handshakes, "handshake", peer_id)
+        if not (allowed and self._limiter.hit(self._all_handshakes, "handshake")):
+            raise Busy("too many handshakes", retry_after_seconds=60.0)
+        if self._streams[peer_id] >= self._max_streams:
+            raise Busy(f"{self._max_streams} streams of this peer are open", retry_after_seconds=5)
+        self._streams[peer_id] += 1
+        try:
+            yield
+        finally:
+            self._streams[peer_id] -= 1
+            if not self._streams[peer_id]:
+                del self._streams[peer_id]
+
+    def frame(self, peer_id: str) -> None:
+        """Count one received frame.
+
+        Raises:
+            ProtocolViolation: a flood.
+        """
+        if not self._limiter.hit(self._frames, "frame", peer_id):
+            raise ProtocolViolation(f"more than {MAX_FRAMES_PER_SECOND} frames a second")

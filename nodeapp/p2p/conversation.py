@@ -1,0 +1,320 @@
+"""One renter's stream: Hello, Welcome, Login, Open, then Generate as often as it likes.
+
+One loop is the only reader; an answer runs beside it as a task, so receipts, cancels and
+the end of the stream are seen at any time. When the stream is lost in mid-answer the request
+stays open in the ledger: the renter may come back with the same request id and go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from nodeapp.core.errors import (
+    Busy,
+    InvalidRequest,
+    NodeError,
+    NotFound,
+    PaymentRequired,
+    ProtocolViolation,
+    Unauthorised,
+    Unavailable,
+)
+from nodeapp.core.ids import Address, JobId
+from nodeapp.network.streams import Stream
+from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.offer import Offer
+from nodeapp.p2p.relay import Answer, Relay, RelaySettings, begin_answer
+from nodeapp.rpc.chain import ChainClient
+from nodeapp.rpc.inference import InferenceClient
+from nodeapp.security.sealed import seal
+from nodeapp.security.wallet import address_of, recover_public_key
+from nodeapp.service.logs import get_logger
+from nodeapp.service.metrics import Metrics
+from nodeapp.wire import envelope
+from nodeapp.wire import fabstir_pb2 as pb
+from nodeapp.wire.envelope import GenerateCommand
+from nodeapp.wire.ipc_chain import (
+    AuthoriseRequest,
+    EndRequest,
+    OpenSessionRequest,
+    ReceiptRequest,
+    SessionView,
+)
+from nodeapp.wire.signed import domain_separator, login_digest
+
+HANDSHAKE_SECONDS = 15.0
+AGENT = "fabstir-node/0.1"
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every conversation uses."""
+
+    chain: ChainClient
+    inference: InferenceClient
+    admission: Admission
+    relay: RelaySettings
+    heartbeat_seconds: float
+    metrics: ConversationMetrics
+
+
+class ConversationMetrics:
+    """Counters of the renter's side."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.requests = metrics.counter("requests_total", "Answers by outcome", ("outcome",))
+        self.open_requests = metrics.gauge("open_requests", "Answers being relayed")
+        self.refused = metrics.counter("refused_total", "Refusals by code", ("code",))
+        self.first_token = metrics.histogram("first_token_seconds", "Generate to first token")
+
+
+@dataclass(frozen=True, slots=True)
+class Renter:
+    """Who is on the other side."""
+
+    address: Address
+    public_key: bytes
+
+
+class Conversation:
+    """Serves one stream until it ends."""
+
+    def __init__(self, stream: Stream, services: Services, offer: Offer) -> None:
+        self._stream = stream
+        self._services = services
+        self._offer = offer
+        self._session: SessionView | None = None
+        self._answer: Answer | None = None
+        self._relay = Relay(
+            stream, services.chain, services.inference, services.relay, self._note_first_token
+        )
+        self._asked_seconds = 0.0
+
+    async def run(self) -> None:
+        """Talk until the renter goes; whatever it did wrong it is told before the stream ends."""
+        peer = self._stream.remote_peer_id
+        structlog.contextvars.bind_contextvars(peer_id=peer)
+        try:
+            with self._services.admission.stream(peer):
+                renter = await self._handshake()
+                async with asyncio.TaskGroup() as tasks:
+                    await self._converse(renter, tasks)
+                    if self._answer is not None:
+                        # Stops the engine now; the ledger keeps the request for the return.
+                        raise Unavailable("renter left in mid-answer")
+                await self._stream.close()
+        except* NodeError as group:
+            for error in _leaves(group):
+                await self._refuse(error)
+
+    async def _handshake(self) -> Renter:
+        hello = (await self._expect("hello")).hello
+        if not hello.min_version <= envelope.PROTOCOL_VERSION <= hello.max_version:
+            raise ProtocolViolation(
+                f"this host speaks version {envelope.PROTOCOL_VERSION}, not"
+                f" {hello.min_version} to {hello.max_version}"
+            )
+        challenge = secrets.token_bytes(32)
+        host = self._offer.host
+        await self._send(
+            welcome=pb.Welcome(
+                version=envelope.PROTOCOL_VERSION,
+                agent=AGENT,
+                challenge=challenge,
+                chain_id=host.chain_id,
+                marketplace=host.marketplace,
+                host=host.address,
+            )
+        )
+        login = (await self._expect("login")).login
+        digest = login_digest(
+            domain_separator(host.chain_id, host.marketplace),
+            self._stream.remote_peer_id,
+            self._offer.record.peer_id,
+            challenge,
+        )
+        key = recover_public_key(digest, login.signature)
+        if address_of(key) != login.renter:
+            raise Unauthorised("login is not signed by the renter it names")
+        await self._send(login_accepted=pb.LoginAccepted())
+        return Renter(Address(login.renter), key)
+
+    async def _converse(self, renter: Renter, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            frame = await self._stream.read_frame(
+                envelope.MAX_REQUEST_FRAME_BYTES, 3 * self._services.heartbeat_seconds
+            )
+            if frame is None:
+                return
+            self._services.admission.frame(self._stream.remote_peer_id)
+            try:
+                await self._act(envelope.decode(frame), renter, tasks)
+            except (ProtocolViolation, Unavailable):
+                raise
+            except NodeError as error:
+                await self._tell(error)
+
+    async def _act(self, message: pb.Envelope, renter: Renter, tasks: asyncio.TaskGroup) -> None:
+        match message.WhichOneof("body"):
+            case "open":
+                await self._open(JobId(message.open.job_id), renter)
+            case "generate":
+                command = envelope.check_generate(message.generate)
+                await self._generate(command, renter, tasks)
+            case "receipt":
+                await self._receipt(message.receipt)
+            case "cancel":
+                self._cancel(message.cancel.request_id)
+            case "close":
+                await self._close(JobId(message.close.job_id))
+            case "ping":
+                await self._send(pong=pb.Pong(nonce=message.ping.nonce))
+            case other:
+                raise ProtocolViolation(f"{other} is not a renter's message here")
+
+    async def _open(self, job_id: JobId, renter: Renter) -> None:
+        view = await self._services.chain.open_session(
+            OpenSessionRequest(job_id=job_id, renter=renter.address, renter_key=renter.public_key)
+        )
+        self._session = view
+        await self._send(session_state=_state(view))
+
+    async def _generate(
+        self, command: GenerateCommand, renter: Renter, tasks: asyncio.TaskGroup
+    ) -> None:
+        session = self._require_session()
+        if self._answer is not None:
+            raise Busy("this session is answering another request", retry_after_seconds=1)
+        offered = [offer.model_id for offer in self._offer.record.models]
+        if command.model_id not in offered:
+            raise NotFound(f"model {command.model_id} is not served here; {', '.join(offered)} is")
+        if command.model_id != session.model_id:
+            raise PaymentRequired(f"session {session.job_id} pays for model {session.model_id}")
+        prompt = msgspec.json.encode([(turn.role, turn.content) for turn in command.messages])
+        authorised = await self._services.chain.authorise(
+            AuthoriseRequest(
+                job_id=session.job_id,
+                request_id=command.request_id,
+                max_tokens=command.max_tokens,
+                sealed_prompt=await asyncio.to_thread(seal, renter.public_key, prompt),
+            )
+        )
+        window = self._services.relay.window_tokens
+        self._answer = begin_answer(session.job_id, command, authorised, renter.address, window)
+        self._asked_seconds = asyncio.get_running_loop().time()
+        await self._send(
+            started=pb.Started(
+                request_id=command.request_id,
+                first_token=authorised.first_token,
+                next_token=authorised.first_token + len(authorised.delivered_ids),
+                max_tokens=authorised.max_tokens,
+            )
+        )
+        tasks.create_task(self._run_answer(self._answer), name=f"answer {command.request_id}")
+
+    async def _run_answer(self, answer: Answer) -> None:
+        outcome = "error"
+        self._services.metrics.open_requests.inc()
+        try:
+            await self._relay.run(answer)
+            outcome = answer.delivery.finish_reason
+        except* NodeError as group:
+            error = _leaves(group)[0]
+            if self._stream.is_over:
+                raise error from group
+            await self._tell(error)
+        finally:
+            self._services.metrics.open_requests.dec()
+            self._services.metrics.requests.labels(outcome).inc()
+            self._answer = None
+        await self._services.chain.end_request(
+            EndRequest(job_id=answer.job_id, request_id=answer.command.request_id, reason=outcome)
+        )
+        _log.info("answer ended", job_id=answer.job_id, outcome=outcome, tokens=len(answer.ids))
+
+    async def _receipt(self, receipt: pb.Receipt) -> None:
+        session = self._require_session()
+        accepted = await self._services.chain.receipt(
+            ReceiptRequest(
+                job_id=session.job_id,
+                tokens=receipt.tokens,
+                running_hash=receipt.running_hash,
+                signature=receipt.signature,
+            )
+        )
+        if self._answer is not None:
+            self._relay.acknowledge(self._answer, accepted.acknowledged)
+
+    def _cancel(self, request_id: str) -> None:
+        if self._answer is not None and self._answer.command.request_id == request_id:
+            self._relay.cancel(self._answer)
+
+    async def _close(self, job_id: JobId) -> None:
+        session = self._require_session()
+        if job_id != session.job_id:
+            raise InvalidRequest(f"session {job_id} is not the open one")
+        if self._answer is not None:
+            raise Busy("an answer is still under way; cancel it first", retry_after_seconds=1)
+        await self._send(session_state=_state(await self._services.chain.close_session(job_id)))
+
+    def _require_session(self) -> SessionView:
+        if self._session is None:
+            raise InvalidRequest("open a session first")
+        return self._session
+
+    async def _expect(self, body: str) -> pb.Envelope:
+        frame = await self._stream.read_frame(envelope.MAX_STREAM_FRAME_BYTES, HANDSHAKE_SECONDS)
+        if frame is None:
+            raise Unavailable("renter left during the handshake")
+        message = envelope.decode(frame)
+        if message.WhichOneof("body") != body:
+            raise ProtocolViolation(f"{body} expected, not {message.WhichOneof('body')}")
+        return message
+
+    async def _send(self, **body: object) -> None:
+        await self._stream.write_frame(envelope.encode(**body))
+
+    async def _tell(self, error: NodeError) -> None:
+        self._services.metrics.refused.labels(error.code).inc()
+        _log.info("renter told", code=error.code, error=error.message)
+        await self._stream.write_frame(envelope.encode_error(error))
+
+    async def _refuse(self, error: NodeError) -> None:
+        """Last words; the stream may be gone already."""
+        try:
+            if not self._stream.is_over:
+                await self._tell(error)
+                await self._stream.close()
+        except Unavailable:
+            _log.info("renter gone", error=error.message)
+        finally:
+            await self._stream.reset()
+
+    def _note_first_token(self) -> None:
+        waited = asyncio.get_running_loop().time() - self._asked_seconds
+        self._services.metrics.first_token.observe(waited)
+
+
+def _state(view: SessionView) -> pb.SessionState:
+    return pb.SessionState(
+        job_id=view.job_id,
+        phase=view.phase,
+        affordable=view.affordable,
+        acknowledged=view.acknowledged,
+        running_hash=view.running_hash,
+        claimed=view.claimed,
+        open_request=view.open_request,
+    )
+
+
+def _leaves(group: BaseExceptionGroup[NodeError]) -> list[NodeError]:
+    found: list[NodeError] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

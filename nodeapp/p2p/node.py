@@ -1,0 +1,182 @@
+"""The p2p process: host, handlers, announcements; everything it needs is built here or in main."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import stamina
+from aiohttp import web
+
+from nodeapp.core.errors import NodeError
+from nodeapp.network.host import Libp2pHost
+from nodeapp.network.settings import NetworkSettings
+from nodeapp.network.streams import Stream
+from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
+from nodeapp.p2p.offer import Offer, OfferBook
+from nodeapp.p2p.relay import RelaySettings
+from nodeapp.rpc.chain import ChainClient
+from nodeapp.rpc.inference import InferenceClient
+from nodeapp.service.lifecycle import Shell
+from nodeapp.service.logs import get_logger
+from nodeapp.service.server import query
+from nodeapp.service.settings import P2pSettings
+from nodeapp.wire import envelope
+from nodeapp.wire.ipc_p2p import NetworkView
+from nodeapp.wire.provider_key import any_host_key, provider_key
+
+ANNOUNCE_RETRY_SECONDS = 5.0
+_log = get_logger(__name__)
+
+
+class P2pNode:
+    """Process of lifecycle.run_service."""
+
+    def __init__(self, shell: Shell, settings: P2pSettings) -> None:
+        self._shell = shell
+        self._settings = settings
+        self._chain = ChainClient(shell.paths.socket("chain"))
+        self._inference = InferenceClient(shell.paths.socket("inference"))
+        self._offers = OfferBook(settings, self._chain, self._inference, shell.clock)
+        self._admission = Admission(
+            handshakes_per_minute=settings.handshakes_per_minute,
+            max_streams_per_peer=settings.max_requests_per_peer,
+        )
+        self._metrics = ConversationMetrics(shell.metrics)
+        self._resources = AsyncExitStack()
+        self._host: Libp2pHost | None = None
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._announced: tuple[str, ...] = ()
+        self._waits_for = "libp2p"
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """GET /v1/network."""
+        return [web.get("/v1/network", query(self.view))]
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Ready when renters can be served; announcing goes on in the background."""
+        await self._resources.enter_async_context(self._chain)
+        await self._resources.enter_async_context(self._inference)
+        network = NetworkSettings(
+            identity_path=self._shell.paths.process_state("p2p") / "identity.key",
+            listen=(self._settings.listen,),
+            announce=self._settings.announce,
+            max_connections=self._settings.max_connections,
+        )
+        host = await Libp2pHost.start(network, tasks, on_death=self._shell.fail)
+        self._host = host
+        await self._wait_for_offer(host)
+        host.set_handler(envelope.INFERENCE_PROTOCOL, self._serve_inference)
+        host.set_handler(envelope.CAPABILITY_PROTOCOL, self._serve_capability)
+        self._waits_for = ""
+        tasks.create_task(self._announce(host))
+
+    def readiness(self) -> str:
+        """What is served or waited for."""
+        if self._waits_for or self._host is None:
+            return f"waits for {self._waits_for}"
+        addresses = ", ".join(self._host.addresses)
+        return f"{addresses}; announced {len(self._announced)} models"
+
+    async def drain(self) -> None:
+        """Let answers that are under way finish."""
+        if self._conversations:
+            await asyncio.wait(self._conversations)
+
+    async def stop(self) -> None:
+        """Close the host, then the clients."""
+        if self._host is not None:
+            await self._host.stop()
+        await self._resources.aclose()
+
+    async def view(self) -> NetworkView:
+        """Who we are on the network."""
+        host = self._require_host()
+        return NetworkView(
+            peer_id=host.peer_id,
+            addresses=host.addresses,
+            connected_peers=len(host.connected_peers()),
+            announced_models=self._announced,
+            conversations=len(self._conversations),
+        )
+
+    async def _wait_for_offer(self, host: Libp2pHost) -> None:
+        """The others start beside us; nothing can be sold before both answer."""
+        self._waits_for = "chain and inference"
+        async for attempt in stamina.retry_context(
+            on=NodeError, attempts=None, timeout=None, wait_initial=0.1, wait_max=1.0
+        ):
+            with attempt:
+                await self._try_offer(host)
+
+    async def _try_offer(self, host: Libp2pHost) -> None:
+        try:
+            await self._offers.current(host.peer_id, host.addresses)
+        except NodeError as error:
+            self._waits_for = error.message
+            raise
+
+    async def _announce(self, host: Libp2pHost) -> None:
+        """Keep provider records alive; a lost bootstrap is retried, never fatal."""
+        while True:
+            pause = ANNOUNCE_RETRY_SECONDS
+            try:
+                await host.dht.join(self._settings.bootstrap)
+                offer = await self._offers.current(host.peer_id, host.addresses)
+                if await self._provide(host, offer):
+                    pause = self._settings.reprovide_seconds
+            except NodeError as error:
+                _log.warning("announcement failed", code=error.code, error=error.message)
+            await asyncio.sleep(pause)
+
+    async def _provide(self, host: Libp2pHost, offer: Offer) -> bool:
+        chain_id = offer.record.chain_id
+        models = tuple(model.model_id for model in offer.record.models)
+        done = await host.dht.provide(any_host_key(chain_id))
+        for model_id in models:
+            done = await host.dht.provide(provider_key(model_id, chain_id)) and done
+        if done:
+            self._announced = models
+            _log.info("announced", models=models)
+        return done
+
+    async def _serve_inference(self, stream: Stream) -> None:
+        host = self._require_host()
+        offer = await self._offers.current(host.peer_id, host.addresses)
+        services = Services(
+            self._chain,
+            self._inference,
+            self._admission,
+            RelaySettings(
+                self._settings.receipt_window_tokens,
+                self._settings.flush_seconds,
+                self._settings.receipt_timeout_seconds,
+            ),
+            self._settings.heartbeat_seconds,
+            self._metrics,
+        )
+        task = asyncio.current_task()
+        if task is not None:
+            self._conversations.add(task)
+        try:
+            await Conversation(stream, services, offer).run()
+        finally:
+            if task is not None:
+                self._conversations.discard(task)
+
+    async def _serve_capability(self, stream: Stream) -> None:
+        host = self._require_host()
+        with self._admission.stream(stream.remote_peer_id):
+            frame = await stream.read_frame(1024, deadline_seconds=10.0)
+            if frame is None:
+                return
+            if envelope.decode(frame).WhichOneof("body") == "capability_request":
+                offer = await self._offers.current(host.peer_id, host.addresses)
+                await stream.write_frame(envelope.encode(capability=offer.capability))
+
+    def _require_host(self) -> Libp2pHost:
+        if self._host is None:
+            raise RuntimeError("p2p is used before it was started")
+        return self._host

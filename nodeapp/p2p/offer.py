@@ -1,0 +1,96 @@
+"""What this host offers, as a signed capability record that is renewed before it expires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodeapp.core.errors import InvalidRequest
+from nodeapp.core.ids import PeerId
+from nodeapp.rpc.chain import ChainClient
+from nodeapp.rpc.inference import InferenceClient
+from nodeapp.service.clock import Clock
+from nodeapp.service.settings import P2pSettings
+from nodeapp.wire import fabstir_pb2 as pb
+from nodeapp.wire.capability import RECORD_VERSION, CapabilityRecord, ModelOffer, encode_record
+from nodeapp.wire.ipc_chain import HostView
+from nodeapp.wire.ipc_inference import ModelFacts
+
+PROOF_MODE = "ledger"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The signed record and what it says of us."""
+
+    record: CapabilityRecord
+    capability: pb.Capability
+    host: HostView
+
+
+class OfferBook:
+    """Keeps one current Offer; asks `chain` and `inference` when it must be renewed."""
+
+    def __init__(
+        self, settings: P2pSettings, chain: ChainClient, inference: InferenceClient, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._chain = chain
+        self._inference = inference
+        self._clock = clock
+        self._current: Offer | None = None
+
+    async def current(self, peer_id: PeerId, addresses: tuple[str, ...]) -> Offer:
+        """The record to hand out now; made again at half its life.
+
+        Raises:
+            InvalidRequest: the loaded model is not priced or not registered on chain.
+            Unavailable: chain or inference does not answer.
+        """
+        now = int(self._clock.unix_seconds())
+        half = self._settings.record_ttl_seconds / 2
+        if self._current is None or self._current.record.not_after - now < half:
+            self._current = await self._make(peer_id, addresses, now)
+        return self._current
+
+    async def _make(self, peer_id: PeerId, addresses: tuple[str, ...], now: int) -> Offer:
+        host = await self._chain.host()
+        models = (await self._inference.models()).models
+        record = CapabilityRecord(
+            version=RECORD_VERSION,
+            chain_id=host.chain_id,
+            marketplace=host.marketplace,
+            wallet=host.address,
+            public_key=host.public_key,
+            peer_id=peer_id,
+            addresses=addresses,
+            portal_url=self._settings.portal_url,
+            models=tuple(offer for model in models if (offer := _offer(model, host))),
+            free_slots=self._settings.max_requests_per_peer,
+            proof_mode=PROOF_MODE,
+            sequence=now,
+            not_after=now + int(self._settings.record_ttl_seconds),
+        )
+        if not record.models:
+            loaded = ", ".join(model.model_id for model in models)
+            raise InvalidRequest(
+                f"model {loaded} has no price on chain for {host.address};"
+                " register the host with this model and set its price"
+            )
+        encoded = encode_record(record)
+        signature = await self._chain.sign_record(encoded)
+        return Offer(record, pb.Capability(record=encoded, signature=signature), host)
+
+
+def _offer(model: ModelFacts, host: HostView) -> ModelOffer | None:
+    for model_id, price in zip(host.model_ids, host.prices, strict=True):
+        if model_id == model.model_id and price > 0:
+            return ModelOffer(
+                model_id=model_id,
+                name=f"{model.repo}/{model.file_name}",
+                sha256=model.sha256,
+                context_length=model.context_length,
+                quantisation=model.quantisation,
+                asset=host.usdc,
+                price_per_token=price,
+            )
+    return None

@@ -1,0 +1,251 @@
+"""Relay one answer: engine -> journal -> renter, paced by the renter's signed receipts.
+
+Order for every batch: journal it in `chain`, then send it. So what the renter holds is always
+known here, and what it acknowledged is exactly what is billed. When `inference` or `chain`
+restarts in mid-answer the relay waits and goes on after the last journalled token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import stamina
+
+from nodeapp.core import delivery
+from nodeapp.core.delivery import Delivery
+from nodeapp.core.errors import Unavailable
+from nodeapp.core.ids import JobId
+from nodeapp.network.streams import Stream
+from nodeapp.rpc.chain import ChainClient
+from nodeapp.rpc.inference import InferenceClient
+from nodeapp.service.logs import get_logger
+from nodeapp.wire import envelope
+from nodeapp.wire import fabstir_pb2 as pb
+from nodeapp.wire.envelope import GenerateCommand
+from nodeapp.wire.ipc_chain import Authorised, ProducedRequest
+from nodeapp.wire.ipc_inference import (
+    ChatMessage,
+    Finished,
+    GenerateRequest,
+    Produced,
+    Sampling,
+    Started,
+)
+
+ENGINE_RESTART_SECONDS = 45.0
+MAX_BATCH_TOKENS = 256
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class RelaySettings:
+    """Pace of one relay."""
+
+    window_tokens: int
+    flush_seconds: float
+    receipt_timeout_seconds: float
+
+
+@dataclass(slots=True)
+class Answer:
+    """State shared by the relay's two sides; owned by the event loop, changed by both."""
+
+    job_id: JobId
+    command: GenerateCommand
+    authorised: Authorised
+    renter: str
+    delivery: Delivery
+    ids: list[int]
+    """Every id of this answer so far, delivered ones first."""
+    texts: list[str] = field(default_factory=list)
+    """One per unsent token batch: (ids, text) pairs share indices with `pieces`."""
+    pieces: list[tuple[int, ...]] = field(default_factory=list)
+    prompt_tokens: int = 0
+    is_cancelled: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def begin_answer(
+    job_id: JobId, command: GenerateCommand, authorised: Authorised, renter: str, window: int
+) -> Answer:
+    """An answer at the place the ledger says: new, or after what was acknowledged."""
+    first = authorised.first_token
+    ids = list(authorised.delivered_ids)
+    return Answer(
+        job_id, command, authorised, renter, delivery.begin(first, first + len(ids), window), ids
+    )
+
+
+class Relay:
+    """Runs one Answer; the conversation feeds it receipts and cancels."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        chain: ChainClient,
+        inference: InferenceClient,
+        settings: RelaySettings,
+        on_first_token: Callable[[], None],
+    ) -> None:
+        self._stream = stream
+        self._chain = chain
+        self._inference = inference
+        self._settings = settings
+        self._on_first_token = on_first_token
+
+    async def run(self, answer: Answer) -> None:
+        """Until everything was sent and acknowledged, cancelled, or the renter stopped reading.
+
+        Raises:
+            NodeError: what the renter is told.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            engine = tasks.create_task(self._pull(answer))
+            await self._push(answer, engine)
+            engine.cancel()
+
+    def acknowledge(self, answer: Answer, tokens: int) -> None:
+        """A receipt was accepted."""
+        answer.delivery = delivery.acknowledged(answer.delivery, tokens)
+        answer.changed.set()
+
+    def cancel(self, answer: Answer) -> None:
+        """The renter wants no more: stop the engine, drop what was not sent."""
+        answer.is_cancelled = True
+        answer.changed.set()
+
+    async def _pull(self, answer: Answer) -> None:
+        """Engine side; survives a restart of the inference process."""
+        async for attempt in stamina.retry_context(
+            on=Unavailable,
+            attempts=None,
+            timeout=ENGINE_RESTART_SECONDS,
+            wait_initial=0.2,
+            wait_max=1.0,
+        ):
+            with attempt:
+                await self._generate(answer)
+
+    async def _generate(self, answer: Answer) -> None:
+        left = answer.authorised.max_tokens - len(answer.ids)
+        if left <= 0:
+            self._finish(answer, "length")
+            return
+        request = _request(answer, left)
+        async with aclosing(self._inference.generate(request)) as events:  # type: ignore[type-var]
+            async for event in events:
+                match event:
+                    case Started(prompt_tokens=prompt_tokens):
+                        answer.prompt_tokens = prompt_tokens
+                    case Produced(token_ids=token_ids, text=text):
+                        answer.ids.extend(token_ids)
+                        answer.pieces.append(token_ids)
+                        answer.texts.append(text)
+                        answer.delivery = delivery.made(answer.delivery, len(token_ids))
+                    case Finished(reason=reason):
+                        self._finish(answer, reason)
+                answer.changed.set()
+
+    def _finish(self, answer: Answer, reason: str) -> None:
+        answer.delivery = delivery.finished(answer.delivery, reason)
+        answer.changed.set()
+
+    async def _push(self, answer: Answer, engine: asyncio.Task[None]) -> None:
+        """Renter side: batches while the window allows, then the end."""
+        is_first = not answer.authorised.delivered_ids
+        while not answer.is_cancelled and not (answer.delivery.finish_reason and not answer.pieces):
+            if answer.pieces and self._fits(answer):
+                await self._send_batch(answer)
+                if is_first:
+                    is_first = False
+                    self._on_first_token()
+                else:
+                    await self._linger(answer)
+                continue
+            await self._wait(answer)
+        if answer.is_cancelled:
+            engine.cancel()
+            answer.delivery = delivery.finished(answer.delivery, "cancelled")
+        await self._send_end(answer)
+        while answer.delivery.sent > answer.delivery.acknowledged:
+            await self._wait(answer)
+
+    def _fits(self, answer: Answer) -> bool:
+        return len(answer.pieces[0]) <= answer.delivery.sendable
+
+    async def _send_batch(self, answer: Answer) -> None:
+        ids: list[int] = []
+        text = ""
+        while answer.pieces and len(ids) + len(answer.pieces[0]) <= min(
+            answer.delivery.sendable, MAX_BATCH_TOKENS
+        ):
+            ids.extend(answer.pieces.pop(0))
+            text += answer.texts.pop(0)
+        first = answer.delivery.sent
+        await self._chain.produced(
+            ProducedRequest(
+                job_id=answer.job_id,
+                request_id=answer.command.request_id,
+                first_token=first,
+                token_ids=tuple(ids),
+            )
+        )
+        answer.delivery = delivery.sent(answer.delivery, len(ids))
+        tokens = pb.Tokens(first_token=first, ids=ids, text=text)
+        await self._stream.write_frame(envelope.encode(tokens=tokens))
+
+    async def _linger(self, answer: Answer) -> None:
+        """Let tokens gather for one flush period, unless the answer is over."""
+        try:
+            async with asyncio.timeout(self._settings.flush_seconds):
+                while not (answer.is_cancelled or answer.delivery.finish_reason):
+                    answer.changed.clear()
+                    await answer.changed.wait()
+        except TimeoutError:
+            return
+
+    async def _wait(self, answer: Answer) -> None:
+        """Until something changed; a renter that owes a receipt has a deadline."""
+        answer.changed.clear()
+        waits_for_renter = answer.delivery.is_waiting_for_renter or answer.is_cancelled
+        limit = self._settings.receipt_timeout_seconds if waits_for_renter else None
+        try:
+            async with asyncio.timeout(limit):
+                await answer.changed.wait()
+        except TimeoutError as error:
+            owed = answer.delivery.sent - answer.delivery.acknowledged
+            raise Unavailable(f"no receipt for {owed} tokens inside {limit:g} s") from error
+
+    async def _send_end(self, answer: Answer) -> None:
+        sent = answer.delivery.sent - answer.delivery.first_token
+        end = pb.End(
+            request_id=answer.command.request_id,
+            finish_reason=answer.delivery.finish_reason,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=sent,
+        )
+        await self._stream.write_frame(envelope.encode(end=end))
+
+
+def _request(answer: Answer, left: int) -> GenerateRequest:
+    command = answer.command
+    choice = command.sampling
+    return GenerateRequest(
+        request_id=command.request_id,
+        model_id=command.model_id,
+        messages=tuple(ChatMessage(role=m.role, content=m.content) for m in command.messages),  # type: ignore[arg-type]
+        continue_token_ids=tuple(answer.ids),
+        max_tokens=left,
+        sampling=Sampling(
+            temperature=choice.temperature,
+            top_k=choice.top_k,
+            top_p=choice.top_p or 1.0,
+            min_p=choice.min_p,
+            seed=choice.seed,
+        ),
+        stop=command.stop,
+        cache_scope=answer.renter,
+    )
