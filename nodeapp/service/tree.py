@@ -43,6 +43,7 @@ STOP_SECONDS = 14.0
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 """Everything else stays out: settings travel in files, secrets as paths."""
 LOG_TAIL_BYTES = 4000
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +177,13 @@ async def start_tree(settings: Settings, *, source: Path | None = None) -> NodeT
     """
     paths = resolve_paths(settings.node)
     processes = tuple(settings.node.processes)
-    for directory in (paths.state, paths.run, paths.log, paths.state / "conf"):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FileLock(paths.state / "node.lock")
     try:
         lock.acquire(f"state directory {paths.state}")
     except Unavailable as error:
         raise Rejected(error.message) from error
     try:
-        root = source or Path(__file__).resolve().parents[2]
+        root = source or SOURCE_ROOT
         _write_files(settings, Tree(paths, Path(sys.executable), root, processes))
         supervisor = await _spawn(paths, root, lock)
     except BaseException:
@@ -194,6 +193,9 @@ async def start_tree(settings: Settings, *, source: Path | None = None) -> NodeT
 
 
 def _write_files(settings: Settings, tree: Tree) -> None:
+    paths = tree.paths
+    for directory in (paths.state, paths.run, paths.log, paths.state / "conf"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for process in (*tree.processes, WATCHDOG):
         text = process_settings(settings, process, tree.paths)
         _write_private(settings_file(tree.paths, process), text)

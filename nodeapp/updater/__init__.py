@@ -1,0 +1,1 @@
+"""The updater process: snapshots of the journal, their verification and retention, versions."""

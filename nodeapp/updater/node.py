@@ -1,0 +1,71 @@
+"""The updater's own part: a snapshot at every interval, answers in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from nodeapp.core.errors import NodeError
+from nodeapp.rpc.chain import ChainClient
+from nodeapp.service.lifecycle import Shell
+from nodeapp.service.logs import get_logger
+from nodeapp.service.settings import UpdaterSettings
+from nodeapp.updater.api import updater_routes
+from nodeapp.updater.snapshots import Snapshots
+
+_log = get_logger(__name__)
+
+
+class Updater:
+    """The process's own part for run_service."""
+
+    def __init__(self, shell: Shell, settings: UpdaterSettings) -> None:
+        self._settings = settings
+        self._chain = ChainClient(shell.paths.socket("chain"))
+        directory = Path(settings.snapshot_dir or shell.paths.state / "snapshots")
+        self._snapshots = Snapshots(self._chain, directory, settings.keep_snapshots)
+        self._made = shell.metrics.counter("snapshots_total", "snapshots by outcome", ("outcome",))
+        self._records = shell.metrics.gauge("snapshot_records", "records in the newest snapshot")
+        self._detail = "no snapshot yet"
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """See api.py."""
+        return updater_routes(self._snapshots)
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin the rounds; the first one waits an interval, so that a start is not slowed."""
+        await self._chain.__aenter__()
+        tasks.create_task(self._rounds(), name="snapshots")
+
+    def readiness(self) -> str:
+        """The newest snapshot."""
+        return self._detail
+
+    async def drain(self) -> None:
+        """A copy under way is thrown away: it has no checksum file yet."""
+
+    async def stop(self) -> None:
+        """Close the connection to chain."""
+        await self._chain.__aexit__(None, None, None)
+
+    async def _rounds(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.snapshot_interval_seconds)
+            await self._round()
+
+    async def _round(self) -> None:
+        try:
+            made = await self._snapshots.make()
+        except NodeError as error:
+            # The next round tries again; a backup must never take the node down.
+            self._made.labels("failed").inc()
+            self._detail = f"last snapshot failed: {error.message}"
+            _log.warning("snapshot failed", error=error.message)
+            return
+        self._made.labels("made").inc()
+        self._records.set(made.records)
+        self._detail = f"newest snapshot has {made.records} records"
+        _log.info("snapshot made", records=made.records, path=made.path)
