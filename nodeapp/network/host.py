@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -30,6 +31,11 @@ CONNECT_SECONDS: Final = 20.0
 STREAM_SECONDS: Final = 15.0
 NEGOTIATE_SECONDS: Final = 10
 CLOSE_SECONDS: Final = 2.0
+INBOUND_STREAMS_PER_PEER: Final = 64
+"""More are reset: a stream may hold about 1.5 MB of ours."""
+INBOUND_STREAMS: Final = 2000
+"""Over all peers and protocols."""
+CONNECTIONS_PER_PEER: Final = 4
 
 _log = structlog.get_logger(__name__)
 
@@ -49,6 +55,7 @@ class Libp2pHost:
         self._identity = identity
         self._tasks = tasks
         self._handlers: dict[str, Handler] = {}
+        self._inbound: Counter[PeerId] = Counter()
         self._addresses: tuple[str, ...] = ()
         self._connected: frozenset[PeerId] = frozenset()
         self._bridge = Bridge(self._run, on_death)
@@ -214,14 +221,27 @@ class Libp2pHost:
             started()
             await stop.wait()
             with trio.move_on_after(CLOSE_SECONDS):
+                # One by one, as the library does it, takes 0.1 s a connection.
+                async with trio.open_nursery() as closing:
+                    for connection in library.get_network().get_connections():
+                        closing.start_soon(connection.close)
                 await library.close()
 
     def _offer(self, protocol_id: str) -> None:
         async def accept(net: Any) -> None:  # noqa: ANN401 - py-libp2p's stream
             peer_id = PeerId(str(net.muxed_conn.peer_id))
-            stream = Stream(self._bridge, net, peer_id, protocol_id)
-            self._bridge.to_loop(self._serve, stream)
-            await stream.pump()
+            if self._inbound[peer_id] >= INBOUND_STREAMS_PER_PEER:
+                await net.reset()
+                return
+            self._inbound[peer_id] += 1
+            try:
+                stream = Stream(self._bridge, net, peer_id, protocol_id)
+                self._bridge.to_loop(self._serve, stream)
+                await stream.pump()
+            finally:
+                self._inbound[peer_id] -= 1
+                if not self._inbound[peer_id]:
+                    del self._inbound[peer_id]
 
         self._library.set_stream_handler(protocol_id, accept)
 
@@ -238,7 +258,7 @@ class Libp2pHost:
             await self._handlers[stream.protocol_id](stream)
             await stream.close()
         except NodeError as error:
-            _log.info(
+            _log.debug(
                 "stream ended early",
                 peer_id=stream.remote_peer_id,
                 code=error.code,
@@ -335,6 +355,7 @@ def _new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # 
     from libp2p.crypto.ed25519 import create_new_key_pair
     from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
     from libp2p.network.config import ConnectionConfig
+    from libp2p.rcmgr.connection_limits import new_connection_limits_with_defaults
     from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
     from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -346,6 +367,7 @@ def _new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # 
     key_pair = create_new_key_pair(identity.seed)
     noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
     connections = settings.max_connections
+    limits = new_connection_limits_with_defaults()
     announce = [_multiaddr(address) for address in settings.announce]
     return new_host(
         key_pair=key_pair,
@@ -365,7 +387,8 @@ def _new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # 
             deny_list=list(settings.deny),
         ),
         resource_manager=ResourceManager(
-            limits=ResourceLimits(max_connections=connections),
+            limits=ResourceLimits(max_connections=connections, max_streams=INBOUND_STREAMS),
+            connection_limits=limits.with_max_established_per_peer(CONNECTIONS_PER_PEER),
             cidr_limits=[("0.0.0.0/0", max(1, connections * 9 // 10))],
         ),
         announce_addrs=announce or None,

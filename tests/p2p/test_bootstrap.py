@@ -89,3 +89,16 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+async def test_a_frozen_peer_costs_no_more_than_the_deadline(tmp_path):
+    ready = tmp_path / "ready"
+    with started(command(tmp_path)) as process:
+        await until(ready.exists, 30)
+        async with running(tmp_path, "host") as host:
+            peer_id = await host.connect(ready.read_text().strip())
+            process.send_signal(signal.SIGSTOP)
+            asked = time.monotonic()
+            with pytest.raises(Unavailable, match=r"not done in 0\.3 s"):
+                await host.open_stream(peer_id, ["/ipfs/ping/1.0.0"], deadline_seconds=0.3)
+            assert time.monotonic() - asked < 2

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from nodeapp.core.errors import NotFound, ProtocolViolation, Unavailable
+from nodeapp.network.host import INBOUND_STREAMS_PER_PEER
 from nodeapp.network.streams import READ_BYTES, READ_CREDIT_BYTES, WRITE_LIMIT_BYTES
 from tests.p2p.hosts import ECHO, pair, served, until
 
@@ -174,3 +175,25 @@ async def test_a_bug_in_a_handler_resets_its_stream_and_spares_the_others(tmp_pa
             await bad.read_frame(deadline_seconds=5)
         await good.write_frame(b"still here")
         assert await good.read_frame(deadline_seconds=5) == b"still here"
+
+
+async def test_one_peer_cannot_hold_more_streams_than_its_share(tmp_path):
+    async with pair(tmp_path) as (client, server):
+        streams = []
+        for _ in range(INBOUND_STREAMS_PER_PEER):
+            stream = await client.open_stream(server.peer_id, [ECHO])
+            await stream.write_frame(b"mine")
+            assert await stream.read_frame(deadline_seconds=5) == b"mine"
+            streams.append(stream)
+
+        async def one_more():
+            surplus = await client.open_stream(server.peer_id, [ECHO])
+            await surplus.read_frame(deadline_seconds=5)
+
+        with pytest.raises(Unavailable):
+            await one_more()
+        await streams[0].reset()
+        await until(lambda: server._inbound[client.peer_id] < INBOUND_STREAMS_PER_PEER)
+        again = await client.open_stream(server.peer_id, [ECHO])
+        await again.write_frame(b"room")
+        assert await again.read_frame(deadline_seconds=5) == b"room"
