@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Self
 
@@ -30,7 +29,7 @@ class InferenceClient:
 
     async def generate(
         self, request: GenerateRequest, *, deadline_seconds: float = 600.0
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Stream the events of one request: Started, Produced…, Finished.
 
         Closing the iterator (use contextlib.aclosing) frees the sequence. A reader that is slow
@@ -44,7 +43,7 @@ class InferenceClient:
         _require_unicode(request)
         kind: type[Event] = Started | Produced | Finished  # type: ignore[assignment]  # msgspec takes unions
         stream = self._rpc.stream(GENERATE, request, kind, deadline_seconds=deadline_seconds)
-        async with stream as events, aclosing(events):  # type: ignore[type-var]  # a generator
+        async with stream as events:
             async for event in events:
                 yield event
 

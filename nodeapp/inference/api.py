@@ -1,0 +1,59 @@
+"""Routes of the inference process: generate (stream) and models; the shell adds the rest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+from aiohttp import web
+
+from nodeapp.core.model_card import ModelCard
+from nodeapp.inference.engine import Engine
+from nodeapp.service.server import query, stream_endpoint
+from nodeapp.wire.ipc_inference import Event, GenerateRequest, ModelFacts, Models
+
+
+class InferenceApi:
+    """Handlers over one engine; the card is known once start() has checked the file."""
+
+    def __init__(self) -> None:
+        self._served: tuple[ModelCard, Engine] | None = None
+
+    def serve(self, card: ModelCard, engine: Engine) -> None:
+        """The engine is ready; the shell lets requests in after this."""
+        self._served = (card, engine)
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """POST /v1/generate, GET /v1/models."""
+        return [
+            web.post("/v1/generate", stream_endpoint(GenerateRequest, self._generate)),
+            web.get("/v1/models", query(self._models)),
+        ]
+
+    async def _generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        _card, engine = self._required()
+        async with aclosing(engine.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    async def _models(self) -> Models:
+        card, engine = self._required()
+        facts = ModelFacts(
+            model_id=card.model_id,
+            repo=card.repo,
+            file_name=card.file_name,
+            sha256=card.sha256,
+            size_bytes=card.size_bytes,
+            architecture=card.architecture,
+            quantisation=card.quantisation,
+            context_length=engine.context_length,
+            trained_context_length=card.context_length,
+            vocabulary_size=card.vocabulary_size,
+            end_token_ids=engine.end_token_ids,
+        )
+        return Models((facts,))
+
+    def _required(self) -> tuple[ModelCard, Engine]:
+        if self._served is None:
+            raise RuntimeError("the shell let a request in before start() returned")
+        return self._served

@@ -1,0 +1,111 @@
+"""Child process that renders chat templates; killed by its parent when it takes too long.
+
+A template is code from a model file: Jinja's sandbox stops it from reaching Python, but neither
+an endless loop nor `"x" * 10**10`. Those end with this process: address space, file size and
+open files are limited here, time by the parent. Run as a plain file in isolated mode, so it
+imports nothing but the standard library and Jinja. Frames: length (4 bytes, big endian), JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+ADDRESS_SPACE_BYTES = 512 << 20
+_PR_SET_PDEATHSIG = 1
+
+
+class _Refused(Exception):
+    """The template called raise_exception or wrote more than it may."""
+
+
+def main() -> None:
+    """Answer requests from stdin on stdout until the end of stdin."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from jinja2 import TemplateError
+
+    _limit()
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    while request := _read(source):
+        try:
+            reply: dict[str, str] = {"text": _render(request)}
+        except (
+            TemplateError,
+            _Refused,
+            TypeError,
+            ValueError,
+            LookupError,
+            OverflowError,
+        ) as error:
+            reply = {"error": str(error)[:200] or type(error).__name__}
+        except (ArithmeticError, AttributeError, RecursionError, MemoryError) as error:
+            reply = {"error": type(error).__name__}
+        body = json.dumps(reply).encode()
+        target.write(len(body).to_bytes(4, "big") + body)
+        target.flush()
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+def _read(source: BinaryIO) -> dict[str, Any]:
+    header = source.read(4)
+    if len(header) < 4:
+        return {}
+    request: dict[str, Any] = json.loads(source.read(int.from_bytes(header, "big")))
+    return request
+
+
+_templates: dict[str, Any] = {}
+
+
+def _render(request: dict[str, Any]) -> str:
+    template = _templates.get(request["template"])
+    if template is None:
+        template = _environment().from_string(request["template"])
+        _templates.clear()
+        _templates[request["template"]] = template
+    limit = int(request["max_characters"])
+    pieces: list[str] = []
+    for piece in template.generate(**request["values"]):
+        limit -= len(piece)
+        if limit < 0:
+            raise _Refused(f"output is over {request['max_characters']} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _environment() -> Environment:
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    return environment
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: object) -> NoReturn:
+    raise _Refused(str(message))
+
+
+if __name__ == "__main__":
+    main()

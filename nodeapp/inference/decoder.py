@@ -1,0 +1,342 @@
+"""The decode thread: commands -> plan -> one llama_decode -> samples -> events, again and again.
+
+Nothing else touches the context. A reader's debt is the number of events it has not taken yet;
+at MAX_DEBT its sequence is left out of the batches, and after `slow_reader_seconds` it is ended.
+
+Batch invariance: llama.cpp picks its CPU kernels by the number of rows, and their roundings
+differ (measured with 0.3.36: one row, 2 to 63 rows and more rows are three classes, each
+bit-identical inside). Where asked for, every batch is kept inside the middle class.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from nodeapp.core.errors import Corrupt, NodeError, Unavailable
+from nodeapp.inference.llama import Aborted, LlamaModel, NoRoom
+from nodeapp.inference.metrics import InferenceMetrics
+from nodeapp.inference.sampling import Logits, SamplingParameters, choose
+from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Rows, Scheduler, Step
+from nodeapp.inference.text import Released, TextAssembler
+from nodeapp.service.clock import Clock
+from nodeapp.wire.ipc_inference import Event, Finished, FinishReason, Produced
+
+MAX_DEBT = 32
+RESUME_DEBT = 8
+MAX_INVARIANT_ROWS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Start a request; `token_ids` is the prompt with what was already delivered."""
+
+    number: int
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParameters
+    stop: tuple[str, ...]
+    scope: str
+    accepted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget a request; nothing more is sent for it. Unknown numbers are ignored."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """The reader took so many events."""
+
+    number: int
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the thread."""
+
+
+Command = Submit | Cancel | Credit | Stop
+Post = Callable[[list[tuple[int, Event]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    """The scheduler's budgets, how long a slow reader may hold cells, batch invariance.
+
+    The last sequence number is not the scheduler's: it is the padding's.
+    """
+
+    scheduler: Limits
+    slow_reader_seconds: float
+    is_batch_invariant: bool
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        max_sequences: int,
+        sequences: int,
+        kv_tokens: int,
+        prefill_chunk_tokens: int,
+        slow_reader_seconds: float,
+        is_batch_invariant: bool,
+    ) -> DecoderLimits:
+        """While others decode, prefill gets a quarter: it is what they wait for."""
+        chunk = prefill_chunk_tokens
+        if is_batch_invariant:
+            chunk = max(1, min(chunk, MAX_INVARIANT_ROWS - max_sequences))
+        limits = Limits(
+            max_sequences=max_sequences,
+            slots=sequences - 1,
+            kv_tokens=kv_tokens - 1,
+            prefill_tokens=chunk,
+            prefill_tokens_while_decoding=max(1, chunk // 4),
+        )
+        return cls(limits, slow_reader_seconds, is_batch_invariant)
+
+    @property
+    def padding(self) -> Rows:
+        """A row that belongs to nobody."""
+        return Rows(0, self.scheduler.slots, 0, (0,), is_last=False)
+
+
+@dataclass(slots=True)
+class _Request:
+    submit: Submit
+    text: TextAssembler
+    position: int
+    chosen: int = 0
+    delivered: int = 0
+    debt: int = 0
+    paused_at: float | None = None
+
+
+class Decoder:
+    """Owns the thread; made and joined by Engine."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        limits: DecoderLimits,
+        commands: queue.SimpleQueue[Command],
+        *,
+        clock: Clock,
+        metrics: InferenceMetrics,
+        post: Post,
+    ) -> None:
+        self._model = model
+        self._limits = limits
+        self._commands = commands
+        self._clock = clock
+        self._metrics = metrics
+        self._post = post
+        self._scheduler = Scheduler(limits.scheduler)
+        self._requests: dict[int, _Request] = {}
+        self._events: list[tuple[int, Event]] = []
+        self._is_idle = True
+        self._thread: threading.Thread | None = None
+
+    def start(self, ended: Callable[[str], None]) -> None:
+        """Start the thread; `ended` is called from it once, with the reason or ""."""
+        self._thread = threading.Thread(target=self._run, args=(ended,), name="decode", daemon=True)
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread to end.
+
+        Raises:
+            Corrupt: it did not; the context must not be freed under it.
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                raise Corrupt(f"decode thread did not end inside {seconds:g} s")
+
+    def _run(self, ended: Callable[[str], None]) -> None:
+        failure = "decode thread ended by a bug"
+        try:
+            while self._take_commands():
+                self._turn()
+            failure = ""
+        except Aborted:
+            failure = ""
+        except NodeError as error:
+            failure = error.message
+        finally:
+            ended(failure)
+
+    def _take_commands(self) -> bool:
+        """Handle what has come; blocks while there is nothing to compute. False: Stop."""
+        while True:
+            try:
+                if self._is_idle:
+                    command = self._commands.get(timeout=self._patience_seconds())
+                else:
+                    command = self._commands.get_nowait()
+            except queue.Empty:
+                return True
+            self._is_idle = False
+            if not self._handle(command):
+                return False
+
+    def _handle(self, command: Command) -> bool:
+        match command:
+            case Submit():
+                self._submit(command)
+            case Cancel(number):
+                if self._requests.pop(number, None) is not None:
+                    self._scheduler.finish(number)
+                    self._metrics.finished.labels("cancelled").inc()
+            case Credit(number, events):
+                self._credit(number, events)
+            case Stop():
+                return False
+            case _:
+                assert_never(command)
+        return True
+
+    def _submit(self, submit: Submit) -> None:
+        count = len(submit.token_ids)
+        job = Job(submit.number, submit.token_ids, count + submit.max_tokens, submit.scope)
+        self._scheduler.submit(job)
+        self._requests[submit.number] = _Request(submit, TextAssembler(submit.stop), count)
+        self._metrics.prompt_tokens.inc(count)
+
+    def _credit(self, number: int, events: int) -> None:
+        request = self._requests.get(number)
+        if request is None:
+            return
+        request.debt -= events
+        if request.paused_at is not None and request.debt <= RESUME_DEBT:
+            request.paused_at = None
+            self._scheduler.pause(number, is_paused=False)
+
+    def _patience_seconds(self) -> float | None:
+        """Until the first paused request runs out of time; None: nothing to wait for."""
+        pauses = [r.paused_at for r in self._requests.values() if r.paused_at is not None]
+        if not pauses:
+            return None
+        until = min(pauses) + self._limits.slow_reader_seconds
+        return max(0.0, until - self._clock.monotonic_seconds())
+
+    def _turn(self) -> None:
+        began = self._clock.monotonic_seconds()
+        self._end_slow_readers(began)
+        step = self._scheduler.plan()
+        self._is_idle = not step.rows
+        if self._apply_memory(step) and step.rows:
+            self._compute(step)
+            self._metrics.step_seconds.observe(self._clock.monotonic_seconds() - began)
+        self._metrics.running.set(self._scheduler.running)
+        self._metrics.waiting.set(self._scheduler.waiting)
+        self._metrics.kv_tokens.set(self._scheduler.kv_tokens)
+        self._send()
+
+    def _send(self) -> None:
+        if self._events:
+            self._post(self._events)
+            self._events = []
+
+    def _apply_memory(self, step: Step) -> bool:
+        """False: a model that cannot drop a part of a sequence lost it all; plan again."""
+        is_kept = True
+        for operation in step.memory:
+            match operation:
+                case Copy(source, target, end):
+                    self._model.copy(source, target, end)
+                case Remove(slot, start):
+                    if not self._model.remove(slot, start):
+                        self._model.remove(slot, 0)
+                        self._scheduler.lost(slot)
+                        is_kept = False
+                case _:
+                    assert_never(operation)
+        for _, tokens in step.reused:
+            self._metrics.cached_tokens.inc(tokens)
+        return is_kept
+
+    def _compute(self, step: Step) -> None:
+        try:
+            logits = self._decode(step.rows)
+        except NoRoom as error:
+            # Reservations make this impossible unless the cache is fragmented by the backend.
+            if not self._scheduler.drop_cache():
+                raise Corrupt("llama.cpp found no KV cells inside the reservation") from error
+            return
+        self._scheduler.done(step)
+        self._metrics.steps.inc()
+        self._metrics.rows.inc(sum(len(rows.token_ids) for rows in step.rows))
+        wanted = (rows for rows in step.rows if rows.is_last)
+        for rows, row in zip(wanted, logits, strict=True):
+            self._sample(rows, row)
+
+    def _decode(self, rows: tuple[Rows, ...]) -> list[Logits]:
+        if not self._limits.is_batch_invariant or sum(len(r.token_ids) for r in rows) > 1:
+            return self._model.decode(rows)
+        padding = self._limits.padding
+        logits = self._model.decode((*rows, padding))
+        self._model.remove(padding.slot, 0)
+        return logits
+
+    def _sample(self, rows: Rows, logits: Logits) -> None:
+        request = self._requests[rows.job_id]
+        try:
+            token_id = choose(logits, request.submit.sampling, request.position)
+        except Unavailable as error:
+            self._finish(request, "error", request.text.flush(), error.message)
+            return
+        if request.chosen == 0:
+            waited = self._clock.monotonic_seconds() - request.submit.accepted_at
+            self._metrics.first_token.observe(waited)
+        if token_id in self._model.end_token_ids:
+            self._finish(request, "stop", request.text.flush())
+            return
+        request.chosen += 1
+        request.position += 1
+        self._metrics.produced_tokens.inc()
+        released = request.text.feed(token_id, self._model.piece(token_id))
+        if released.is_stopped:
+            self._finish(request, "stop", released)
+            return
+        self._produced(request, released)
+        if request.chosen >= request.submit.max_tokens:
+            self._finish(request, "length", request.text.flush())
+        else:
+            self._scheduler.append(rows.job_id, token_id)
+
+    def _produced(self, request: _Request, released: Released) -> None:
+        if not released.token_ids:
+            return
+        number = request.submit.number
+        request.delivered += len(released.token_ids)
+        request.debt += 1
+        self._metrics.delivered_tokens.inc(len(released.token_ids))
+        self._events.append((number, Produced(released.token_ids, released.text)))
+        if request.debt >= MAX_DEBT and request.paused_at is None:
+            request.paused_at = self._clock.monotonic_seconds()
+            self._scheduler.pause(number, is_paused=True)
+
+    def _finish(
+        self, request: _Request, reason: FinishReason, released: Released, detail: str = ""
+    ) -> None:
+        self._produced(request, released)
+        number = request.submit.number
+        self._events.append((number, Finished(reason, request.delivered, detail)))
+        self._metrics.finished.labels(reason).inc()
+        self._scheduler.finish(number)
+        del self._requests[number]
+
+    def _end_slow_readers(self, now: float) -> None:
+        limit = self._limits.slow_reader_seconds
+        for request in list(self._requests.values()):
+            if request.paused_at is not None and now - request.paused_at >= limit:
+                nothing = Released((), "")
+                self._finish(request, "cancelled", nothing, f"nothing was read for {limit:g} s")

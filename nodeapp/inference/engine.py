@@ -1,0 +1,296 @@
+"""Engine: requests in, token events out; one decode thread owns the llama.cpp context.
+
+The asyncio side checks and tokenises, the thread (decoder.py) batches, decodes and samples. They
+talk by one command queue and one call_soon_threadsafe per step. A reader that does not keep up
+pauses its own sequence; leaving the iterator frees the sequence at the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+
+from nodeapp.core.errors import Busy, InvalidRequest, NotFound, TooLarge, Unavailable
+from nodeapp.core.model_card import ModelCard
+from nodeapp.inference.chat import MAX_PROMPT_CHARACTERS, ChatRenderer, ControlText
+from nodeapp.inference.decoder import Cancel, Command, Credit, Decoder, DecoderLimits, Stop, Submit
+from nodeapp.inference.llama import LlamaModel, LoadOptions
+from nodeapp.inference.metrics import InferenceMetrics
+from nodeapp.inference.sampling import SamplingParameters
+from nodeapp.service.clock import Clock
+from nodeapp.wire.ipc_inference import Event, Finished, GenerateRequest, Produced, Started
+
+JOIN_SECONDS = 5.0
+_BUSY_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """`context_length`: limit of one request, prompt and answer together, in tokens.
+
+    `is_batch_invariant`: a request's logits do not depend on what shares its batch (see
+    decoder.py), so answers are the same to the bit alone, batched or resumed; costs about a
+    third of the speed of a single request on a CPU.
+    """
+
+    context_length: int
+    max_sequences: int
+    prefill_chunk_tokens: int
+    queue_requests: int
+    slow_reader_seconds: float
+    is_batch_invariant: bool = False
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Events of one request on the asyncio side, filled by the thread's call-backs."""
+
+    events: deque[Event] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Engine:
+    """Start it, ask `generate` any number of times at once, stop it."""
+
+    def __init__(
+        self, card: ModelCard, load: LoadOptions, options: EngineOptions, *, clock: Clock
+    ) -> None:
+        self._card = card
+        self._load = load
+        self._options = options
+        self._clock = clock
+        self._streams: dict[int, _Stream] = {}
+        self._numbers = itertools.count(1)
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._failure = ""
+        self._is_admitting = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._ended = asyncio.Event()
+        self._decoder: Decoder | None = None
+        self._model: LlamaModel | None = None
+        self._renderer: ChatRenderer | None = None
+        self.context_length = options.context_length
+
+    @property
+    def open_requests(self) -> int:
+        """Requests accepted and not finished."""
+        return len(self._streams)
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a generation; empty before start."""
+        return tuple(sorted(self._model.end_token_ids)) if self._model is not None else ()
+
+    async def start(self, metrics: InferenceMetrics) -> None:
+        """Load the model; requests are accepted when this returns.
+
+        Raises:
+            InvalidRequest: llama.cpp refuses the file.
+            Unavailable: not enough memory for the context.
+        """
+        loop = asyncio.get_running_loop()
+        model = self._model = await asyncio.to_thread(LlamaModel, self._load)
+        self.context_length = min(
+            self._options.context_length, model.kv_tokens - 1, model.trained_context_length
+        )
+        self._renderer = ChatRenderer(
+            self._card.chat_template,
+            bos_text=model.bos_text,
+            eos_text=model.eos_text,
+            control=ControlText(model.control_texts),
+        )
+
+        def post(events: list[tuple[int, Event]]) -> None:
+            loop.call_soon_threadsafe(self._deliver, events)
+
+        def ended(failure: str) -> None:
+            loop.call_soon_threadsafe(self._thread_ended, failure)
+
+        limits = DecoderLimits.of(
+            max_sequences=self._options.max_sequences,
+            sequences=self._load.sequences,
+            kv_tokens=model.kv_tokens,
+            prefill_chunk_tokens=self._options.prefill_chunk_tokens,
+            slow_reader_seconds=self._options.slow_reader_seconds,
+            is_batch_invariant=self._options.is_batch_invariant,
+        )
+        self._decoder = Decoder(
+            model, limits, self._commands, clock=self._clock, metrics=metrics, post=post
+        )
+        self._decoder.start(ended)
+        self._is_admitting = True
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Started, Produced…, Finished. Close the iterator to cancel (contextlib.aclosing).
+
+        Raises:
+            InvalidRequest: no prompt, two prompts, bad token id, template refuses.
+            NotFound: another model than the one loaded.
+            TooLarge: the prompt does not leave room for one token.
+            Busy: the queue is full.
+            Unavailable: stopping, or the decode thread ended.
+        """
+        self._check_open(request)
+        prompt = await self._prompt_ids(request)
+        submit = self._submission(request, prompt)
+        self._check_open(request)
+        stream = self._streams[submit.number] = _Stream()
+        self._idle.clear()
+        self._commands.put(submit)
+        try:
+            yield Started(len(prompt), self.context_length)
+            async for event in self._events(submit.number, stream):
+                yield event
+        finally:
+            del self._streams[submit.number]
+            if not self._streams:
+                self._idle.set()
+            self._commands.put(Cancel(submit.number))
+
+    async def wait_idle(self) -> None:
+        """Refuse new requests and wait until the open ones are finished."""
+        self._is_admitting = False
+        await self._idle.wait()
+
+    async def wait_failed(self) -> str:
+        """Wait until the decode thread has ended; returns why, "" after stop()."""
+        await self._ended.wait()
+        return self._failure
+
+    async def stop(self) -> None:
+        """End the thread, free the model, end the template child. Safe before start()."""
+        self._is_admitting = False
+        if self._renderer is not None:
+            await self._renderer.close()
+        if self._decoder is not None and self._model is not None:
+            self._commands.put(Stop())
+            self._model.abort()
+            await asyncio.to_thread(self._decoder.join, JOIN_SECONDS)
+            self._decoder = None
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+
+    async def _events(self, number: int, stream: _Stream) -> AsyncIterator[Event]:
+        while True:
+            await stream.arrived.wait()
+            stream.arrived.clear()
+            taken = list(stream.events)
+            stream.events.clear()
+            self._commands.put(Credit(number, len(taken)))
+            for event in _merged(taken):
+                yield event
+                if isinstance(event, Finished):
+                    return
+            if self._ended.is_set():
+                raise Unavailable("the engine has stopped", retry_after_seconds=1.0)
+
+    def _check_open(self, request: GenerateRequest) -> None:
+        if not self._is_admitting or self._ended.is_set():
+            raise Unavailable("the engine takes no requests", retry_after_seconds=1.0)
+        if request.model_id and request.model_id != self._card.model_id:
+            raise NotFound(f"model {request.model_id} is not served here")
+        limit = self._options.queue_requests + self._options.max_sequences
+        if len(self._streams) >= limit:
+            raise Busy(
+                f"{len(self._streams)} requests are open, limit {limit}",
+                retry_after_seconds=_BUSY_RETRY_SECONDS,
+            )
+
+    async def _prompt_ids(self, request: GenerateRequest) -> list[int]:
+        if bool(request.messages) == bool(request.prompt_token_ids):
+            raise InvalidRequest("empty prompt: give messages or prompt_token_ids, one of them")
+        self._check_ids((*request.prompt_token_ids, *request.continue_token_ids))
+        if request.prompt_token_ids:
+            return list(request.prompt_token_ids)
+        if not any(message.content.strip() for message in request.messages):
+            raise InvalidRequest("empty prompt: every message is blank")
+        size = sum(len(message.content) for message in request.messages)
+        if size > MAX_PROMPT_CHARACTERS // 2:
+            raise TooLarge(
+                f"prompt of {size} characters, limit {MAX_PROMPT_CHARACTERS // 2} characters"
+            )
+        _require_unicode(request)
+        if self._renderer is None:
+            raise Unavailable("the engine is not started")
+        parts = await self._renderer.render(request.messages)
+        return await asyncio.to_thread(self._tokenise, parts)
+
+    def _tokenise(self, parts: tuple[str, ...]) -> list[int]:
+        """A beginning-of-sequence token is added unless the template wrote it itself."""
+        model = self._model
+        if model is None:
+            raise Unavailable("the engine is not started")
+        ids: list[int] = []
+        for index, part in enumerate(parts):
+            is_begin = index == 0 and not (model.bos_text and part.startswith(model.bos_text))
+            ids += model.tokenise(part, add_special=is_begin)
+        return ids
+
+    def _check_ids(self, token_ids: tuple[int, ...]) -> None:
+        highest = max(token_ids, default=0)
+        if highest >= self._card.vocabulary_size:
+            raise InvalidRequest(
+                f"token id {highest} is not below the vocabulary's {self._card.vocabulary_size}"
+            )
+
+    def _submission(self, request: GenerateRequest, prompt: list[int]) -> Submit:
+        context = (*prompt, *request.continue_token_ids)
+        room = self.context_length - len(context)
+        if room < 1:
+            raise TooLarge(
+                f"prompt of {len(context)} tokens does not fit the context of "
+                f"{self.context_length} tokens"
+            )
+        asked = request.sampling
+        return Submit(
+            number=next(self._numbers),
+            token_ids=context,
+            max_tokens=min(request.max_tokens, room),
+            sampling=SamplingParameters(
+                asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed
+            ),
+            stop=request.stop,
+            scope=request.cache_scope,
+            accepted_at=self._clock.monotonic_seconds(),
+        )
+
+    def _deliver(self, events: list[tuple[int, Event]]) -> None:
+        for number, event in events:
+            stream = self._streams.get(number)
+            if stream is not None:
+                stream.events.append(event)
+                stream.arrived.set()
+
+    def _thread_ended(self, failure: str) -> None:
+        self._failure = failure
+        self._ended.set()
+        for stream in self._streams.values():
+            stream.arrived.set()
+
+
+def _require_unicode(request: GenerateRequest) -> None:
+    for message in request.messages:
+        try:
+            message.content.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"message text has a lone surrogate at character {error.start}"
+            ) from error
+
+
+def _merged(events: list[Event]) -> list[Event]:
+    """Neighbouring Produced events as one: what piled up is sent in one piece."""
+    merged: list[Event] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        if isinstance(event, Produced) and isinstance(last, Produced):
+            merged[-1] = Produced(last.token_ids + event.token_ids, last.text + event.text)
+        else:
+            merged.append(event)
+    return merged
