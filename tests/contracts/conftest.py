@@ -1,0 +1,33 @@
+"""One in-process chain for the whole run, rolled back after every test; anvil where a test asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nodeapp.core.errors import Unavailable
+from nodeapp.devnet.anvil import find_anvil
+from nodeapp.service.paths import default_cache_dir
+from tests.contracts.world import World, build_world
+
+
+@pytest.fixture(scope="session")
+def built_world() -> World:
+    return build_world()
+
+
+@pytest.fixture
+def world(built_world: World) -> Iterator[World]:
+    before = built_world.tester.take_snapshot()
+    yield built_world
+    built_world.tester.revert_to_snapshot(before)
+
+
+@pytest.fixture(scope="session")
+def anvil_binary() -> Path:
+    try:
+        return find_anvil(default_cache_dir())
+    except Unavailable as error:
+        pytest.skip(error.message)
