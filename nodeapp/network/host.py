@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
@@ -23,19 +21,23 @@ from nodeapp.core.ids import PeerId
 from nodeapp.network.bridge import Bridge
 from nodeapp.network.dht import Dht
 from nodeapp.network.identity import Identity, IdentityLock, load_or_create_identity
+from nodeapp.network.library import (
+    ConnectionNotifee,
+    is_unsupported,
+    new_library_host,
+    parse_multiaddr,
+    parse_peer_id,
+    refuse_taken_port,
+)
 from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
 
 Handler = Callable[[Stream], Awaitable[None]]
 CONNECT_SECONDS: Final = 20.0
 STREAM_SECONDS: Final = 15.0
-NEGOTIATE_SECONDS: Final = 10
 CLOSE_SECONDS: Final = 2.0
 INBOUND_STREAMS_PER_PEER: Final = 64
 """More are reset: a stream may hold about 1.5 MB of ours."""
-INBOUND_STREAMS: Final = 2000
-"""Over all peers and protocols."""
-CONNECTIONS_PER_PEER: Final = 4
 
 _log = structlog.get_logger(__name__)
 
@@ -58,6 +60,7 @@ class Libp2pHost:
         self._inbound: Counter[PeerId] = Counter()
         self._addresses: tuple[str, ...] = ()
         self._connected: frozenset[PeerId] = frozenset()
+        self._changed = asyncio.Event()
         self._bridge = Bridge(self._run, on_death)
         self._lock: IdentityLock | None = None
         self._library: Any = None
@@ -88,7 +91,7 @@ class Libp2pHost:
         host._lock = IdentityLock(settings.identity_path)
         try:
             for address in settings.listen:
-                _refuse_taken_port(address)
+                refuse_taken_port(address)
             await host._bridge.start(settings.start_seconds)
         except BaseException:
             await host.stop()
@@ -121,6 +124,25 @@ class Libp2pHost:
 
     def connected_peers(self) -> frozenset[PeerId]:
         """Peers with a live connection, as last told by the trio thread."""
+        return self._connected
+
+    async def peers_changed(
+        self, known: frozenset[PeerId], deadline_seconds: float
+    ) -> frozenset[PeerId]:
+        """Wait until the connected peers are others than `known`, or the deadline.
+
+        Whoever announces itself uses it: a bootstrap node that restarted has forgotten us.
+
+        Returns:
+            The peers connected then.
+        """
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                while self._connected == known:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
         return self._connected
 
     def set_handler(self, protocol_id: str, handler: Handler) -> None:
@@ -207,9 +229,9 @@ class Libp2pHost:
         self, nursery: trio.Nursery, started: Callable[[], None], stop: trio.Event
     ) -> None:
         del nursery
-        self._library = library = _new_library_host(self._settings, self._identity)
-        library.get_network().register_notifee(_Notifee(self._note_peers))
-        listen = [_multiaddr(address) for address in self._settings.listen]
+        self._library = library = new_library_host(self._settings, self._identity)
+        library.get_network().register_notifee(ConnectionNotifee(self._note_peers))
+        listen = [parse_multiaddr(address) for address in self._settings.listen]
         # No cover for a stop: the block is left by returning, and then closes in order.
         async with library.run(listen_addrs=listen), self.dht.running(library):
             # It would dial whatever the DHT mentioned until half the slots are in use.
@@ -274,7 +296,7 @@ class Libp2pHost:
     async def _connect(self, address: str) -> PeerId:
         from libp2p.peer.peerinfo import info_from_p2p_addr
 
-        target = _multiaddr(address)
+        target = parse_multiaddr(address)
         try:
             peer = info_from_p2p_addr(target)
         except Exception as error:
@@ -293,16 +315,16 @@ class Libp2pHost:
         return PeerId(str(peer.peer_id))
 
     async def _disconnect(self, peer_id: PeerId) -> None:
-        await self._library.disconnect(_library_id(peer_id))
+        await self._library.disconnect(parse_peer_id(peer_id))
 
     async def _open_stream(self, peer_id: PeerId, protocol_ids: tuple[str, ...]) -> Stream:
         from libp2p.host.exceptions import StreamFailure
         from libp2p.protocol_muxer.exceptions import MultiselectClientError
 
         try:
-            net = await self._library.new_stream(_library_id(peer_id), list(protocol_ids))
+            net = await self._library.new_stream(parse_peer_id(peer_id), list(protocol_ids))
         except StreamFailure as error:
-            if _is_unsupported(error.__cause__, MultiselectClientError):
+            if is_unsupported(error.__cause__, MultiselectClientError):
                 offered = ", ".join(protocol_ids)
                 raise NotFound(f"peer {peer_id} offers none of {offered}") from error
             raise
@@ -316,133 +338,7 @@ class Libp2pHost:
 
         def note() -> None:
             self._connected = peers
+            self._changed.set()
 
         self._bridge.to_loop(note)
         self.dht.note_peers()
-
-
-class _Notifee:
-    """Tells about connections; the other events are of no interest here."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-
-    async def connected(self, network: object, conn: object) -> None:
-        """A connection is up."""
-        del network, conn
-        self._changed()
-
-    async def disconnected(self, network: object, conn: object) -> None:
-        """A connection is gone."""
-        del network, conn
-        self._changed()
-
-    async def opened_stream(self, network: object, stream: object) -> None:
-        """Not used."""
-
-    async def closed_stream(self, network: object, stream: object) -> None:
-        """Not used."""
-
-    async def listen(self, network: object, multiaddr: object) -> None:
-        """Not used."""
-
-    async def listen_close(self, network: object, multiaddr: object) -> None:
-        """Not used."""
-
-
-def _new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # noqa: ANN401 - untyped library
-    from libp2p import new_host
-    from libp2p.crypto.ed25519 import create_new_key_pair
-    from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
-    from libp2p.network.config import ConnectionConfig
-    from libp2p.rcmgr.connection_limits import new_connection_limits_with_defaults
-    from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
-    from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-    from libp2p.security.noise.transport import Transport as NoiseTransport
-
-    # It logs errors for ordinary events, and its import sets the level; what matters is raised
-    # or counted here.
-    for name in ("libp2p", "libp2p.network.auto_connector"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    key_pair = create_new_key_pair(identity.seed)
-    noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
-    connections = settings.max_connections
-    limits = new_connection_limits_with_defaults()
-    announce = [_multiaddr(address) for address in settings.announce]
-    return new_host(
-        key_pair=key_pair,
-        # The library's own list also offers secio and plaintext.
-        sec_opt={NOISE_ID: noise},
-        muxer_preference="YAMUX",
-        negotiate_timeout=NEGOTIATE_SECONDS,
-        # min_connections = 0: the library keeps that many slots back from inbound peers.
-        connection_config=ConnectionConfig(
-            max_connections=connections,
-            min_connections=0,
-            low_watermark=min(16, connections),
-            high_watermark=max(1, connections * 4 // 5),
-            max_connections_per_peer=2,
-            inbound_upgrade_timeout=5.0,
-            dial_timeout=10.0,
-            deny_list=list(settings.deny),
-        ),
-        resource_manager=ResourceManager(
-            limits=ResourceLimits(max_connections=connections, max_streams=INBOUND_STREAMS),
-            connection_limits=limits.with_max_established_per_peer(CONNECTIONS_PER_PEER),
-            cidr_limits=[("0.0.0.0/0", max(1, connections * 9 // 10))],
-        ),
-        announce_addrs=announce or None,
-        addrs_factory=None if announce else _without_wildcards,
-        disable_identify_address_discovery=bool(announce),
-    )
-
-
-def _without_wildcards(addresses: list[Any]) -> list[Any]:
-    """Interfaces in place of 0.0.0.0, which a peer would dial as itself."""
-    from libp2p.utils.address_validation import expand_wildcard_address
-
-    expanded: dict[str, Any] = {}
-    for address in addresses:
-        for concrete in expand_wildcard_address(address):
-            expanded.setdefault(str(concrete), concrete)
-    return list(expanded.values())
-
-
-def _multiaddr(address: str) -> Any:  # noqa: ANN401 - untyped library
-    from multiaddr import Multiaddr
-    from multiaddr.exceptions import Error as MultiaddrFailure
-
-    try:
-        return Multiaddr(address)
-    except (MultiaddrFailure, ValueError, LookupError) as error:
-        raise InvalidRequest(f"{address[:200]!r} is not a multiaddr") from error
-
-
-def _library_id(peer_id: PeerId) -> Any:  # noqa: ANN401 - untyped library
-    from libp2p.peer.id import ID
-
-    try:
-        return ID.from_base58(peer_id)
-    except ValueError as error:
-        raise InvalidRequest(f"{peer_id[:100]!r} is not a peer id") from error
-
-
-def _is_unsupported(cause: BaseException | None, client_error: type[BaseException]) -> bool:
-    """Whether the peer answered that it knows none of the protocols (nothing else failed)."""
-    return isinstance(cause, client_error) and "not supported" in str(cause)
-
-
-def _refuse_taken_port(address: str) -> None:
-    """Bind once without SO_REUSEPORT, which py-libp2p sets: two listeners would share the port."""
-    parts = address.split("/")
-    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
-        raise InvalidRequest(f"listen address {address[:200]!r} is not /ip4/<ip>/tcp/<port>")
-    if not parts[4].isdigit() or int(parts[4]) > 65535:
-        raise InvalidRequest(f"listen address {address[:200]!r}: port must be 0 to 65535")
-    family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((parts[2], int(parts[4])))
-        except OSError as error:
-            raise Unavailable(f"cannot listen on {address}: {error.strerror}") from error

@@ -34,7 +34,10 @@ async def test_peers_see_each_other_and_a_disconnect(tmp_path):
     async with pair(tmp_path) as (client, server):
         assert client.connected_peers() == {server.peer_id}
         await until(lambda: server.connected_peers() == {client.peer_id})
+        known = server.connected_peers()
+        assert await server.peers_changed(known, 0.05) == known
         await client.disconnect(server.peer_id)
+        assert await server.peers_changed(known, 10) == frozenset()
         await until(lambda: not client.connected_peers() and not server.connected_peers())
 
 

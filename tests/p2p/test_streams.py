@@ -197,3 +197,25 @@ async def test_one_peer_cannot_hold_more_streams_than_its_share(tmp_path):
         again = await client.open_stream(server.peer_id, [ECHO])
         await again.write_frame(b"room")
         assert await again.read_frame(deadline_seconds=5) == b"room"
+
+
+async def test_frames_cross_between_the_loops_in_batches(tmp_path):
+    count = 3000
+    async with pair(tmp_path) as (client, server), served(client, server) as (ours, theirs):
+        wakeups = []
+        for stream in (ours, theirs):
+            bridge = stream._bridge
+            for name in ("to_loop", "post"):
+                original = getattr(bridge, name)
+                counted = lambda *args, original=original: (wakeups.append(1), original(*args))  # noqa: E731
+                setattr(bridge, name, counted)
+
+        async def write():
+            for _ in range(count):
+                await ours.write_frame(bytes(100))
+
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(write())
+            for _ in range(count):
+                assert await theirs.read_frame(deadline_seconds=10) == bytes(100)
+        assert len(wakeups) < count / 4

@@ -1,0 +1,151 @@
+"""Where py-libp2p's own objects are made and parsed; everything here runs on the trio thread.
+
+The package is imported inside the functions: it takes seconds, and only a started host needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.core.ids import PeerId
+from nodeapp.network.identity import Identity
+from nodeapp.network.settings import NetworkSettings
+
+NEGOTIATE_SECONDS: Final = 10
+CONNECTIONS_PER_PEER: Final = 4
+INBOUND_STREAMS: Final = 2000
+"""Over all peers and protocols."""
+
+
+class ConnectionNotifee:
+    """Tells about connections; the other events are of no interest here."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
+    async def connected(self, network: object, conn: object) -> None:
+        """A connection is up."""
+        del network, conn
+        self._changed()
+
+    async def disconnected(self, network: object, conn: object) -> None:
+        """A connection is gone."""
+        del network, conn
+        self._changed()
+
+    async def opened_stream(self, network: object, stream: object) -> None:
+        """Not used."""
+
+    async def closed_stream(self, network: object, stream: object) -> None:
+        """Not used."""
+
+    async def listen(self, network: object, multiaddr: object) -> None:
+        """Not used."""
+
+    async def listen_close(self, network: object, multiaddr: object) -> None:
+        """Not used."""
+
+
+def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # noqa: ANN401 - untyped library
+    """A host as the settings say, not yet listening: TCP, noise and yamux only."""
+    from libp2p import new_host
+    from libp2p.crypto.ed25519 import create_new_key_pair
+    from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+    from libp2p.network.config import ConnectionConfig
+    from libp2p.rcmgr.connection_limits import new_connection_limits_with_defaults
+    from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
+    from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+    from libp2p.security.noise.transport import Transport as NoiseTransport
+
+    # It logs errors for ordinary events, and its import sets the level; what matters is raised
+    # or counted here.
+    for name in ("libp2p", "libp2p.network.auto_connector"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    key_pair = create_new_key_pair(identity.seed)
+    noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
+    connections = settings.max_connections
+    limits = new_connection_limits_with_defaults()
+    announce = [parse_multiaddr(address) for address in settings.announce]
+    return new_host(
+        key_pair=key_pair,
+        # The library's own list also offers secio and plaintext.
+        sec_opt={NOISE_ID: noise},
+        muxer_preference="YAMUX",
+        negotiate_timeout=NEGOTIATE_SECONDS,
+        # min_connections = 0: the library keeps that many slots back from inbound peers.
+        connection_config=ConnectionConfig(
+            max_connections=connections,
+            min_connections=0,
+            low_watermark=min(16, connections),
+            high_watermark=max(1, connections * 4 // 5),
+            max_connections_per_peer=2,
+            inbound_upgrade_timeout=5.0,
+            dial_timeout=10.0,
+            deny_list=list(settings.deny),
+        ),
+        resource_manager=ResourceManager(
+            limits=ResourceLimits(max_connections=connections, max_streams=INBOUND_STREAMS),
+            connection_limits=limits.with_max_established_per_peer(CONNECTIONS_PER_PEER),
+            cidr_limits=[("0.0.0.0/0", max(1, connections * 9 // 10))],
+        ),
+        announce_addrs=announce or None,
+        addrs_factory=None if announce else _without_wildcards,
+        disable_identify_address_discovery=bool(announce),
+    )
+
+
+def _without_wildcards(addresses: list[Any]) -> list[Any]:
+    """Interfaces in place of 0.0.0.0, which a peer would dial as itself."""
+    from libp2p.utils.address_validation import expand_wildcard_address
+
+    expanded: dict[str, Any] = {}
+    for address in addresses:
+        for concrete in expand_wildcard_address(address):
+            expanded.setdefault(str(concrete), concrete)
+    return list(expanded.values())
+
+
+def parse_multiaddr(address: str) -> Any:  # noqa: ANN401 - untyped library
+    """Raises InvalidRequest when it is none."""
+    from multiaddr import Multiaddr
+    from multiaddr.exceptions import Error as MultiaddrFailure
+
+    try:
+        return Multiaddr(address)
+    except (MultiaddrFailure, ValueError, LookupError) as error:
+        raise InvalidRequest(f"{address[:200]!r} is not a multiaddr") from error
+
+
+def parse_peer_id(peer_id: PeerId) -> Any:  # noqa: ANN401 - untyped library
+    """Raises InvalidRequest when it is none."""
+    from libp2p.peer.id import ID
+
+    try:
+        return ID.from_base58(peer_id)
+    except ValueError as error:
+        raise InvalidRequest(f"{peer_id[:100]!r} is not a peer id") from error
+
+
+def is_unsupported(cause: BaseException | None, client_error: type[BaseException]) -> bool:
+    """Whether the peer answered that it knows none of the protocols (nothing else failed)."""
+    return isinstance(cause, client_error) and "not supported" in str(cause)
+
+
+def refuse_taken_port(address: str) -> None:
+    """Bind once without SO_REUSEPORT, which py-libp2p sets: two listeners would share the port."""
+    parts = address.split("/")
+    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        raise InvalidRequest(f"listen address {address[:200]!r} is not /ip4/<ip>/tcp/<port>")
+    if not parts[4].isdigit() or int(parts[4]) > 65535:
+        raise InvalidRequest(f"listen address {address[:200]!r}: port must be 0 to 65535")
+    family = socket.AF_INET if parts[1] == "ip4" else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((parts[2], int(parts[4])))
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {address}: {error.strerror}") from error
