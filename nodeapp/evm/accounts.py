@@ -17,6 +17,8 @@ from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from eth_keys.datatypes import PrivateKey
+from eth_keys.exceptions import BadSignature
+from eth_utils.exceptions import ValidationError
 from eth_typing import Hash32
 
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, Unauthorised
@@ -76,7 +78,7 @@ def recover_signer(message: bytes, signature: bytes) -> Address:
     """
     try:
         signer = Account.recover_message(encode_defunct(primitive=message), signature=signature)
-    except ValueError as error:
+    except (ValueError, BadSignature, ValidationError) as error:
         raise Unauthorised("signature cannot be recovered") from error
     return Address(signer)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from nodeapp.core.errors import Unavailable
 from nodeapp.devnet.anvil import find_anvil
+from nodeapp.devnet.main import Devnet, DevnetOptions, running_devnet
 from nodeapp.service.paths import default_cache_dir
-from tests.contracts.world import World, build_world
+from tests.contracts.world import MODEL, RULES, World, build_world
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,17 @@ def anvil_binary() -> Path:
         return find_anvil(default_cache_dir())
     except Unavailable as error:
         pytest.skip(error.message)
+
+
+@pytest.fixture
+async def devnet(anvil_binary: Path, tmp_path: Path) -> AsyncIterator[Devnet]:
+    """A fresh chain that mines every transaction at once, with the contracts on it."""
+    options = DevnetOptions(
+        directory=tmp_path / "devnet",
+        anvil=anvil_binary,
+        models=(MODEL,),
+        block_time_seconds=0,
+        rules=RULES,
+    )
+    async with running_devnet(options) as running:
+        yield running
