@@ -1,0 +1,1 @@
+"""S5 adapter: content identifiers, blob store, embedded portal and client."""

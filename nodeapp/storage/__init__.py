@@ -1,0 +1,1 @@
+"""The s5 process: the embedded portal under the service shell."""

@@ -1,0 +1,31 @@
+"""The s5 process's endpoints: the portal's routes once the store is open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from nodeapp.core.errors import Unavailable
+from nodeapp.s5.blobs import BlobStore
+from nodeapp.s5.portal import UPLOAD, upload
+
+
+class StorageApi:
+    """Uploads for this machine's own processes; reading is on the TCP side."""
+
+    def __init__(self) -> None:
+        self._store: BlobStore | None = None
+
+    def open(self, store: BlobStore) -> None:
+        """Begin to answer."""
+        self._store = store
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """POST /s5/upload."""
+        return (web.post(UPLOAD, self._upload),)
+
+    async def _upload(self, request: web.Request) -> web.StreamResponse:
+        if self._store is None:
+            raise Unavailable("s5 has no blob store yet", retry_after_seconds=1)
+        return await upload(request, self._store)
