@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+# libgomp reads them when llama.cpp is loaded; spinning starves other tests on a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from nodeapp.inference.engine import Engine, EngineOptions
+from nodeapp.inference.llama import LoadOptions
+from nodeapp.inference.metrics import InferenceMetrics
+from nodeapp.inference.models import ModelFile, check_model
+from nodeapp.service.clock import SystemClock
+from nodeapp.service.metrics import Metrics
+from nodeapp.service.paths import default_cache_dir
+from nodeapp.wire.ipc_inference import ChatMessage, Finished, GenerateRequest, Produced, Started
+
+MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@pytest.fixture(scope="session")
+def model_path():
+    path = default_cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing: run `make setup`")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_card(model_path, tmp_path_factory):
+    digests = tmp_path_factory.mktemp("digests") / "d.json"
+    return check_model(ModelFile(model_path, MODEL_SHA256, "test/repo", "model.gguf"), digests)
+
+
+@dataclass
+class Answer:
+    started: Started
+    ids: list[int]
+    text: str
+    finished: Finished
+
+
+class RunningEngine:
+    """An engine with its metrics, and the questions tests ask again and again."""
+
+    def __init__(self, engine, metrics):
+        self.engine = engine
+        self._metrics = metrics
+
+    def metric(self, name):
+        for line in self._metrics.render().decode().splitlines():
+            if line.startswith(f"fabstir_inference_{name} "):
+                return float(line.split()[-1])
+        raise AssertionError(f"no metric {name}")
+
+    async def until(self, name, wanted, *, seconds=10.0):
+        async with asyncio.timeout(seconds):
+            while self.metric(name) != wanted:
+                await asyncio.sleep(0.005)
+
+    async def ask(self, request):
+        started, finished, ids, text = None, None, [], ""
+        async with asyncio.timeout(30), aclosing(self.engine.generate(request)) as events:
+            async for event in events:
+                match event:
+                    case Started():
+                        started = event
+                    case Produced(token_ids, piece):
+                        ids += token_ids
+                        text += piece
+                    case Finished():
+                        finished = event
+        return Answer(started, ids, text, finished)
+
+
+def chat(text, *, max_tokens=24, **more):
+    return GenerateRequest(
+        "r", messages=(ChatMessage("user", text),), max_tokens=max_tokens, **more
+    )
+
+
+@pytest.fixture
+def engine_on(model_card, model_path):
+    """A context manager: an engine with these options."""
+
+    @asynccontextmanager
+    async def make(*, context_length=1024, kv_tokens=2049, threads=2, **changes):
+        given = {
+            "max_sequences": 4,
+            "prefill_chunk_tokens": 128,
+            "queue_requests": 8,
+            "slow_reader_seconds": 10.0,
+        } | changes
+        options = EngineOptions(context_length=context_length, **given)
+        load = LoadOptions(
+            path=model_path,
+            kv_tokens=kv_tokens,
+            sequences=2 * options.max_sequences + 1,
+            batch_tokens=options.prefill_chunk_tokens + options.max_sequences,
+            threads=threads,
+            gpu_layers=0,
+        )
+        metrics = Metrics("inference")
+        engine = Engine(model_card, load, options, clock=SystemClock())
+        try:
+            await engine.start(InferenceMetrics(metrics))
+            yield RunningEngine(engine, metrics)
+        finally:
+            await engine.stop()
+
+    return make

@@ -1,0 +1,295 @@
+"""The scheduler against a model of the KV cache: budgets kept, positions contiguous, no deadlock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Scheduler, common_prefix
+
+SMALL = Limits(
+    max_sequences=2, slots=4, kv_tokens=100, prefill_tokens=10, prefill_tokens_while_decoding=4
+)
+
+
+@dataclass
+class World:
+    """Carries out steps as llama.cpp would and checks every rule while doing so."""
+
+    limits: Limits
+    scheduler: Scheduler = field(init=False)
+    cells: dict[int, list[int]] = field(default_factory=dict)
+    wanted: dict[int, int] = field(default_factory=dict)
+    contexts: dict[int, list[int]] = field(default_factory=dict)
+    paused: set[int] = field(default_factory=set)
+    finished: list[int] = field(default_factory=list)
+    reused: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.scheduler = Scheduler(self.limits)
+
+    def submit(self, number, tokens, answer, scope=""):
+        self.scheduler.submit(Job(number, tuple(tokens), len(tokens) + answer, scope))
+        self.wanted[number] = answer
+        self.contexts[number] = list(tokens)
+
+    def step(self):
+        plan = self.scheduler.plan()
+        self.apply_memory(plan)
+        self.reused |= dict(plan.reused)
+        assert len({rows.slot for rows in plan.rows}) == len(plan.rows)
+        assert len(plan.rows) <= self.limits.max_sequences
+        decode = [rows for rows in plan.rows if len(rows.token_ids) == 1 and rows.is_last]
+        prefill = sum(len(rows.token_ids) for rows in plan.rows if rows not in decode)
+        assert prefill <= self.limits.prefill_tokens
+        assert not decode or plan.rows[: len(decode)] == tuple(decode)
+        for rows in plan.rows:
+            held = self.cells.setdefault(rows.slot, [])
+            context = self.contexts[rows.job_id]
+            assert rows.job_id not in self.paused
+            assert held == context[: rows.start]
+            held += rows.token_ids
+            assert held == context[: len(held)]
+            assert rows.is_last == (len(held) == len(context))
+        assert sum(map(len, self.cells.values())) <= self.limits.kv_tokens
+        assert self.scheduler.kv_tokens <= self.limits.kv_tokens
+        self.scheduler.done(plan)
+        for rows in plan.rows:
+            if rows.is_last:
+                self.answer(rows.job_id)
+        return plan
+
+    def apply_memory(self, plan):
+        for operation in plan.memory:
+            match operation:
+                case Remove(slot, start):
+                    del self.cells.setdefault(slot, [])[start:]
+                case Copy(source, target, end):
+                    assert not self.cells.get(target)
+                    assert len(self.cells[source]) >= end
+                    self.cells[target] = self.cells[source][:end]
+
+    def answer(self, number):
+        self.wanted[number] -= 1
+        if self.wanted[number] == 0:
+            self.scheduler.finish(number)
+            self.finished.append(number)
+        else:
+            self.contexts[number].append(7)
+            self.scheduler.append(number, 7)
+
+    def run(self, *, steps=2000):
+        for _ in range(steps):
+            if len(self.finished) == len(self.wanted):
+                return
+            self.step()
+        raise AssertionError(f"finished {self.finished} of {sorted(self.wanted)}")
+
+
+def test_a_prompt_is_prefilled_in_chunks_then_decoded():
+    world = World(SMALL)
+    world.submit(1, range(25), 3)
+    sizes = [[len(rows.token_ids) for rows in world.step().rows] for _ in range(5)]
+    assert sizes == [[10], [10], [5], [1], [1]]
+    assert world.finished == [1]
+
+
+def test_decode_rows_come_first_and_prefill_gets_the_smaller_share():
+    world = World(SMALL)
+    world.submit(1, range(5), 10)
+    world.step()
+    world.submit(2, range(100, 120), 3)
+    assert [(rows.job_id, len(rows.token_ids)) for rows in world.step().rows] == [(1, 1), (2, 4)]
+
+
+def test_shortest_prefill_goes_first_but_the_long_one_is_not_starved():
+    limits = Limits(8, 8, 10_000, 10, 4)
+    world = World(limits)
+    world.submit(1, range(100), 1)
+    world.step()
+    for number in range(2, 60):
+        world.submit(number, range(1000 * number, 1000 * number + 8), 1)
+    world.run()
+    assert world.finished[0] != 1
+    assert world.finished.index(1) < 40
+
+
+def test_a_third_request_waits_for_a_sequence():
+    world = World(SMALL)
+    for number in (1, 2, 3):
+        world.submit(number, range(number * 10, number * 10 + 5), 2)
+    world.step()
+    assert (world.scheduler.running, world.scheduler.waiting) == (2, 1)
+    world.run()
+
+
+def test_a_reservation_that_does_not_fit_waits_and_keeps_its_place():
+    world = World(SMALL)
+    world.submit(1, range(50), 20)
+    world.submit(2, range(60, 110), 20)
+    world.submit(3, range(5), 1)
+    world.step()
+    assert (world.scheduler.running, world.scheduler.waiting) == (1, 2)
+    world.run()
+    assert world.finished[0] == 1
+
+
+def test_the_same_scope_reuses_a_finished_prefix_in_place():
+    world = World(SMALL)
+    world.submit(1, range(40), 2, scope="renter")
+    world.run()
+    world.submit(2, [*range(40), 99], 2, scope="renter")
+    plan = world.step()
+    assert world.reused[2] == 40
+    assert [len(rows.token_ids) for rows in plan.rows] == [1]
+
+
+def test_the_last_token_is_always_computed_again():
+    world = World(SMALL)
+    world.submit(1, range(40), 2, scope="renter")
+    world.run()
+    world.submit(2, range(40), 2, scope="renter")
+    world.step()
+    assert world.reused[2] == 39
+
+
+def test_a_running_prefix_is_shared_by_copy():
+    world = World(SMALL)
+    world.submit(1, range(30), 10, scope="renter")
+    for _ in range(4):
+        world.step()
+    world.submit(2, [*range(30), 98, 99], 3, scope="renter")
+    assert any(isinstance(operation, Copy) for operation in world.step().memory)
+    assert world.reused[2] == 30
+    world.run()
+
+
+@pytest.mark.parametrize("scope", ["other", ""])
+def test_another_scope_never_shares(scope):
+    world = World(SMALL)
+    world.submit(1, range(40), 2, scope="renter")
+    world.run()
+    world.submit(2, [*range(40), 99], 2, scope=scope)
+    world.step()
+    assert world.reused[2] == 0
+
+
+def test_no_scope_leaves_nothing_behind():
+    world = World(SMALL)
+    world.submit(1, range(40), 2)
+    world.run()
+    world.step()
+    assert world.scheduler.kv_tokens == 0
+    assert not any(world.cells.values())
+
+
+def test_cache_is_evicted_oldest_first_when_cells_are_wanted():
+    world = World(SMALL)
+    world.submit(1, range(30), 1, scope="a")
+    world.run()
+    world.submit(2, range(100, 130), 1, scope="b")
+    world.run()
+    world.submit(3, range(200, 240), 10, scope="c")
+    world.run()
+    world.submit(4, range(100, 130), 1, scope="b")
+    world.submit(5, range(30), 1, scope="a")
+    world.run()
+    assert (world.reused[4], world.reused[5]) == (29, 0)
+
+
+def test_finishing_a_waiting_request_forgets_it():
+    world = World(SMALL)
+    for number in (1, 2, 3):
+        world.submit(number, range(10), 5)
+    world.step()
+    world.scheduler.finish(3)
+    assert world.scheduler.waiting == 0
+
+
+def test_a_paused_request_keeps_its_cells_and_is_left_out():
+    world = World(SMALL)
+    world.submit(1, range(5), 5)
+    world.step()
+    world.scheduler.pause(1, is_paused=True)
+    world.paused.add(1)
+    assert world.step().rows == ()
+    assert world.scheduler.kv_tokens == 10
+    world.paused.clear()
+    world.scheduler.pause(1, is_paused=False)
+    world.run()
+
+
+def test_lost_cells_are_computed_again():
+    world = World(SMALL)
+    world.submit(1, range(12), 3)
+    world.step()
+    world.scheduler.lost(0)
+    world.cells[0] = []
+    world.run()
+
+
+def test_a_job_that_can_never_fit_is_a_bug_of_the_caller():
+    with pytest.raises(ValueError, match="never fit"):
+        World(SMALL).submit(1, range(90), 11)
+
+
+jobs = st.lists(
+    st.tuples(
+        st.integers(1, 40),
+        st.integers(1, 30),
+        st.sampled_from(["", "a", "b"]),
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    jobs=jobs,
+    sequences=st.integers(1, 4),
+    extra_slots=st.integers(0, 3),
+    kv=st.integers(70, 200),
+    prefill=st.integers(1, 16),
+    noise=st.lists(st.tuples(st.integers(0, 13), st.sampled_from("cpr")), max_size=20),
+)
+def test_every_job_ends_and_no_budget_is_ever_exceeded(
+    jobs, sequences, extra_slots, kv, prefill, noise
+):
+    limits = Limits(sequences, sequences + extra_slots, kv, prefill, max(1, prefill // 2))
+    world = World(limits)
+    actions = list(noise)
+    for number, (length, answer, scope, base) in enumerate(jobs):
+        world.submit(number, range(base, base + length), answer, scope)
+        world.step()
+        if actions:
+            target, action = actions.pop()
+            open_jobs = target in world.wanted and target not in world.finished
+            if action == "c" and open_jobs:
+                world.scheduler.finish(target)
+                world.finished.append(target)
+                world.paused.discard(target)
+            elif action == "p" and open_jobs:
+                world.scheduler.pause(target, is_paused=True)
+                if target in world.scheduler._running:
+                    world.paused.add(target)
+            elif action == "r":
+                world.scheduler.pause(target, is_paused=False)
+                world.paused.discard(target)
+    for number in list(world.paused):
+        world.scheduler.pause(number, is_paused=False)
+    world.paused.clear()
+    world.run()
+    assert sorted(world.finished) == sorted(world.wanted)
+    assert world.scheduler.running == world.scheduler.waiting == 0
+
+
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_common_prefix_is_the_longest(left, right):
+    length = common_prefix(left, right)
+    assert left[:length] == right[:length]
+    assert length == min(len(left), len(right)) or left[length] != right[length]
