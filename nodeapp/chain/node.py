@@ -148,9 +148,7 @@ class ChainNode:
         prover = await self._resources.enter_async_context(
             ProverClient(self._shell.paths.socket("prover"))
         )
-        storage = await self._resources.enter_async_context(
-            StorageClient(self._shell.paths.socket("s5"))
-        )
+        storage = StorageClient(self._shell.paths.socket("s5"))
         queue = TransactionQueue(
             ledger,
             Transactions(provider),
@@ -224,9 +222,8 @@ class ChainNode:
         models: tuple[ModelId, ...] = ()
         if registered:
             models = (await parts.contracts.node(address)).model_ids
-        prices = [
-            await _price(parts.contracts, address, model, deployment.usdc) for model in models
-        ]
+        usdc = deployment.usdc
+        prices = [await _price(parts.contracts, address, model, usdc) for model in models]
         return wire.HostView(
             address=address,
             public_key=parts.wallet.public_key,
@@ -236,7 +233,7 @@ class ChainNode:
             block_time=now.timestamp,
             is_registered=registered,
             model_ids=models,
-            usdc=deployment.usdc,
+            usdc=usdc,
             prices=tuple(prices),
         )
 

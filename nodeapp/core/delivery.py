@@ -27,8 +27,9 @@ class Delivery:
 
     @property
     def is_over(self) -> bool:
-        """The engine has finished, everything left and everything was acknowledged."""
-        return bool(self.finish_reason) and self.made == self.sent == self.acknowledged
+        """The engine has finished and everything that left was acknowledged."""
+        is_all_sent = self.made == self.sent or self.finish_reason == "cancelled"
+        return bool(self.finish_reason) and is_all_sent and self.sent == self.acknowledged
 
     @property
     def is_waiting_for_renter(self) -> bool:

@@ -44,6 +44,11 @@ class Wallet:
         """Compressed point, 33 bytes."""
         return PrivateKey(bytes(self._account.key)).public_key.to_compressed_bytes()
 
+    @property
+    def private_key(self) -> bytes:
+        """The key itself, 32 bytes; for opening boxes sealed to this wallet, never for storing."""
+        return bytes(self._account.key)
+
     def sign_transaction(self, fields: Mapping[str, object]) -> tuple[bytes, TxHash]:
         """Raw signed transaction and its hash."""
         signed = self._account.sign_transaction(dict(fields))  # type: ignore[arg-type]

@@ -94,6 +94,7 @@ class Conversation:
         self._relay = Relay(
             stream, services.chain, services.inference, services.relay, self._note_first_token
         )
+        self._task: asyncio.Task[None] | None = None
         self._asked_seconds = 0.0
 
     async def run(self) -> None:
@@ -189,6 +190,7 @@ class Conversation:
         self, command: GenerateCommand, renter: Renter, tasks: asyncio.TaskGroup
     ) -> None:
         session = self._require_session()
+        await self._let_answer_end()
         if self._answer is not None:
             raise Busy("this session is answering another request", retry_after_seconds=1)
         offered = [offer.model_id for offer in self._offer.record.models]
@@ -216,7 +218,7 @@ class Conversation:
                 max_tokens=authorised.max_tokens,
             )
         )
-        tasks.create_task(self._run_answer(self._answer), name=f"answer {command.request_id}")
+        self._task = tasks.create_task(self._run_answer(self._answer))
 
     async def _run_answer(self, answer: Answer) -> None:
         outcome = "error"
@@ -226,7 +228,8 @@ class Conversation:
             outcome = answer.delivery.finish_reason
         except* NodeError as group:
             error = _leaves(group)[0]
-            if self._stream.is_over:
+            if isinstance(error, Unavailable):
+                # Ends the stream, not the request: the renter may take it up again.
                 raise error from group
             await self._tell(error)
         finally:
@@ -259,9 +262,15 @@ class Conversation:
         session = self._require_session()
         if job_id != session.job_id:
             raise InvalidRequest(f"session {job_id} is not the open one")
+        await self._let_answer_end()
         if self._answer is not None:
             raise Busy("an answer is still under way; cancel it first", retry_after_seconds=1)
         await self._send(session_state=_state(await self._services.chain.close_session(job_id)))
+
+    async def _let_answer_end(self) -> None:
+        """An answer whose last receipt is in is only being written down."""
+        if self._task is not None and self._answer is not None and self._answer.delivery.is_over:
+            await asyncio.wait((self._task,))
 
     def _require_session(self) -> SessionView:
         if self._session is None:

@@ -135,7 +135,7 @@ class Relay:
             self._finish(answer, "length")
             return
         request = _request(answer, left)
-        async with aclosing(self._inference.generate(request)) as events:  # type: ignore[type-var]
+        async with aclosing(self._inference.generate(request)) as events:
             async for event in events:
                 match event:
                     case Started(prompt_tokens=prompt_tokens):

@@ -1,0 +1,219 @@
+"""Ask one question and receive the answer exactly once, also across a host that restarts.
+
+Received tokens are on disk before the receipt for them is signed. After a lost connection the
+renter first presents its newest receipt, then asks for the same request id: the host goes on
+with the token after the last one received.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from nodeapp.core.errors import Busy, NodeError, ProtocolViolation, Unavailable
+from nodeapp.evm.accounts import Wallet
+from nodeapp.network.host import Libp2pHost
+from nodeapp.renter.events import (
+    AnswerEnded,
+    AnswerStarted,
+    Connected,
+    Reconnecting,
+    Report,
+    TokensReceived,
+)
+from nodeapp.renter.link import Link, open_link
+from nodeapp.renter.record import SessionRecord
+from nodeapp.service.clock import Clock, Deadline
+from nodeapp.wire import fabstir_pb2 as pb
+from nodeapp.wire.signed import domain_separator, receipt_digest
+
+RECEIPT_EVERY_TOKENS = 16
+RECONNECT_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked."""
+
+    messages: tuple[tuple[str, str], ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Progress:
+    """One answer so far; survives reconnects."""
+
+    request_id: str
+    asked_seconds: float
+    session_start: int
+    pieces: list[str] = field(default_factory=list)
+    first_token_seconds: float = 0.0
+    last_token_seconds: float = 0.0
+    receipted: int = 0
+    reconnects: int = 0
+
+
+class Asker:
+    """Asks on one paid session."""
+
+    def __init__(
+        self,
+        host: Libp2pHost,
+        wallet: Wallet,
+        record: SessionRecord,
+        *,
+        resume_seconds: float,
+        clock: Clock,
+        report: Report,
+    ) -> None:
+        self._host = host
+        self._wallet = wallet
+        self._record = record
+        self._resume_seconds = resume_seconds
+        self._clock = clock
+        self._report = report
+        head = record.head
+        self._separator = domain_separator(head.chain_id, head.marketplace)
+
+    async def ask(self, question: Question) -> AnswerEnded:
+        """Stream one answer; reconnects for `resume_seconds` after the last progress.
+
+        Raises:
+            Rejected: the host refuses (no money, unknown model, prompt too long …).
+            Unavailable: the host did not come back.
+        """
+        start = len(self._record.token_ids)
+        now = self._clock.monotonic_seconds()
+        progress = _Progress(secrets.token_hex(16), now, start, receipted=start)
+        deadline = Deadline.after(self._resume_seconds, self._clock)
+        while True:
+            received = len(self._record.token_ids)
+            try:
+                return await self._attempt(question, progress)
+            except (Unavailable, Busy) as error:
+                if len(self._record.token_ids) > received:
+                    deadline = Deadline.after(self._resume_seconds, self._clock)
+                if not deadline.remaining_seconds():
+                    raise
+                progress.reconnects += 1
+                self._report(Reconnecting(error.message, len(self._record.token_ids) - start))
+                await asyncio.sleep(error.retry_after_seconds or RECONNECT_PAUSE_SECONDS)
+
+    async def close(self) -> pb.SessionState:
+        """Tell the host that the session is over; it claims, completes and refunds.
+
+        Raises:
+            Unavailable: the host cannot be reached; it will close by itself when idle.
+        """
+        async with open_link(self._host, self._record.head, self._wallet) as (link, state):
+            if len(self._record.token_ids) > state.acknowledged:
+                await self._send_receipt(link)
+            await link.send(close=pb.Close(job_id=self._record.head.job_id))
+            return (await link.expect("session_state")).session_state
+
+    async def _attempt(self, question: Question, progress: _Progress) -> AnswerEnded:
+        try:
+            async with AsyncExitStack() as stack:
+                opened = open_link(self._host, self._record.head, self._wallet)
+                link, state = await stack.enter_async_context(opened)
+                self._report(Connected(state.affordable, state.acknowledged))
+                if len(self._record.token_ids) > state.acknowledged:
+                    await self._send_receipt(link)
+                await link.send(generate=_generate(question, self._record, progress.request_id))
+                async with asyncio.TaskGroup() as tasks:
+                    pinger = tasks.create_task(link.keep_alive())
+                    end = await self._receive(link, progress)
+                    pinger.cancel()
+                return self._ended(end, progress)
+        except* NodeError as group:
+            raise _first(group) from None
+
+    async def _receive(self, link: Link, progress: _Progress) -> pb.End:
+        while True:
+            message = await link.receive()
+            match message.WhichOneof("body"):
+                case "started":
+                    started = message.started
+                    self._report(
+                        AnswerStarted(progress.request_id, started.max_tokens, started.first_token)
+                    )
+                case "tokens":
+                    await self._take(message.tokens, progress)
+                    held = len(self._record.token_ids) - progress.receipted
+                    if held >= RECEIPT_EVERY_TOKENS:
+                        await self._send_receipt(link)
+                        progress.receipted = len(self._record.token_ids)
+                case "end":
+                    await self._send_receipt(link)
+                    return message.end
+                case other:
+                    raise ProtocolViolation(f"host sent {other} in an answer")
+
+    async def _take(self, tokens: pb.Tokens, progress: _Progress) -> None:
+        ids = tuple(tokens.ids)
+        new = await asyncio.to_thread(self._record.receive, tokens.first_token, ids)
+        if len(new) not in (0, len(ids)):
+            raise ProtocolViolation(f"host repeated some of the tokens from {tokens.first_token}")
+        if not new:
+            return
+        now = self._clock.monotonic_seconds() - progress.asked_seconds
+        progress.first_token_seconds = progress.first_token_seconds or now
+        progress.last_token_seconds = now
+        progress.pieces.append(tokens.text)
+        self._report(TokensReceived(len(new), tokens.text, round(now, 4)))
+
+    async def _send_receipt(self, link: Link) -> None:
+        head, count = self._record.head, len(self._record.token_ids)
+        running = self._record.running_hash
+        digest = receipt_digest(self._separator, head.job_id, count, running)
+        await link.send(
+            receipt=pb.Receipt(
+                job_id=head.job_id,
+                tokens=count,
+                running_hash=running,
+                signature=self._wallet.sign_digest(digest),
+            )
+        )
+
+    def _ended(self, end: pb.End, progress: _Progress) -> AnswerEnded:
+        total = len(self._record.token_ids)
+        tokens = total - progress.session_start
+        spent = progress.last_token_seconds - progress.first_token_seconds
+        ended = AnswerEnded(
+            job_id=self._record.head.job_id,
+            request_id=progress.request_id,
+            answer="".join(progress.pieces),
+            finish_reason=end.finish_reason,
+            prompt_tokens=end.prompt_tokens,
+            tokens=tokens,
+            session_tokens=total,
+            first_token_seconds=round(progress.first_token_seconds, 4),
+            tokens_per_second=round((tokens - 1) / spent, 2) if spent > 0 else 0.0,
+            reconnects=progress.reconnects,
+        )
+        self._report(ended)
+        return ended
+
+
+def _generate(question: Question, record: SessionRecord, request_id: str) -> pb.Generate:
+    return pb.Generate(
+        request_id=request_id,
+        model_id=record.head.model_id,
+        messages=[pb.Message(role=role, content=text) for role, text in question.messages],
+        max_tokens=question.max_tokens,
+        sampling=pb.Sampling(
+            temperature=question.temperature, top_p=question.top_p, seed=question.seed
+        ),
+        stop=question.stop,
+    )
+
+
+def _first(group: BaseExceptionGroup[NodeError]) -> NodeError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

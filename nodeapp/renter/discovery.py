@@ -1,0 +1,163 @@
+"""Find hosts of a model: bootstrap -> DHT provider record -> signed offer -> chain registry.
+
+Nothing a peer says is believed: the offer must be signed by a wallet that the registry lists as
+an active host of this model at this price, for the very peer we are connected to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from nodeapp.core.errors import NodeError, NotFound, Rejected, Unauthorised, Unavailable
+from nodeapp.core.ids import ModelId, PeerId
+from nodeapp.evm.contracts import Contracts
+from nodeapp.network.dht import ProviderInfo
+from nodeapp.network.host import Libp2pHost
+from nodeapp.security.wallet import address_of, verify_digest
+from nodeapp.service.clock import Clock
+from nodeapp.service.logs import get_logger
+from nodeapp.wire import envelope
+from nodeapp.wire import fabstir_pb2 as pb
+from nodeapp.wire.capability import CapabilityRecord, ModelOffer, decode_record
+from nodeapp.wire.provider_key import provider_key
+from nodeapp.wire.signed import capability_digest, domain_separator
+
+SEARCH_SECONDS = 30.0
+SEARCH_PAUSE_SECONDS = 0.5
+CAPABILITY_SECONDS = 10.0
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundHost:
+    """A checked offer and the address that answered."""
+
+    record: CapabilityRecord
+    offer: ModelOffer
+    address: str
+    providers: int
+
+
+class Discovery:
+    """Looks hosts up with one libp2p host."""
+
+    def __init__(
+        self, host: Libp2pHost, contracts: Contracts, bootstrap: tuple[str, ...], clock: Clock
+    ) -> None:
+        self._host = host
+        self._contracts = contracts
+        self._bootstrap = bootstrap
+        self._clock = clock
+
+    async def find(self, model_id: ModelId, *, max_price: int) -> list[FoundHost]:
+        """Hosts that sell the model now, cheapest first; searched until one is found.
+
+        Raises:
+            NotFound: the registry does not list the model, or no host offers it in time.
+            Unavailable: no bootstrap node answers.
+        """
+        await self._contracts.model(model_id)
+        await self._host.dht.join(self._bootstrap)
+        key = provider_key(model_id, self._contracts.deployment.chain_id)
+        reasons: dict[str, str] = {}
+        try:
+            async with asyncio.timeout(SEARCH_SECONDS):
+                while True:
+                    providers = await self._host.dht.find_providers(key)
+                    found = await self._ask_all(providers, model_id, max_price, reasons)
+                    if found:
+                        return sorted(found, key=lambda host: host.offer.price_per_token)
+                    await asyncio.sleep(SEARCH_PAUSE_SECONDS)
+        except TimeoutError as error:
+            why = "; ".join(f"{peer}: {reason}" for peer, reason in reasons.items())
+            raise NotFound(
+                f"no host offers model {model_id} within {SEARCH_SECONDS:g} s"
+                + (f" ({why})" if why else "")
+            ) from error
+
+    async def _ask_all(
+        self,
+        providers: list[ProviderInfo],
+        model_id: ModelId,
+        max_price: int,
+        reasons: dict[str, str],
+    ) -> list[FoundHost]:
+        found: list[FoundHost] = []
+        for provider in providers:
+            try:
+                found.append(await self._ask(provider, model_id, max_price, len(providers)))
+            except NodeError as error:
+                reasons[provider.peer_id] = error.message
+                _log.info("provider passed over", peer_id=provider.peer_id, error=error.message)
+        return found
+
+    async def _ask(
+        self, provider: ProviderInfo, model_id: ModelId, max_price: int, count: int
+    ) -> FoundHost:
+        address = await self._connect(provider)
+        stream = await self._host.open_stream(provider.peer_id, [envelope.CAPABILITY_PROTOCOL])
+        try:
+            await stream.write_frame(envelope.encode(capability_request=pb.CapabilityRequest()))
+            frame = await stream.read_frame(envelope.MAX_STREAM_FRAME_BYTES, CAPABILITY_SECONDS)
+        finally:
+            await stream.reset()
+        if frame is None:
+            raise Unavailable("host closed the stream without an offer")
+        reply = envelope.decode(frame)
+        if reply.WhichOneof("body") == "error":
+            raise envelope.error_of(reply.error)
+        record, offer = await self.check(reply.capability, provider.peer_id, model_id)
+        if offer.price_per_token > max_price:
+            raise Rejected(f"price {offer.price_per_token} is over the limit {max_price}")
+        return FoundHost(record, offer, address, count)
+
+    async def _connect(self, provider: ProviderInfo) -> str:
+        failure: NodeError = Unavailable("provider record has no address")
+        for address in provider.addresses:
+            try:
+                await self._host.connect(address)
+            except NodeError as error:
+                failure = error
+            else:
+                return address
+        raise failure
+
+    async def check(
+        self, capability: pb.Capability, peer_id: PeerId, model_id: ModelId
+    ) -> tuple[CapabilityRecord, ModelOffer]:
+        """Hold an offer against signature, connection, clock and chain.
+
+        Raises:
+            Unauthorised: signature, peer, chain or registration do not fit.
+            NotFound: the model is not in it.
+            Rejected: expired, or another price than on chain.
+        """
+        record = decode_record(capability.record)
+        deployment = self._contracts.deployment
+        if (record.chain_id, record.marketplace) != (deployment.chain_id, deployment.marketplace):
+            raise Unauthorised(f"offer is for chain {record.chain_id}, {record.marketplace}")
+        separator = domain_separator(record.chain_id, record.marketplace)
+        digest = capability_digest(separator, capability.record)
+        verify_digest(digest, capability.signature, record.wallet)
+        if record.peer_id != peer_id:
+            raise Unauthorised(f"offer names peer {record.peer_id}, we speak to {peer_id}")
+        if address_of(record.public_key) != record.wallet:
+            raise Unauthorised("offer's public key is not the wallet's")
+        if record.not_after < self._clock.unix_seconds():
+            raise Rejected(f"offer expired at {record.not_after}")
+        offers = [offer for offer in record.models if offer.model_id == model_id]
+        if not offers:
+            raise NotFound(f"host does not offer model {model_id}")
+        await self._check_chain(record, offers[0])
+        return record, offers[0]
+
+    async def _check_chain(self, record: CapabilityRecord, offer: ModelOffer) -> None:
+        if not await self._contracts.is_active_node(record.wallet):
+            raise Unauthorised(f"{record.wallet} is not an active host of the registry")
+        price = await self._contracts.model_price(record.wallet, offer.model_id, offer.asset)
+        if price != offer.price_per_token:
+            raise Rejected(f"offer asks {offer.price_per_token}, the registry says {price}")
+        model = await self._contracts.model(offer.model_id)
+        if model.sha256.hex() != offer.sha256:
+            raise Rejected(f"offer's model file {offer.sha256} is not the approved one")

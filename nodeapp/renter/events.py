@@ -1,0 +1,103 @@
+"""What a renter's run reports as it happens; the CLI prints it, `--json` writes it as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from nodeapp.core.ids import Address, JobId, ModelId, PeerId, TxHash
+
+
+class RenterEvent(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower):
+    """Base of all reports."""
+
+
+class HostFound(RenterEvent, frozen=True):
+    """A host was found over the DHT and its offer checked against the chain."""
+
+    peer_id: PeerId
+    wallet: Address
+    address: str
+    model_id: ModelId
+    model: str
+    price_per_token: int
+    providers: int
+    seconds: float
+
+
+class SessionPaid(RenterEvent, frozen=True):
+    """The deposit is in the marketplace."""
+
+    job_id: JobId
+    deposit: int
+    tx_hash: TxHash
+    gas_used: int
+    seconds: float
+
+
+class Connected(RenterEvent, frozen=True):
+    """Authenticated, session accepted by the host."""
+
+    affordable_tokens: int
+    acknowledged: int
+
+
+class AnswerStarted(RenterEvent, frozen=True):
+    """The host took the prompt."""
+
+    request_id: str
+    max_tokens: int
+    first_token: int
+
+
+class TokensReceived(RenterEvent, frozen=True):
+    """A batch; `text` belongs to exactly these tokens."""
+
+    tokens: int
+    text: str
+    seconds: float
+    """Since the prompt was sent."""
+
+
+class Reconnecting(RenterEvent, frozen=True):
+    """The host went away; the answer will be taken up where it stopped."""
+
+    reason: str
+    received_tokens: int
+
+
+class AnswerEnded(RenterEvent, frozen=True):
+    """All tokens received and acknowledged by a signed receipt."""
+
+    job_id: JobId
+    request_id: str
+    answer: str
+    finish_reason: str
+    prompt_tokens: int
+    tokens: int
+    session_tokens: int
+    first_token_seconds: float
+    tokens_per_second: float
+    """After the first token."""
+    reconnects: int
+
+
+class SessionClosed(RenterEvent, frozen=True):
+    """The host was told that nothing more comes."""
+
+    job_id: JobId
+    phase: str
+
+
+AnyEvent = (
+    HostFound
+    | SessionPaid
+    | Connected
+    | AnswerStarted
+    | TokensReceived
+    | Reconnecting
+    | AnswerEnded
+    | SessionClosed
+)
+Report = Callable[[AnyEvent], None]

@@ -1,0 +1,144 @@
+"""Composition root of a renter's run: libp2p host, chain views, wallet, then one task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeapp.core.errors import NotFound
+from nodeapp.core.ids import ModelId
+from nodeapp.evm.accounts import Wallet, load_keystore
+from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.deployment import load_deployment
+from nodeapp.evm.provider import Provider
+from nodeapp.network.host import Libp2pHost
+from nodeapp.network.settings import DhtMode, NetworkSettings
+from nodeapp.renter.answer import Asker, Question
+from nodeapp.renter.discovery import Discovery, FoundHost
+from nodeapp.renter.events import AnswerEnded, HostFound, Report, SessionClosed, SessionPaid
+from nodeapp.renter.payment import open_paid_session
+from nodeapp.renter.record import SessionHead, SessionRecord, newest_session
+from nodeapp.renter.settings import RenterSettings
+from nodeapp.service.clock import Clock, SystemClock
+
+
+@dataclass(frozen=True, slots=True)
+class Renter:
+    """A renter that is connected to chain and network."""
+
+    settings: RenterSettings
+    wallet: Wallet
+    contracts: Contracts
+    host: Libp2pHost
+    clock: Clock
+    report: Report
+
+    @property
+    def state_dir(self) -> Path:
+        """Where session records lie."""
+        return Path(self.settings.state_dir)
+
+    async def find_hosts(self, model_id: ModelId) -> list[FoundHost]:
+        """Checked hosts, cheapest first."""
+        discovery = Discovery(self.host, self.contracts, self.settings.bootstrap, self.clock)
+        return await discovery.find(model_id, max_price=self.settings.max_price_per_token)
+
+    async def pay(self, model_id: ModelId) -> SessionRecord:
+        """Find a host and open a paid session with it."""
+        begun = self.clock.monotonic_seconds()
+        found = (await self.find_hosts(model_id))[0]
+        self.report(
+            HostFound(
+                peer_id=found.record.peer_id,
+                wallet=found.record.wallet,
+                address=found.address,
+                model_id=model_id,
+                model=found.offer.name,
+                price_per_token=found.offer.price_per_token,
+                providers=found.providers,
+                seconds=round(self.clock.monotonic_seconds() - begun, 3),
+            )
+        )
+        begun = self.clock.monotonic_seconds()
+        paid = await open_paid_session(
+            self.contracts, self.wallet, found.record.wallet, found.offer, self.settings
+        )
+        head = SessionHead(
+            chain_id=found.record.chain_id,
+            marketplace=found.record.marketplace,
+            job_id=paid.job_id,
+            host=found.record.wallet,
+            peer_id=found.record.peer_id,
+            model_id=model_id,
+            portal_url=found.record.portal_url,
+            addresses=(found.address, *found.record.addresses),
+        )
+        record = await asyncio.to_thread(SessionRecord.create, self.state_dir, head)
+        seconds = round(self.clock.monotonic_seconds() - begun, 3)
+        self.report(SessionPaid(paid.job_id, paid.deposit, paid.tx_hash, paid.gas_used, seconds))
+        return record
+
+    async def reopen(self, model_id: ModelId) -> SessionRecord | None:
+        """The newest session if it is still active and for this model."""
+        try:
+            job_id = newest_session(self.state_dir)
+        except NotFound:
+            return None
+        record = await asyncio.to_thread(SessionRecord.load, self.state_dir, job_id)
+        job = await self.contracts.session(job_id)
+        usable = job.status == 0 and record.head.model_id == model_id
+        return record if usable else None
+
+    async def ask(self, record: SessionRecord, question: Question) -> AnswerEnded:
+        """One question on a paid session."""
+        return await self._asker(record).ask(question)
+
+    async def close(self, record: SessionRecord) -> None:
+        """Tell the host that the session is over."""
+        state = await self._asker(record).close()
+        self.report(SessionClosed(record.head.job_id, state.phase))
+
+    def _asker(self, record: SessionRecord) -> Asker:
+        return Asker(
+            self.host,
+            self.wallet,
+            record,
+            resume_seconds=self.settings.resume_seconds,
+            clock=self.clock,
+            report=self.report,
+        )
+
+
+@asynccontextmanager
+async def running_renter(settings: RenterSettings, report: Report) -> AsyncIterator[Renter]:
+    """Connect to chain and network; closes both.
+
+    Raises:
+        InvalidRequest: files or chain id do not fit.
+        Unavailable: the chain does not answer.
+    """
+    async with open_chain(settings) as (wallet, contracts):
+        network = NetworkSettings(
+            identity_path=Path(settings.state_dir) / "identity.key",
+            listen=(),
+            dht_mode=DhtMode.CLIENT,
+        )
+        died = asyncio.Event()
+        async with Libp2pHost.running(network, on_death=lambda _reason: died.set()) as host:
+            yield Renter(settings, wallet, contracts, host, SystemClock(), report)
+
+
+@asynccontextmanager
+async def open_chain(settings: RenterSettings) -> AsyncIterator[tuple[Wallet, Contracts]]:
+    """Wallet and contract views only: what verifying needs."""
+    wallet = await asyncio.to_thread(
+        load_keystore, Path(settings.keystore_file), Path(settings.password_file)
+    )
+    deployment = await asyncio.to_thread(load_deployment, Path(settings.deployment_file))
+    async with Provider(settings.rpc_urls, chain_id=settings.chain_id) as provider:
+        contracts = Contracts(provider, deployment)
+        await contracts.check()
+        yield wallet, contracts

@@ -1,0 +1,54 @@
+"""A renter's own settings file (TOML): chain, wallet, where to look for hosts, how to verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import tomli
+
+from nodeapp.core.errors import InvalidRequest
+
+
+class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """renter.toml; `fabstir-node devnet` writes one that works."""
+
+    state_dir: str
+    """Identity, received tokens and session records."""
+    deployment_file: str
+    keystore_file: str
+    password_file: str
+    rpc_urls: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=8)]
+    chain_id: int
+    bootstrap: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)]
+    model_id: str
+    """Model asked for when none is named."""
+    profile_dir: str = ""
+    """Proof profile to verify with; empty: proofs cannot be checked."""
+    allow_test_srs: bool = False
+    deposit: Annotated[int, msgspec.Meta(ge=1)] = 500_000
+    """Base units of USDC per session (500000 = 0.50 USDC, the marketplace's minimum)."""
+    max_price_per_token: Annotated[int, msgspec.Meta(ge=1)] = 100_000
+    """Most that a host may ask, base units of USDC per 1000 tokens."""
+    proof_interval_tokens: Annotated[int, msgspec.Meta(ge=100)] = 100
+    proof_timeout_seconds: Annotated[int, msgspec.Meta(ge=60, le=3600)] = 300
+    max_duration_seconds: Annotated[int, msgspec.Meta(ge=60, le=365 * 86_400)] = 86_400
+    resume_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 60.0
+    """A lost host is called again for so long."""
+
+
+def load_renter_settings(path: Path) -> RenterSettings:
+    """Read renter.toml.
+
+    Raises:
+        InvalidRequest: missing, not TOML, unknown key or value out of range.
+    """
+    try:
+        return msgspec.convert(tomli.loads(path.read_text("utf-8")), RenterSettings)
+    except FileNotFoundError as error:
+        raise InvalidRequest(
+            f"{path} does not exist; `fabstir-node devnet` writes one, or pass --config"
+        ) from error
+    except (tomli.TOMLDecodeError, msgspec.ValidationError, OSError) as error:
+        raise InvalidRequest(f"{path}: {error}") from error
