@@ -31,7 +31,7 @@ async def serving(app: web.Application, socket_path: Path | None = None):
             yield str(socket_path)
         else:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
-            yield "http://127.0.0.1:%d" % runner.addresses[0][1]
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -71,16 +71,21 @@ async def test_a_multipart_upload_is_the_same_blob(tmp_path):
         form = aiohttp.FormData()
         form.add_field("file", DATA, filename="x")
         connector = aiohttp.UnixConnector(path=str(socket_path))
-        async with aiohttp.ClientSession(connector=connector) as session:
-            async with session.post("http://s5/s5/upload", data=form) as response:
-                assert (await response.json())["cid"] == CID
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.post("http://s5/s5/upload", data=form) as response,
+        ):
+            assert (await response.json())["cid"] == CID
         assert await download_blob(url, CID, max_bytes=1 << 20) == DATA
 
 
 async def test_nothing_is_uploaded_over_tcp(tmp_path):
-    async with portal(tmp_path) as (url, _), aiohttp.ClientSession() as session:
-        async with session.post(f"{url}/s5/upload", data=b"x") as response:
-            assert response.status in (404, 405)
+    async with (
+        portal(tmp_path) as (url, _),
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/s5/upload", data=b"x") as response,
+    ):
+        assert response.status in (404, 405)
 
 
 async def test_a_blob_is_served_for_ever_and_as_an_attachment(tmp_path):
