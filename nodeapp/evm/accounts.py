@@ -18,8 +18,8 @@ from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from eth_keys.datatypes import PrivateKey
 from eth_keys.exceptions import BadSignature
-from eth_utils.exceptions import ValidationError
 from eth_typing import Hash32
+from eth_utils.exceptions import ValidationError
 
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, Unauthorised
 from nodeapp.core.ids import Address, TxHash
