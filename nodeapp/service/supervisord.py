@@ -157,7 +157,7 @@ def _program(tree: Tree, name: str, kind: ProgramKind) -> dict[str, str]:
         "autostart": "true",
         "autorestart": "true",
         "startsecs": "1",
-        "startretries": "5",
+        "startretries": "3",
         "stopsignal": "TERM",
         "stopwaitsecs": str(STOP_SECONDS),
         "stopasgroup": "false",
@@ -170,15 +170,15 @@ def _program(tree: Tree, name: str, kind: ProgramKind) -> dict[str, str]:
 
 
 def _plain(value: str | Path) -> str:
-    """Supervisor expands %(…)s and cuts at " ;": one is escaped, the other refused.
+    """Supervisor expands %(…)s, some values twice, and cuts at " ;": such paths are refused.
 
     Raises:
         InvalidRequest: a character that this file format cannot carry.
     """
     text = str(value)
-    if any(part in text for part in ("\n", "\r", '"', " ;")):
+    if any(part in text for part in ("\n", "\r", '"', " ;", "%")):
         raise InvalidRequest(f"path {text!r} cannot be written into supervisord.conf")
-    return text.replace("%", "%%")
+    return text
 
 
 def _section(name: str, values: Mapping[str, str]) -> str:

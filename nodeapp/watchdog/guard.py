@@ -33,7 +33,7 @@ class Watchdog:
         self._settings = settings
         self._supervisor = SupervisorClient(supervisor_socket(shell.paths))
         self._state = WatchState(settings.misses)
-        self._silent: tuple[str, ...] = ()
+        self._silent: tuple[str, ...] | None = None
         self._kills = shell.metrics.counter("kills_total", "silent processes killed", ("process",))
         self._exits = shell.metrics.counter("exits_total", "unexpected exits", ("process",))
 
@@ -48,6 +48,8 @@ class Watchdog:
 
     def readiness(self) -> str:
         """Who is silent."""
+        if self._silent is None:
+            return "has not looked yet"
         return f"silent: {', '.join(self._silent)}" if self._silent else "everyone answers"
 
     async def drain(self) -> None:
@@ -93,16 +95,15 @@ class Watchdog:
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(self._answers(program.name)) for program in targets]
         now = self._shell.clock.monotonic_seconds()
-        self._silent = tuple(
+        silent = tuple(
             program.name for program, task in zip(targets, asked, strict=True) if not task.result()
         )
         for program in targets:
-            look = Probed(
-                program.name, program.state, program.pid, program.name not in self._silent
-            )
+            look = Probed(program.name, program.state, program.pid, program.name not in silent)
             self._state, effects = apply(self._state, look, now)
             for effect in effects:
                 await self._carry_out(effect)
+        self._silent = silent
 
     async def _answers(self, process: str) -> bool:
         seconds = self._settings.probe_timeout_seconds

@@ -74,7 +74,7 @@ def apply(state: WatchState, probed: Probed, now: float) -> tuple[WatchState, tu
     match probed.state:
         case "FATAL":
             known, effects = _quarantine(known, probed, now)
-        case "RUNNING":
+        case "STARTING" | "RUNNING":
             known, effects = _running(known, probed, now, state.max_misses)
         case _:
             known, effects = replace(known, misses=0), ()

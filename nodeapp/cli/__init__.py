@@ -1,0 +1,1 @@
+"""`fabstir-node …`: one file a noun; heavy imports inside the commands, so that --help is quick."""

@@ -1,0 +1,39 @@
+"""The fabstir-node command. Errors are one line on stderr; after Ctrl-C typer ends with 130."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from nodeapp.cli import backup, config, doctor, run, status
+from nodeapp.core.errors import NodeError
+
+EXIT_FAILURE = 1
+
+app = typer.Typer(
+    name="fabstir-node",
+    help="Host node of the Fabstir marketplace: sell LLM inference, peer to peer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+run.register(app)
+status.register(app)
+doctor.register(app)
+config.register(app)
+backup.register(app)
+
+
+def main() -> int:
+    """Run one command; typer itself exits when it went well, else this is the exit code."""
+    try:
+        app()
+    except NodeError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return EXIT_FAILURE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

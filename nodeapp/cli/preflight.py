@@ -1,0 +1,66 @@
+"""What can be known to be wrong before anything is started; each finding says what to do."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from nodeapp.core.errors import InvalidRequest
+from nodeapp.service.settings import Settings
+
+_MULTIADDRESS = re.compile(r"^/ip4/(?P<host>[0-9.]+)/tcp/(?P<port>\d+)")
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise the first finding.
+
+    Raises:
+        InvalidRequest: with the settings key and what to do.
+    """
+    for finding in findings(settings):
+        raise InvalidRequest(finding)
+
+
+def findings(settings: Settings) -> Iterator[str]:
+    """Every finding, one line each."""
+    processes = settings.node.processes
+    if "chain" in processes:
+        yield from _files(
+            ("chain.keystore_file", settings.chain.keystore_file),
+            ("chain.password_file", settings.chain.password_file),
+            ("chain.deployment_file", settings.chain.deployment_file),
+        )
+    if "inference" in processes and settings.inference.model_path:
+        yield from _files(("inference.model_path", settings.inference.model_path))
+    if "p2p" in processes:
+        place = _MULTIADDRESS.match(settings.p2p.listen)
+        if place is None:
+            yield f"p2p.listen {settings.p2p.listen!r} is not /ip4/ADDRESS/tcp/PORT"
+        else:
+            yield from _port("p2p.listen", place["host"], int(place["port"]))
+    if "s5" in processes:
+        yield from _port("s5.listen_port", settings.s5.listen_host, settings.s5.listen_port)
+
+
+def _files(*named: tuple[str, str]) -> Iterator[str]:
+    for key, value in named:
+        if not value:
+            yield f"{key} is not set; put it into the settings file (`make demo` needs none)"
+        elif not Path(value).is_file():
+            yield f"{key}: {value} does not exist"
+
+
+def _port(key: str, host: str, port: int) -> Iterator[str]:
+    if not 0 <= port <= 65535:
+        yield f"{key}: {port} is not a port"
+        return
+    if port == 0:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            yield f"{key}: {host}:{port} cannot be used ({error.strerror}); choose another port"
