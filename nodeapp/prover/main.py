@@ -5,7 +5,6 @@ python -m nodeapp.prover.main [--config FILE] [--set section.key=value …]
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import shutil
 import sys
@@ -14,14 +13,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.core.errors import Unavailable
 from nodeapp.prover.api import ProverApi
 from nodeapp.prover.intervals import IntervalProver
 from nodeapp.prover.profile import cached_profile_dir, check_profile, ensure_profile
 from nodeapp.prover.proof_store import ProofStore
 from nodeapp.prover.queue import ProofQueue
 from nodeapp.rpc.proof_worker import WorkerSettings, run_worker
-from nodeapp.service.config import load_settings
+from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
 from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import ProverSettings
@@ -131,15 +130,7 @@ def _report(step: str) -> None:
 
 def main() -> int:
     """Read the settings and run until told to stop."""
-    parser = argparse.ArgumentParser(prog="python -m nodeapp.prover.main")
-    parser.add_argument("--config", type=Path, help="node.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
-    options = parser.parse_args()
-    try:
-        settings = load_settings(options.config, flags=options.set)
-    except InvalidRequest as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return 2
+    settings = settings_from_arguments(sys.argv[1:])
     return run_service("prover", settings.node, lambda shell: ProverProcess(shell, settings.prover))
 
 

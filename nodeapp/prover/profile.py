@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from nodeapp.rpc.proof_worker import WorkerSettings, run_worker
 from nodeapp.service.paths import default_cache_dir
 from nodeapp.wire import prover_job
 from nodeapp.wire.proof_profile import (
+    CEREMONY_SHA256,
     EZKL_VERSION,
     MANIFEST_NAME,
     ProfileManifest,
@@ -40,12 +41,7 @@ from nodeapp.wire.proof_profile import (
 
 CIRCUITS = Path(__file__).parent / "circuits" / "ledger-240"
 SETUP_SECONDS = 900.0
-CEREMONY_SHA256: Mapping[int, str] = {
-    12: "28b151069f41abc121baa6d2eaa8f9e4c4d8326ddbefee2bd9c0776b80ac6fad",
-    14: "c09129f064c08ecb07ea3689a2247dcc177de6837e7d2f5f946e30453abbccef",
-}
-"""Perpetual-powers-of-tau files by log2 of the rows. Source: ezkl 23.0.5, src/srs_sha.rs."""
-
+LOCK_POLL_SECONDS = 0.2
 Report = Callable[[str], None]
 
 
@@ -110,7 +106,7 @@ async def ensure_profile(
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = await asyncio.to_thread(_open_lock, directory.with_name(directory.name + ".lock"))
     with _locked(lock):
-        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        await _take(lock)
         await asyncio.to_thread(_require_replaceable, directory)
         try:
             manifest = await asyncio.to_thread(check_profile, directory)
@@ -207,6 +203,17 @@ def _finish(
     partial.rename(directory)
     shutil.rmtree(damaged, ignore_errors=True)
     return manifest
+
+
+async def _take(descriptor: int) -> None:
+    # Not a blocking flock in a thread: that cannot be cancelled and would hold up the exit.
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(LOCK_POLL_SECONDS)
+        else:
+            return
 
 
 def _open_lock(path: Path) -> int:

@@ -129,7 +129,7 @@ async def verify_ledger(
     """
     manifest = await asyncio.to_thread(read_profile, profile_dir)
     try:
-        vectors = _expected_vectors(envelope, manifest.profile_id, token_ids, salts)
+        vectors = _expected_vectors(envelope, manifest, token_ids, salts)
     except InvalidRequest as error:
         return VerifyOutcome(ok=False, reason=error.message)
     for index, commitment in enumerate(await ledger_commitments(profile_dir, vectors)):
@@ -140,10 +140,20 @@ async def verify_ledger(
 
 
 def _expected_vectors(
-    envelope: ProofEnvelope, profile_id: str, token_ids: Sequence[int], salts: Sequence[bytes]
+    envelope: ProofEnvelope,
+    manifest: ProfileManifest,
+    token_ids: Sequence[int],
+    salts: Sequence[bytes],
 ) -> list[tuple[int, ...]]:
-    if envelope.profile_id != profile_id:
-        raise InvalidRequest(f"envelope is for profile {envelope.profile_id}, not {profile_id}")
+    for name, said, known in (
+        ("profile", envelope.profile_id, manifest.profile_id),
+        ("ezkl", envelope.ezkl, manifest.ezkl),
+        ("reference string", envelope.srs_kind, manifest.srs),
+        ("reference string", envelope.srs_sha256, manifest.srs_sha256),
+        ("verifying key", envelope.vk_sha256, manifest.vk_sha256),
+    ):
+        if said != known:
+            raise InvalidRequest(f"envelope is for {name} {said}, not {known}")
     check_ledger(envelope)
     if len(token_ids) != envelope.tokens:
         raise InvalidRequest(

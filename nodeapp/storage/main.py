@@ -8,7 +8,6 @@ to renters, read-only. The TCP address as bound is written to `<run_dir>/s5.url`
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
@@ -17,10 +16,10 @@ from pathlib import Path
 from aiohttp import web
 
 from nodeapp import __version__
-from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.core.errors import Unavailable
 from nodeapp.s5.blobs import BlobStore, open_blob_store
 from nodeapp.s5.portal import public_app
-from nodeapp.service.config import load_settings
+from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
 from nodeapp.service.settings import StorageSettings
 from nodeapp.storage.api import StorageApi
@@ -93,15 +92,7 @@ class StorageProcess:
 
 def main() -> int:
     """Read the settings and run until told to stop."""
-    parser = argparse.ArgumentParser(prog="python -m nodeapp.storage.main")
-    parser.add_argument("--config", type=Path, help="node.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
-    options = parser.parse_args()
-    try:
-        settings = load_settings(options.config, flags=options.set)
-    except InvalidRequest as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return 2
+    settings = settings_from_arguments(sys.argv[1:])
     return run_service("s5", settings.node, lambda shell: StorageProcess(shell, settings.s5))
 
 

@@ -7,6 +7,7 @@ this manifest. Two parties talk about the same proof system exactly if the profi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,6 +25,13 @@ Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 COMMITMENT_BYTES: dict[ProfileName, int] = {"poseidon": 32, "kzg": 64}
 PROOF_BYTES: dict[ProfileName, int] = {"poseidon": 4384, "kzg": 3744}
 """Exact: EZKL accepts trailing bytes, so another length is another hash of the same proof."""
+
+
+CEREMONY_SHA256: Mapping[int, str] = {
+    12: "28b151069f41abc121baa6d2eaa8f9e4c4d8326ddbefee2bd9c0776b80ac6fad",
+    14: "c09129f064c08ecb07ea3689a2247dcc177de6837e7d2f5f946e30453abbccef",
+}
+"""Perpetual-powers-of-tau files by log2 of the rows. Source: ezkl 23.0.5, src/srs_sha.rs."""
 
 
 class ProfileManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +63,7 @@ def decode_manifest(data: bytes) -> ProfileManifest:
     """Read profile.json and check that its id follows from its digests.
 
     Raises:
-        InvalidRequest: malformed, another EZKL version, or an id that does not match.
+        InvalidRequest: malformed, another EZKL version, an id or a ceremony that does not match.
     """
     try:
         manifest = msgspec.json.decode(data, type=ProfileManifest)
@@ -71,4 +79,6 @@ def decode_manifest(data: bytes) -> ProfileManifest:
     )
     if manifest.profile_id != expected:
         raise InvalidRequest(f"profile id {manifest.profile_id} does not follow from its digests")
+    if manifest.srs == "ppot" and manifest.srs_sha256 not in CEREMONY_SHA256.values():
+        raise InvalidRequest(f"reference string {manifest.srs_sha256} is not the ceremony's")
     return manifest

@@ -1,5 +1,6 @@
 """nodeapp/prover/profile.py and the committed circuits."""
 
+import asyncio
 import importlib.util
 import json
 import shutil
@@ -44,6 +45,17 @@ def test_every_altered_file_is_noticed(kzg_profile, tmp_path, name):
         check_profile(copy, with_proving_key=True)
 
 
+async def test_two_makers_at_once_make_one_profile(tmp_path):
+    lines = []
+    async with asyncio.timeout(50), asyncio.TaskGroup() as tasks:
+        makers = [
+            tasks.create_task(ensure_profile(tmp_path / "new", "kzg", report=lines.append))
+            for _ in range(2)
+        ]
+    assert makers[0].result() == makers[1].result()
+    assert sum("making" in line for line in lines) == 1
+
+
 async def test_a_directory_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
     with pytest.raises(InvalidRequest, match="not empty"):
@@ -64,7 +76,13 @@ async def test_a_file_that_is_not_the_ceremonys_is_refused(kzg_profile, tmp_path
 
 def test_a_manifest_whose_id_does_not_follow_is_refused(kzg_profile):
     fields = json.loads((kzg_profile / "profile.json").read_bytes())
-    for change in ({"profile_id": "00" * 32}, {"ezkl": "22.3.0"}, {"srs": "none"}, {"extra": 1}):
+    for change in (
+        {"profile_id": "00" * 32},
+        {"ezkl": "22.3.0"},
+        {"srs": "none"},
+        {"srs": "ppot"},
+        {"extra": 1},
+    ):
         with pytest.raises(InvalidRequest):
             decode_manifest(json.dumps(fields | change).encode())
 

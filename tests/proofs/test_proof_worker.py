@@ -12,6 +12,7 @@ from nodeapp.prover.worker import ProofInvalid, read_ezkl_proof, write_ezkl_proo
 from nodeapp.rpc.proof_worker import (
     WorkerSettings,
     ledger_commitments,
+    read_profile,
     run_worker,
     verify_ledger,
     verify_proofs,
@@ -146,13 +147,13 @@ def test_the_two_forms_of_a_proof_in_ezkls_file_must_agree():
             read_ezkl_proof(bad)
 
 
-def envelope_for(made, manifest_id: str) -> ProofEnvelope:
+def envelope_for(made, manifest) -> ProofEnvelope:
     return ProofEnvelope(
-        profile_id=manifest_id,
+        profile_id=manifest.profile_id,
         ezkl="23.0.5",
         srs_kind="test",
-        srs_sha256="00" * 32,
-        vk_sha256="00" * 32,
+        srs_sha256=manifest.srs_sha256,
+        vk_sha256=manifest.vk_sha256,
         chain_id=CONTEXT.chain_id,
         marketplace=CONTEXT.marketplace,
         job_id=CONTEXT.job_id,
@@ -171,9 +172,7 @@ def envelope_for(made, manifest_id: str) -> ProofEnvelope:
 
 
 async def test_a_renter_finds_its_own_tokens_proven_and_nothing_else(made):
-    from nodeapp.rpc.proof_worker import read_profile
-
-    envelope = envelope_for(made, read_profile(made.directory).profile_id)
+    envelope = envelope_for(made, read_profile(made.directory))
 
     async def outcome(envelope, ids=TOKEN_IDS, salts=(SALT,)):
         return await verify_ledger(
@@ -186,7 +185,14 @@ async def test_a_renter_finds_its_own_tokens_proven_and_nothing_else(made):
     assert "other tokens" in (await outcome(envelope, salts=(bytes(16),))).reason
     assert "were received" in (await outcome(envelope, ids=TOKEN_IDS[1:])).reason
     assert "another place" in (await outcome(altered(envelope, job_id=8))).reason
-    assert "profile" in (await outcome(altered(envelope, profile_id="00" * 32))).reason
+    for change in (
+        {"profile_id": "00" * 32},
+        {"ezkl": "22.3.0"},
+        {"srs_kind": "ppot"},
+        {"srs_sha256": "00" * 32},
+        {"vk_sha256": "00" * 32},
+    ):
+        assert "envelope is for" in (await outcome(altered(envelope, **change))).reason
 
 
 def test_chunks_of_one_interval_are_chained():
