@@ -117,6 +117,19 @@ def test_leaving_returns_the_stake_and_closes_the_gap_in_the_list(world: World) 
     assert world.nodes("getAllActiveNodes") == (world.host.lower(),)
 
 
+def test_three_hosts_leave_in_any_order(world: World) -> None:
+    registry, fab = world.deployment.node_registry, world.deployment.fab
+    for other in (world.stranger, world.owner):
+        world.send(approve(fab, registry, UNLIMITED), other)
+        world.send(mint(fab, other, STAKE), other)
+        world.send(register(world), other)
+    # The last one takes the first one's place, then leaves from there.
+    world.send(world.calls.unregister_node(), world.host)
+    assert set(world.nodes("getAllActiveNodes")) == {world.owner.lower(), world.stranger.lower()}
+    world.send(world.calls.unregister_node(), world.owner)
+    assert world.nodes("getAllActiveNodes") == (world.stranger.lower(),)
+
+
 def test_more_stake_comes_back_too(world: World) -> None:
     held = world.fab(world.host)
     world.send(world.calls.add_stake(5), world.host)
