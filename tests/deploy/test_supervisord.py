@@ -62,7 +62,8 @@ def test_the_real_supervisord_reads_it_even_with_odd_paths(tmp_path, monkeypatch
         if config.name == "chain"
     )
     assert str(settings_file(paths, "chain")) in chain.command.replace("'", "")
-    assert chain.killasgroup and chain.stopwaitsecs == 11
+    assert chain.killasgroup
+    assert chain.stopwaitsecs == 11
 
 
 def test_the_edge_stops_before_what_it_relies_on_and_the_watchdog_before_all():
@@ -90,7 +91,7 @@ def test_a_main_reads_only_the_sections_it_is_given():
 
 
 def test_an_unknown_process_is_refused_by_name():
-    with pytest.raises(InvalidRequest, match="node.processes names 'gpu'; known: chain"):
+    with pytest.raises(InvalidRequest, match=r"node.processes names 'gpu'; known: chain"):
         render_supervisord(Tree(PATHS, TREE.python, TREE.source, ("gpu",)))
 
 

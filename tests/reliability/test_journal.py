@@ -140,7 +140,8 @@ async def test_snapshots_tell_where_replay_begins_and_old_ones_go(tmp_path):
         await journal.save_snapshot(f"state {number}".encode(), sequence=number, keep=2)
     await journal.append([Change("tail", b"6")])
     newest = await journal.latest_snapshot()
-    assert newest is not None and (newest.sequence, newest.state) == (5, b"state 5")
+    assert newest is not None
+    assert (newest.sequence, newest.state) == (5, b"state 5")
     assert await replay_all(journal, after=newest.sequence) == [Record(6, "tail", b"6")]
     with pytest.raises(Corrupt, match="the journal ends at 6"):
         await journal.save_snapshot(b"", sequence=7)
@@ -173,7 +174,7 @@ async def test_a_backup_verifies_restores_and_shows_alteration(tmp_path):
     await journal.close()
     assert backup.records == 50
     assert verify_backup(backup.path) == backup == list_backups(tmp_path / "backups")[0]
-    with pytest.raises(Rejected, match="never|exists"):
+    with pytest.raises(Rejected, match=r"never|exists"):
         restore_backup(backup.path, tmp_path / "j.sqlite")
     (tmp_path / "j.sqlite").unlink()
     restore_backup(backup.path, tmp_path / "j.sqlite")

@@ -1,0 +1,135 @@
+"""The command line: quick help, one-line errors with what to do, data on stdout."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import tomli
+
+from nodeapp.store.journal import Change, Journal
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fabstir(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nodeapp.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=30,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment},
+    )
+
+
+def test_help_is_quick_and_names_the_commands():
+    fabstir("--help")
+    spent = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = fabstir("--help")
+        spent.append(time.monotonic() - began)
+    assert done.returncode == 0
+    for noun in ("run", "status", "doctor", "config", "backup"):
+        assert noun in done.stdout
+    assert min(spent) < 0.5
+
+
+def test_help_loads_no_heavy_library():
+    script = (
+        "import sys; import nodeapp.cli.main; "
+        "print([name for name in ('aiohttp','web3','libp2p','numpy','ezkl') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_show_prints_toml_that_reads_back(tmp_path):
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nstate_dir = "/tmp/x"\n[updater]\nkeep_snapshots = 5\n')
+    done = fabstir("config", "show", "--config", str(file), FABSTIR_CHAIN__CHAIN_ID="8453")
+    shown = tomli.loads(done.stdout)
+    assert shown["updater"]["keep_snapshots"] == 5
+    assert shown["chain"]["chain_id"] == 8453
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest_one(tmp_path):
+    file = tmp_path / "node.toml"
+    file.write_text("[updater]\nkeep_snapshot = 5\n")
+    done = fabstir("config", "check", "--config", str(file))
+    assert done.returncode == 1
+    assert done.stderr == "error: unknown key updater.keep_snapshot; did you mean keep_snapshots\n"
+
+
+def test_check_lists_what_cannot_work(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = fabstir(
+            "config", "check", "--state-dir", str(tmp_path), "--set", f"s5.listen_port={port}"
+        )
+    assert done.returncode == 1
+    assert "chain.keystore_file is not set" in done.stderr
+    assert f"127.0.0.1:{port} cannot be used" in done.stderr
+
+
+def test_the_schema_describes_every_section():
+    sections = json.loads(fabstir("config", "schema").stdout)["$defs"]["Settings"]["properties"]
+    assert {"node", "chain", "inference", "p2p", "s5", "updater"} <= set(sections)
+
+
+def test_run_refuses_before_it_starts_anything(tmp_path):
+    done = fabstir("run", "--state-dir", str(tmp_path / "s"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: chain.keystore_file is not set")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_state_directory_too_long_for_sockets_is_refused(tmp_path):
+    done = fabstir("status", "--state-dir", f"{tmp_path}/{'x' * 120}")
+    assert done.returncode == 1
+    assert "too long for a Unix socket" in done.stderr
+
+
+async def test_backups_are_listed_verified_and_restored(tmp_path):
+    journal = await Journal.open(tmp_path / "j", owner="0xaa", must_exist=False)
+    await journal.append([Change("x", b"1")])
+    backup = await journal.backup(tmp_path / "snapshots")
+    await journal.close()
+    where = ("--state-dir", str(tmp_path))
+    (row,) = json.loads(fabstir("backup", "list", "--json", *where).stdout)
+    assert row["sha256"] == backup.sha256
+    assert "is intact: 1 records" in fabstir("backup", "verify", row["path"]).stdout
+    target = tmp_path / "restored.sqlite"
+    assert fabstir("backup", "restore", row["path"], "--to", str(target), *where).returncode == 0
+    again = fabstir("backup", "restore", row["path"], "--to", str(target), *where)
+    assert again.returncode == 1
+    assert "move it away" in again.stderr
+
+
+def test_creating_a_backup_without_a_node_says_so(tmp_path):
+    done = fabstir("backup", "create", "--state-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "updater is not reachable" in done.stderr
+
+
+def test_doctor_names_an_unreachable_chain(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        done = fabstir(
+            "doctor",
+            "--state-dir",
+            str(tmp_path),
+            "--set",
+            f'chain.rpc_urls=["http://127.0.0.1:{port}"]',
+        )
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port} is not reachable" in done.stdout
