@@ -7,6 +7,8 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from nodeapp.core.errors import NodeError, leaves
+
 Result = TypeVar("Result")
 
 
@@ -15,8 +17,12 @@ def run_interruptible(work: Coroutine[Any, Any, Result]) -> Result:
 
     Raises:
         KeyboardInterrupt: it was cancelled by SIGINT or SIGTERM.
+        NodeError: the first one, taken out of any TaskGroup's wrapping.
     """
-    return asyncio.run(_guarded(work))
+    try:
+        return asyncio.run(_guarded(work))
+    except* NodeError as group:
+        raise leaves(group)[0] from None
 
 
 async def _guarded(work: Coroutine[Any, Any, Result]) -> Result:

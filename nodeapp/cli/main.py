@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from nodeapp.cli import backup, config, doctor, run, status
+from nodeapp.cli import backup, config, demo, devnet, doctor, renter, run, status
 from nodeapp.core.errors import NodeError
 
 EXIT_FAILURE = 1
@@ -18,7 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+demo.register(app)
 run.register(app)
+devnet.register(app)
+renter.register(app)
 status.register(app)
 doctor.register(app)
 config.register(app)

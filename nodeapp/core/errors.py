@@ -109,3 +109,11 @@ BY_CODE: dict[str, type[NodeError]] = {
 def from_code(code: str, message: str, retry_after_seconds: float | None = None) -> NodeError:
     """Rebuild an error that crossed a process or peer boundary; unknown codes are Rejected."""
     return BY_CODE.get(code, Rejected)(message, retry_after_seconds=retry_after_seconds)
+
+
+def leaves(group: BaseExceptionGroup[NodeError]) -> list[NodeError]:
+    """The errors of a TaskGroup's exception group, flattened, first one first."""
+    found: list[NodeError] = []
+    for error in group.exceptions:
+        found += leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

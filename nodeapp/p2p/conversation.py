@@ -23,6 +23,7 @@ from nodeapp.core.errors import (
     ProtocolViolation,
     Unauthorised,
     Unavailable,
+    leaves,
 )
 from nodeapp.core.ids import Address, JobId
 from nodeapp.network.streams import Stream
@@ -111,7 +112,7 @@ class Conversation:
                         raise Unavailable("renter left in mid-answer")
                 await self._stream.close()
         except* NodeError as group:
-            for error in _leaves(group):
+            for error in leaves(group):
                 await self._refuse(error)
 
     async def _handshake(self) -> Renter:
@@ -227,7 +228,7 @@ class Conversation:
             await self._relay.run(answer)
             outcome = answer.delivery.finish_reason
         except* NodeError as group:
-            error = _leaves(group)[0]
+            error = leaves(group)[0]
             if isinstance(error, Unavailable):
                 # Ends the stream, not the request: the renter may take it up again.
                 raise error from group
@@ -320,10 +321,3 @@ def _state(view: SessionView) -> pb.SessionState:
         claimed=view.claimed,
         open_request=view.open_request,
     )
-
-
-def _leaves(group: BaseExceptionGroup[NodeError]) -> list[NodeError]:
-    found: list[NodeError] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

@@ -129,7 +129,8 @@ class P2pNode:
                     pause = self._settings.reprovide_seconds
             except NodeError as error:
                 _log.warning("announcement failed", code=error.code, error=error.message)
-            await asyncio.sleep(pause)
+            # Records live in other nodes' memory: a new or returned peer has none of ours.
+            await host.peers_changed(host.connected_peers(), pause)
 
     async def _provide(self, host: Libp2pHost, offer: Offer) -> bool:
         chain_id = offer.record.chain_id

@@ -12,7 +12,7 @@ import secrets
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from nodeapp.core.errors import Busy, NodeError, ProtocolViolation, Unavailable
+from nodeapp.core.errors import Busy, NodeError, ProtocolViolation, Unavailable, leaves
 from nodeapp.evm.accounts import Wallet
 from nodeapp.network.host import Libp2pHost
 from nodeapp.renter.events import (
@@ -132,7 +132,7 @@ class Asker:
                     pinger.cancel()
                 return self._ended(end, progress)
         except* NodeError as group:
-            raise _first(group) from None
+            raise leaves(group)[0] from None
 
     async def _receive(self, link: Link, progress: _Progress) -> pb.End:
         while True:
@@ -212,8 +212,3 @@ def _generate(question: Question, record: SessionRecord, request_id: str) -> pb.
         ),
         stop=question.stop,
     )
-
-
-def _first(group: BaseExceptionGroup[NodeError]) -> NodeError:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from nodeapp.core.errors import Corrupt, NodeError, Unavailable
+from nodeapp.core.errors import Corrupt, NodeError, Unavailable, leaves
 from nodeapp.service.clock import Clock, SystemClock
 from nodeapp.service.logs import configure_logs, get_logger
 from nodeapp.service.metrics import Metrics
@@ -104,7 +104,7 @@ async def _run(shell: Shell, factory: Factory) -> int:
     except* _Stopped:
         pass
     except* NodeError as group:
-        shell.fail("; ".join(_leaves(group)))
+        shell.fail("; ".join(error.message for error in leaves(group)))
     finally:
         await part.stop()
         await runner.cleanup()
@@ -137,13 +137,6 @@ async def _live(shell: Shell, part: Process, state: _State) -> None:
 
 class _Stopped(Exception):
     """Ends the TaskGroup and cancels what still runs in it."""
-
-
-def _leaves(group: BaseExceptionGroup[NodeError]) -> list[str]:
-    texts: list[str] = []
-    for error in group.exceptions:
-        texts += _leaves(error) if isinstance(error, BaseExceptionGroup) else [str(error)]
-    return texts
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from nodeapp.core.errors import InvalidRequest
+from nodeapp.network.settings import PROCESS_ENVIRONMENT
 from nodeapp.service.paths import Paths
 from nodeapp.service.settings import NodeSettings, Section, Settings
 
@@ -42,7 +43,7 @@ PROGRAMS: Mapping[str, ProgramKind] = {
     "inference": ProgramKind("nodeapp.inference.main", 20, {"GGML_NO_BACKTRACE": "1"}),
     "chain": ProgramKind("nodeapp.chain.main", 30),
     "updater": ProgramKind("nodeapp.updater.main", 40),
-    "p2p": ProgramKind("nodeapp.p2p.main", 50),
+    "p2p": ProgramKind("nodeapp.p2p.main", 50, PROCESS_ENVIRONMENT),
 }
 WATCHDOG = "watchdog"
 WATCHDOG_MODULE = "nodeapp.watchdog.main"
