@@ -30,19 +30,13 @@ _BUSY_RETRY_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """`context_length`: limit of one request, prompt and answer together, in tokens.
-
-    `is_batch_invariant`: a request's logits do not depend on what shares its batch (see
-    decoder.py), so answers are the same to the bit alone, batched or resumed; costs about a
-    third of the speed of a single request on a CPU.
-    """
+    """`context_length`: limit of one request, prompt and answer together, in tokens."""
 
     context_length: int
     max_sequences: int
     prefill_chunk_tokens: int
     queue_requests: int
     slow_reader_seconds: float
-    is_batch_invariant: bool = False
 
 
 @dataclass(slots=True)
@@ -96,7 +90,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         model = self._model = await asyncio.to_thread(LlamaModel, self._load)
         self.context_length = min(
-            self._options.context_length, model.kv_tokens - 1, model.trained_context_length
+            self._options.context_length, model.kv_tokens, model.trained_context_length
         )
         self._renderer = ChatRenderer(
             self._card.chat_template,
@@ -117,7 +111,6 @@ class Engine:
             kv_tokens=model.kv_tokens,
             prefill_chunk_tokens=self._options.prefill_chunk_tokens,
             slow_reader_seconds=self._options.slow_reader_seconds,
-            is_batch_invariant=self._options.is_batch_invariant,
         )
         self._decoder = Decoder(
             model, limits, self._commands, clock=self._clock, metrics=metrics, post=post

@@ -84,7 +84,7 @@ class InferenceProcess:
     def _load_options(self, path: Path) -> LoadOptions:
         settings = self._settings
         header = read_header(path)
-        kv_tokens = settings.kv_tokens or 2 * settings.context_length + 1
+        kv_tokens = settings.kv_tokens or 2 * settings.context_length
         kv_bytes = kv_tokens * header.block_count * _KV_BYTES_PER_TOKEN_AND_BLOCK
         layers = layers_that_fit(
             settings.gpu_layers,
@@ -96,7 +96,7 @@ class InferenceProcess:
         return LoadOptions(
             path=path,
             kv_tokens=kv_tokens,
-            sequences=2 * settings.max_sequences + 1,
+            sequences=2 * settings.max_sequences,
             batch_tokens=settings.prefill_chunk_tokens + settings.max_sequences,
             threads=settings.threads or physical_cores(),
             gpu_layers=layers,

@@ -15,6 +15,8 @@ from nodeapp.core.errors import Unavailable
 
 Logits = NDArray[np.float32]
 _NUCLEUS_FIRST = 256
+MIN_TEMPERATURE = 1e-3
+"""Colder is greedy: dividing by less overflows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def choose(logits: Logits, parameters: SamplingParameters, position: int) -> int
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):
         raise Unavailable(f"model computed {logits[best]} as the logit of token {best}")
-    if parameters.temperature == 0.0 or parameters.top_k == 1:
+    if parameters.temperature < MIN_TEMPERATURE or parameters.top_k == 1:
         return best
     ids, weights = _candidates(logits, parameters, float(logits[best]))
     bits = np.random.Philox(key=np.array((parameters.seed, position), dtype=np.uint64))

@@ -89,7 +89,7 @@ def engine_on(model_card, model_path):
     """A context manager: an engine with these options."""
 
     @asynccontextmanager
-    async def make(*, context_length=1024, kv_tokens=2049, threads=2, **changes):
+    async def make(*, context_length=1024, kv_tokens=2048, threads=2, **changes):
         given = {
             "max_sequences": 4,
             "prefill_chunk_tokens": 128,
@@ -100,7 +100,7 @@ def engine_on(model_card, model_path):
         load = LoadOptions(
             path=model_path,
             kv_tokens=kv_tokens,
-            sequences=2 * options.max_sequences + 1,
+            sequences=2 * options.max_sequences,
             batch_tokens=options.prefill_chunk_tokens + options.max_sequences,
             threads=threads,
             gpu_layers=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -112,17 +113,17 @@ def test_a_cut_off_header_is_refused(tmp_path, length):
 
 
 @settings(max_examples=150, deadline=None)
-@given(changes=st.lists(st.tuples(st.integers(0, 480), st.integers(0, 255)), min_size=1, max_size=6))
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 480), st.integers(0, 255)), min_size=1, max_size=6)
+)
 def test_changed_bytes_are_refused_or_harmless(tmp_path_factory, changes):
     data = bytearray(gf.gguf())
     for place, value in changes:
         data[place % len(data)] = value
     path = tmp_path_factory.mktemp("g") / "m.gguf"
     path.write_bytes(data)
-    try:
+    with contextlib.suppress(InvalidRequest):
         read_header(path)
-    except InvalidRequest:
-        pass
 
 
 def test_a_missing_file_is_named(tmp_path):

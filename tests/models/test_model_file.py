@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound
 from nodeapp.core.model_card import model_id
 from nodeapp.inference.models import ModelFile, check_model, file_sha256
-from pathlib import Path
 from tests.fakes import gguf_file as gf
 
 
@@ -39,8 +39,8 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 
 
 def test_no_path_says_which_setting(tmp_path):
-    with pytest.raises(InvalidRequest, match="inference.model_path"):
-        check_model(ModelFile(Path(""), "", "r", "f"), tmp_path / "d.json")
+    with pytest.raises(InvalidRequest, match=r"inference\.model_path"):
+        check_model(ModelFile(Path(), "", "r", "f"), tmp_path / "d.json")
 
 
 def test_a_digest_is_remembered_until_the_file_changes(model, tmp_path):
