@@ -1,6 +1,7 @@
 """The command line: quick help, one-line errors with what to do, data on stdout."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import tomli
 
+from nodeapp.service.config import load_settings
+from nodeapp.service.settings import Settings
 from nodeapp.store.journal import Change, Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,3 +136,14 @@ def test_doctor_names_an_unreachable_chain(tmp_path):
         )
     assert done.returncode == 1
     assert f"127.0.0.1:{port} is not reachable" in done.stdout
+
+
+def test_the_sample_settings_file_shows_the_defaults(tmp_path):
+    sample = (ROOT / "appliance" / "node.toml").read_text("utf-8")
+    file = tmp_path / "node.toml"
+    file.write_text(re.sub(r"^# (\w+ = )", r"\1", sample, flags=re.MULTILINE))
+    assert load_settings(file, environment={}) == Settings()
+    assert sample.count(" = ") >= sum(
+        len(type(getattr(Settings(), name)).__struct_fields__)
+        for name in Settings.__struct_fields__
+    )
