@@ -68,7 +68,7 @@ class Sealer:
             deadline_seconds=PROVE_SECONDS,
         )
         blob = await asyncio.to_thread(
-            seal, session.renter_key, encode_transcript(_transcript(session, claim, ids))
+            seal, encode_transcript(_transcript(session, claim, ids)), session.renter_key
         )
         transcript_cid = await self.storage.store(blob)
         model = await self.contracts.model(terms.model_id)

@@ -207,7 +207,7 @@ class Demo:
             withdrawn=detail.withdrawn,
             gas={
                 "open session (renter)": chat.paid.gas_used,
-                **{tx.key.partition("/")[0]: tx.gas_used for tx in detail.transactions},
+                **{tx.key: tx.gas_used for tx in detail.transactions},
             },
             chain_ready_s=round(chain_ready, 2),
             tree_ready_s=round(tree_ready, 2),
@@ -260,7 +260,7 @@ class Demo:
             case events.Connected():
                 self._say("logged in over libp2p (TCP, noise, yamux)")
             case events.TokensReceived(text=text):
-                self._console.print(text, end="", style="cyan", markup=False)
+                self._console.print(text, end="", style="cyan", markup=False, soft_wrap=True)
             case events.Reconnecting(reason=reason):
                 self._say(f"host lost ({reason}), taking the answer up again")
             case events.AnswerEnded(tokens=tokens, first_token_seconds=first):
@@ -296,4 +296,4 @@ class Demo:
         self._console.print(f"[bold]{number}/8[/bold] {text}")
 
     def _say(self, line: str) -> None:
-        self._console.print(f"    {line}", markup=False)
+        self._console.print(f"    {line}", markup=False, soft_wrap=True)

@@ -32,6 +32,7 @@ SETTLE_SECONDS = 300.0
 VERIFY_SECONDS = 120.0
 POLL_SECONDS = 0.2
 CLEANUP_SECONDS = 5.0
+SOURCE = Path(__file__).resolve().parents[2]
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 Found = TypeVar("Found")
 
@@ -142,16 +143,21 @@ async def tampered_copy(portal_url: str, cid: str, directory: Path) -> Path:
 async def leftovers(directory: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Processes that name the demo's directory or are our children, and sockets in it."""
     own = psutil.Process()
+    callers = {own.pid, *(parent.pid for parent in own.parents())}
     children = own.children(recursive=True)
     await asyncio.to_thread(psutil.wait_procs, children, timeout=CLEANUP_SECONDS)
     processes: list[str] = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
         words = " ".join(process.info["cmdline"] or ())
         is_ours = process in children or str(directory) in words
-        if is_ours and process.pid != own.pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+        is_alive = process.info["status"] != psutil.STATUS_ZOMBIE
+        if is_ours and is_alive and process.pid not in callers:
             processes.append(f"{process.pid} {words[:120]}")
-    sockets = [str(path) for path in directory.rglob("*") if path.is_socket()]
-    return tuple(processes), tuple(sockets)
+    return tuple(processes), await asyncio.to_thread(_sockets, directory)
+
+
+def _sockets(directory: Path) -> tuple[str, ...]:
+    return tuple(str(path) for path in directory.rglob("*") if path.is_socket())
 
 
 async def _renter(world: World, *arguments: str) -> asyncio.subprocess.Process:
@@ -163,7 +169,7 @@ async def _renter(world: World, *arguments: str) -> asyncio.subprocess.Process:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=process_environment(KEPT_VARIABLES),
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=SOURCE,
         start_new_session=True,
         preexec_fn=die_with_parent,
         limit=1 << 20,

@@ -91,6 +91,10 @@ def verify(
 def _settings(config: Path | None) -> RenterSettings:
     from nodeapp.cli.devnet import default_world_dir
     from nodeapp.renter.settings import load_renter_settings
+    from nodeapp.service.logs import configure_logs
+    from nodeapp.service.settings import NodeSettings
+
+    configure_logs("renter", NodeSettings(log_level="warning"))
 
     return load_renter_settings(config or default_world_dir() / "renter.toml")
 

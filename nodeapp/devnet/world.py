@@ -45,6 +45,7 @@ POLL_SECONDS = 0.05
 STOP_SECONDS = 5.0
 DISPUTE_WINDOW_SECONDS = 5
 """Short, so that a session settles while one watches; live networks use 30 s."""
+SOURCE = Path(__file__).resolve().parents[2]
 DEMO_MODEL = DevnetModel(
     repo="bartowski/SmolLM2-135M-Instruct-GGUF",
     file_name="SmolLM2-135M-Instruct-Q4_1.gguf",
@@ -179,7 +180,7 @@ async def running_bootstrap(directory: Path) -> AsyncIterator[Bootstrap]:
             stdout=log,
             stderr=log,
             env={**process_environment(KEPT_VARIABLES), **PROCESS_ENVIRONMENT},
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=SOURCE,
             start_new_session=True,
         )
     try:

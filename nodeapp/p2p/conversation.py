@@ -205,7 +205,7 @@ class Conversation:
                 job_id=session.job_id,
                 request_id=command.request_id,
                 max_tokens=command.max_tokens,
-                sealed_prompt=await asyncio.to_thread(seal, renter.public_key, prompt),
+                sealed_prompt=await asyncio.to_thread(seal, prompt, renter.public_key),
             )
         )
         window = self._services.relay.window_tokens

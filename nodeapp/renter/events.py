@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -9,7 +10,11 @@ import msgspec
 from nodeapp.core.ids import Address, JobId, ModelId, PeerId, TxHash
 
 
-class RenterEvent(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower):
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+class RenterEvent(msgspec.Struct, frozen=True, tag_field="event", tag=_snake):
     """Base of all reports."""
 
 
