@@ -48,10 +48,10 @@ class ChainSettings(Section, frozen=True):
     poll_seconds: PositiveSeconds = 1.0
     claim_interval_tokens: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 1000
     """Upper bound; the session's own proofInterval is used when it is smaller."""
-    proof: Literal["required", "best_effort", "off"] = "required"
-    idle_settle_seconds: PositiveSeconds = 120.0
-    """A session without a connection for so long is claimed and completed by the host."""
+    idle_settle_seconds: PositiveSeconds = 600.0
+    """A session that nobody used for so long is claimed and completed by the host."""
     withdraw: bool = True
+    """Pull earnings out of the contract as soon as a session has ended."""
 
 
 class InferenceSettings(Section, frozen=True):
