@@ -34,8 +34,10 @@ def run(
     """Start every process, wait until all are ready, stay until Ctrl-C."""
     from nodeapp.cli.interrupt import run_interruptible
     from nodeapp.cli.preflight import check_settings
+    from nodeapp.service.tree import refuse_if_running
 
     settings = settings_of(config, state_dir, flags)
+    refuse_if_running(settings)
     check_settings(settings)
     outcome = _Outcome()
     try:

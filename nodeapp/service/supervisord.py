@@ -23,6 +23,8 @@ from nodeapp.service.settings import NodeSettings, Section, Settings
 
 LOG_BYTES = "10MB"
 LOG_BACKUPS = 4
+START_SECONDS = "5"
+"""Longer than a process needs to find that it cannot run: else its failure counts as a start."""
 STOP_SECONDS = 11
 """A little more than a process's own drain deadline and close."""
 
@@ -157,7 +159,7 @@ def _program(tree: Tree, name: str, kind: ProgramKind) -> dict[str, str]:
         "priority": str(kind.priority),
         "autostart": "true",
         "autorestart": "true",
-        "startsecs": "1",
+        "startsecs": START_SECONDS,
         "startretries": "3",
         "stopsignal": "TERM",
         "stopwaitsecs": str(STOP_SECONDS),

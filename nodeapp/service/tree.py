@@ -43,6 +43,9 @@ STOP_SECONDS = 14.0
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 """Everything else stays out: settings travel in files, secrets as paths."""
 LOG_TAIL_BYTES = 4000
+LOCK_NAME = "node.lock"
+MAX_TRIES = 4
+"""A process that ended so often while the others were waited for will not get better."""
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -88,13 +91,15 @@ class NodeTree:
         """
         deadline = Deadline.after(deadline_seconds)
         waiting = set(self.processes)
+        tries: dict[str, set[int]] = {process: {0} for process in self.processes}
         while waiting:
             for status in await tree_status(self.paths, self.processes):
+                tries[status.process].add(status.pid)
                 if status.process in waiting and status.ready:
                     waiting.discard(status.process)
                     if report is not None:
                         report(status)
-                elif status.state == "FATAL":
+                elif status.state == "FATAL" or len(tries[status.process]) > MAX_TRIES:
                     raise Unavailable(f"{status.process} cannot run: {self._last_words(status)}")
             self._check_supervisor()
             if waiting and not deadline.remaining_seconds():
@@ -168,6 +173,26 @@ class NodeTree:
         return last_log_line(log_file(self.paths, status.process)) or status.detail
 
 
+def refuse_if_running(settings: Settings) -> None:
+    """Tell at once, before ports and files are looked at, that this node runs already.
+
+    Raises:
+        Rejected: another tree runs on this state directory.
+    """
+    paths = resolve_paths(settings.node)
+    if (paths.state / LOCK_NAME).exists():
+        _take_lock(paths).release()
+
+
+def _take_lock(paths: Paths) -> FileLock:
+    lock = FileLock(paths.state / LOCK_NAME)
+    try:
+        lock.acquire(f"state directory {paths.state}")
+    except Unavailable as error:
+        raise Rejected(error.message) from error
+    return lock
+
+
 async def start_tree(settings: Settings, *, source: Path | None = None) -> NodeTree:
     """Write the files and start supervisord; returns before the processes are ready.
 
@@ -177,11 +202,7 @@ async def start_tree(settings: Settings, *, source: Path | None = None) -> NodeT
     """
     paths = resolve_paths(settings.node)
     processes = tuple(settings.node.processes)
-    lock = FileLock(paths.state / "node.lock")
-    try:
-        lock.acquire(f"state directory {paths.state}")
-    except Unavailable as error:
-        raise Rejected(error.message) from error
+    lock = _take_lock(paths)
     try:
         root = source or SOURCE_ROOT
         _write_files(settings, Tree(paths, Path(sys.executable), root, processes))

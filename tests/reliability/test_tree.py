@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -132,22 +134,56 @@ async def test_a_process_that_cannot_run_is_named_with_its_reason(tmp_path):
         assert await tree.stop() == []
 
 
+RUN = [sys.executable, "-m", "nodeapp.cli.main", "run", "--set", 'node.processes=["updater"]']
+
+
+@contextmanager
+def running_command(state: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """`fabstir-node run`, ready; with the process ids below it."""
+    with subprocess.Popen(
+        [*RUN, "--state-dir", str(state)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as run:
+        try:
+            assert run.stderr is not None
+            lines = []
+            for line in run.stderr:
+                lines.append(line)
+                if line.startswith("node ready"):
+                    break
+            pids = [child.pid for child in psutil.Process(run.pid).children(recursive=True)]
+            assert len(pids) == 3, "".join(lines)
+            yield run, pids
+        finally:
+            run.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_the_run_command_stops_cleanly_on_a_signal(tmp_path, number):
-    command = [sys.executable, "-m", "nodeapp.cli.main", "run", "--state-dir", str(tmp_path / "s")]
-    command += ["--set", 'node.processes=["updater"]']
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
-        assert run.stderr is not None
-        lines = []
-        for line in run.stderr:
-            lines.append(line)
-            if line.startswith("node ready"):
-                break
-        pids = [child.pid for child in psutil.Process(run.pid).children(recursive=True)]
-        assert len(pids) == 3, "".join(lines)
+def test_the_run_command_stops_cleanly_on_a_signal(tmp_path, number):
+    with running_command(tmp_path / "s") as (run, pids):
         run.send_signal(number)
         assert run.wait(timeout=20) == 0, run.stderr.read()
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+        assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+async def test_a_second_run_command_is_refused_and_killing_the_first_leaves_nothing(tmp_path):
+    with running_command(tmp_path / "s") as (run, pids):
+        second = subprocess.run(
+            [*RUN, "--state-dir", str(tmp_path / "s")],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=20,
+        )
+        assert second.returncode == 1
+        assert f"is in use by process {run.pid}; stop that one first" in second.stderr
+        run.kill()
+        run.wait(timeout=10)
+
+        async def all_gone() -> bool:
+            return not any(psutil.pid_exists(pid) for pid in pids)
+
+        await until(all_gone, "everything below the killed command to die", seconds=10)
 
 
 def test_the_status_command_says_that_nothing_runs(tmp_path):
