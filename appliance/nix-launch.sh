@@ -10,6 +10,10 @@ export FABSTIR_VENV=$cache/nix/$version
 export PATH=@tools@:$PATH
 export LD_LIBRARY_PATH=@libraries@${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LIBRARY_PATH=@libraries@ CPATH=@headers@ PYTHONDONTWRITEBYTECODE=1
+# The npm package's binary wants the usual dynamic loader, which NixOS lacks: foundry's own takes its place.
+anvil=$cache/anvil-1.7.1/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
+mkdir -p "$(dirname "$anvil")"
+ln -sfn @anvil@ "$anvil"
 cd "$root"
 python3 -m appliance.setup
 if [ $# -eq 0 ]; then set -- demo; fi

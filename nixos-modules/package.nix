@@ -23,6 +23,7 @@ pkgs.runCommand "fabstir-node-0.1.0"
     shell = "${pkgs.bash}/bin/bash";
     toolPath = pkgs.lib.makeBinPath tools;
     libraryPath = pkgs.lib.makeLibraryPath libraries;
+    anvil = "${pkgs.foundry}/bin/anvil";
     headerPath = "${pkgs.gmp.dev}/include";
     meta.mainProgram = "fabstir-node";
   }
@@ -32,6 +33,6 @@ pkgs.runCommand "fabstir-node-0.1.0"
     substitute "$launcher" "$out/bin/fabstir-node" \
       --subst-var-by shell "$shell" --subst-var-by root "$out/lib/fabstir-node" \
       --subst-var-by tools "$toolPath" --subst-var-by libraries "$libraryPath" \
-      --subst-var-by headers "$headerPath"
+      --subst-var-by headers "$headerPath" --subst-var-by anvil "$anvil"
     chmod +x "$out/bin/fabstir-node"
   ''

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import tomli
 
+from appliance.steps.anvil import anvil_path
+from appliance.steps.layout import Layout
 from nodeapp.service.config import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +202,10 @@ def test_systemd_accepts_the_unit(tmp_path):
 def test_the_launcher_is_sound_shell():
     script = ROOT / "appliance" / "nix-launch.sh"
     subprocess.run(["bash", "-n", str(script)], check=True, timeout=10)
+    places = Layout(Path("/venv"), Path("$cache"))
+    assert f"anvil={anvil_path(places)}\n" in script.read_text("utf-8")
     assert set(re.findall(r"@(\w+)@", script.read_text())) == {
+        "anvil",
         "shell",
         "root",
         "tools",

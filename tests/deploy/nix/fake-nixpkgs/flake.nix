@@ -19,6 +19,7 @@
         bash = package "bash";
         python311 = package "python3";
         gcc = package "gcc";
+        foundry = package "foundry";
         gmp = package "gmp";
         zlib = package "zlib";
         gnumake = package "gnumake";
