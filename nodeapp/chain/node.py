@@ -16,7 +16,7 @@ from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
 from nodeapp.chain.watcher import Watcher
-from nodeapp.core.errors import InvalidRequest, NotFound, Unavailable
+from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, NotFound, Unavailable
 from nodeapp.core.ids import Address, ModelId
 from nodeapp.core.session import Session
 from nodeapp.core.units import BaseUnits, PricePerToken
@@ -133,9 +133,8 @@ class ChainNode:
                 f"{settings.deployment_file} is for chain {deployment.chain_id},"
                 f" chain.chain_id is {settings.chain_id}"
             )
-        directory = self._shell.paths.process_state("chain")
         ledger = await Ledger.open(
-            directory / "journal.db",
+            self._shell.paths.journal,
             owner=wallet.address,
             marker=keystore.with_name(keystore.name + ".journal"),
         )
@@ -197,11 +196,15 @@ class ChainNode:
             try:
                 if await parts.watcher.step():
                     self._trouble = ""
-                    self._consider(parts, tasks)
                 await parts.desk.close_idle(self._settings.idle_settle_seconds)
-            except Unavailable as error:
+            except Corrupt:
+                raise
+            except NodeError as error:
+                # Also Rejected: a public endpoint that lags or limits says so in many ways.
                 self._trouble = error.message
-                _log.warning("chain not reachable", error=error.message)
+                _log.warning("chain cannot be followed", code=error.code, error=error.message)
+            # Without a new block, too: a step that failed is tried again.
+            self._consider(parts, tasks)
             await asyncio.sleep(self._settings.poll_seconds)
 
     async def _on_changes(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:

@@ -13,8 +13,6 @@ from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 if TYPE_CHECKING:
     from nodeapp.service.settings import Settings
 
-JOURNAL_NAME = "journal.sqlite"
-
 BackupPath = Annotated[Path, typer.Argument(help="A backup file (journal-….sqlite).")]
 To = Annotated[
     Path | None, typer.Option("--to", help="Default: where the chain process looks for it.")
@@ -106,6 +104,6 @@ def restore(
     from nodeapp.store.backups import restore_backup
 
     settings = settings_of(config, state_dir, flags)
-    target = to or resolve_paths(settings.node).process_state("chain") / JOURNAL_NAME
+    target = to or resolve_paths(settings.node).journal
     done = restore_backup(path, target)
     sys.stdout.write(f"restored {done.records} records to {target}\n")

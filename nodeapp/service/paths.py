@@ -34,6 +34,11 @@ class Paths:
         """Private directory of a process."""
         return self.state / process
 
+    @property
+    def journal(self) -> Path:
+        """The ledger: opened by the chain process, put back by `backup restore`."""
+        return self.process_state("chain") / "journal.db"
+
 
 def resolve_paths(node: NodeSettings) -> Paths:
     """Fill what the settings leave empty.

@@ -11,7 +11,8 @@ from pathlib import Path
 import tomli
 
 from nodeapp.service.config import load_settings
-from nodeapp.service.settings import Settings
+from nodeapp.service.paths import resolve_paths
+from nodeapp.service.settings import NodeSettings, Settings
 from nodeapp.store.journal import Change, Journal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +116,9 @@ async def test_backups_are_listed_verified_and_restored(tmp_path):
     again = fabstir("backup", "restore", row["path"], "--to", str(target), *where)
     assert again.returncode == 1
     assert "move it away" in again.stderr
+    assert fabstir("backup", "restore", row["path"], *where).returncode == 0
+    restored = resolve_paths(NodeSettings(state_dir=str(tmp_path))).journal
+    await (await Journal.open(restored, owner="0xaa", must_exist=True)).close()
 
 
 def test_creating_a_backup_without_a_node_says_so(tmp_path):
