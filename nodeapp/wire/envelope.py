@@ -21,6 +21,12 @@ MAX_STREAM_FRAME_BYTES = 64 << 10
 MAX_MESSAGES = 512
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 128
+MAX_MODEL_ID_CHARACTERS = 66
+MAX_ERROR_CHARACTERS = 500
+MAX_TEMPERATURE = 4
+MAX_TOP_K = 4096
+MAX_SEED = (1 << 63) - 1
+"""The three are what the engine takes: what passes here is not refused behind the reservation."""
 ROLES = frozenset({"system", "user", "assistant"})
 _HEX = frozenset("0123456789abcdef")
 
@@ -80,13 +86,14 @@ def decode(frame: bytes) -> pb.Envelope:
 def encode_error(error: NodeError) -> bytes:
     """An error on its way to the peer: what it may fix, nothing of our inside."""
     retry = round((error.retry_after_seconds or 0) * 1000)
-    return encode(error=pb.Error(code=error.code, message=error.message, retry_after_ms=retry))
+    message = error.message[:MAX_ERROR_CHARACTERS]
+    return encode(error=pb.Error(code=error.code, message=message, retry_after_ms=retry))
 
 
 def error_of(message: pb.Error) -> NodeError:
     """Rebuild the error the peer sent."""
     retry = message.retry_after_ms / 1000 if message.retry_after_ms else None
-    return from_code(message.code, message.message[:500], retry)
+    return from_code(message.code, message.message[:MAX_ERROR_CHARACTERS], retry)
 
 
 def check_generate(message: pb.Generate) -> GenerateCommand:
@@ -97,11 +104,14 @@ def check_generate(message: pb.Generate) -> GenerateCommand:
     """
     if len(message.request_id) != 32 or not set(message.request_id) <= _HEX:
         raise InvalidRequest("request_id must be 32 lower-case hex digits")
+    if len(message.model_id) > MAX_MODEL_ID_CHARACTERS:
+        raise InvalidRequest(f"model_id is longer than {MAX_MODEL_ID_CHARACTERS} characters")
     if not 1 <= len(message.messages) <= MAX_MESSAGES:
         raise InvalidRequest(f"{len(message.messages)} messages, 1 to {MAX_MESSAGES} allowed")
     for turn in message.messages:
         if turn.role not in ROLES:
-            raise InvalidRequest(f"role {turn.role!r} is not one of {', '.join(sorted(ROLES))}")
+            role = turn.role[:MAX_STOP_CHARACTERS]
+            raise InvalidRequest(f"role {role!r} is not one of {', '.join(sorted(ROLES))}")
     if not 1 <= message.max_tokens <= 1_000_000:
         raise InvalidRequest(f"max_tokens {message.max_tokens} is not in 1 to 1000000")
     if len(message.stop) > MAX_STOP_STRINGS or any(
@@ -121,11 +131,13 @@ def check_generate(message: pb.Generate) -> GenerateCommand:
 
 
 def _check_sampling(choice: pb.Sampling) -> SamplingChoice:
-    if not 0.0 <= choice.temperature <= 10.0:
-        raise InvalidRequest(f"temperature {choice.temperature} is not in 0 to 10")
+    if not 0.0 <= choice.temperature <= MAX_TEMPERATURE:
+        raise InvalidRequest(f"temperature {choice.temperature} is not in 0 to {MAX_TEMPERATURE}")
     for name, value in (("top_p", choice.top_p), ("min_p", choice.min_p)):
         if not 0.0 <= value <= 1.0:
             raise InvalidRequest(f"{name} {value} is not in 0 to 1")
-    if choice.top_k > 1_000_000:
-        raise InvalidRequest(f"top_k {choice.top_k} is over 1000000")
+    if choice.top_k > MAX_TOP_K:
+        raise InvalidRequest(f"top_k {choice.top_k} is over {MAX_TOP_K}")
+    if choice.seed > MAX_SEED:
+        raise InvalidRequest(f"seed {choice.seed} is over {MAX_SEED}")
     return SamplingChoice(choice.temperature, choice.top_p, choice.top_k, choice.min_p, choice.seed)
