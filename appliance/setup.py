@@ -154,8 +154,9 @@ def set_up(places: Layout, *, development: bool) -> None:
 
 
 def _check_space(places: Layout) -> None:
-    for directory in (places.cache, places.venv.parent):
-        free = shutil.disk_usage(directory).free
+    for directory in (places.cache, places.venv):
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+        free = shutil.disk_usage(there).free
         if free < FREE_BYTES_NEEDED and not places.python.exists():
             raise SetupFailure(
                 f"{directory} has {free >> 20} MB free, set-up needs {FREE_BYTES_NEEDED >> 20} MB"

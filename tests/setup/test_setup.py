@@ -215,3 +215,11 @@ def test_an_old_python_is_told_what_is_needed():
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
     assert done.returncode == 1
     assert b"Python 3.11 or newer is needed" in done.stderr
+
+
+def test_a_full_disk_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "FREE_BYTES_NEEDED", 1 << 62)
+    places = Layout(tmp_path / "not" / "made" / "venv", tmp_path / "cache")
+    with pytest.raises(SetupFailure, match="MB free, set-up needs"):
+        setup.set_up(places, development=False)
+    assert not places.venv.exists()
