@@ -169,7 +169,7 @@ async def test_a_bad_request_is_named_and_costs_nothing(engine_on):
 
 async def test_nul_and_odd_text_are_just_text(engine_on):
     async with engine_on() as running:
-        for text in ("a\x00b", "\ufffe\ufdd0 hm", "👩‍👩‍👧‍👦" * 5, "\u202e\u0000\x1b[2J"):
+        for text in ("a\x00b", "\ufffe\ufdd0 hm", "👩‍👩‍👧‍👦\u202e\x1b[2J"):
             answer = await running.ask(chat(text, max_tokens=3))
             assert answer.finished.reason in ("stop", "length")
 
@@ -195,7 +195,11 @@ async def test_a_stop_string_ends_the_answer_before_itself(engine_on):
 async def test_one_seed_is_one_answer(engine_on):
     async with engine_on() as running:
         texts = [
-            (await running.ask(chat(LONG, sampling=Sampling(temperature=1.0, seed=seed)))).text
+            (
+                await running.ask(
+                    chat(LONG, max_tokens=8, sampling=Sampling(temperature=1.5, seed=seed))
+                )
+            ).text
             for seed in (1, 1, 2)
         ]
     assert texts[0] == texts[1] != texts[2]
@@ -218,7 +222,7 @@ async def test_more_requests_than_sequences_all_finish(engine_on):
         async with asyncio.TaskGroup() as tasks:
             asked = [
                 tasks.create_task(running.ask(chat(f"Say {n}.", max_tokens=4 + n % 3)))
-                for n in range(10)
+                for n in range(6)
             ]
         for n, task in enumerate(asked):
             answer = task.result()
