@@ -52,6 +52,8 @@ class _Progress:
     request_id: str
     asked_seconds: float
     session_start: int
+    session_end: int
+    """No token from here on was asked for, so none is acknowledged."""
     pieces: list[str] = field(default_factory=list)
     first_token_seconds: float = 0.0
     last_token_seconds: float = 0.0
@@ -90,7 +92,9 @@ class Asker:
         """
         start = len(self._record.token_ids)
         now = self._clock.monotonic_seconds()
-        progress = _Progress(secrets.token_hex(16), now, start, receipted=start)
+        progress = _Progress(
+            secrets.token_hex(16), now, start, start + question.max_tokens, receipted=start
+        )
         deadline = Deadline.after(self._resume_seconds, self._clock)
         while True:
             received = len(self._record.token_ids)
@@ -129,10 +133,19 @@ class Asker:
                 async with asyncio.TaskGroup() as tasks:
                     pinger = tasks.create_task(link.keep_alive())
                     end = await self._receive(link, progress)
+                    await self._let_receipt_arrive(link)
                     pinger.cancel()
                 return self._ended(end, progress)
         except* NodeError as group:
             raise leaves(group)[0] from None
+
+    async def _let_receipt_arrive(self, link: Link) -> None:
+        """Leaving resets the stream, and what is under way would be lost with it."""
+        try:
+            await link.confirm()
+        except Unavailable:
+            # The answer is whole; the next contact begins with the newest receipt.
+            return
 
     async def _receive(self, link: Link, progress: _Progress) -> pb.End:
         while True:
@@ -157,6 +170,11 @@ class Asker:
 
     async def _take(self, tokens: pb.Tokens, progress: _Progress) -> None:
         ids = tuple(tokens.ids)
+        if tokens.first_token + len(ids) > progress.session_end:
+            raise ProtocolViolation(
+                f"host sent more than the {progress.session_end - progress.session_start} tokens"
+                " asked for; they are not acknowledged"
+            )
         new = await asyncio.to_thread(self._record.receive, tokens.first_token, ids)
         if len(new) not in (0, len(ids)):
             raise ProtocolViolation(f"host repeated some of the tokens from {tokens.first_token}")

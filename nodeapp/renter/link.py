@@ -64,6 +64,28 @@ class Link:
             raise ProtocolViolation(f"{body} expected, not {message.WhichOneof('body')}")
         return message
 
+    async def confirm(self) -> None:
+        """Until the host has acted on everything sent: it answers in order.
+
+        Raises:
+            NodeError: an error the host sent.
+            Unavailable: the host is gone.
+        """
+        nonce = secrets.randbits(64)
+        await self.send(ping=pb.Ping(nonce=nonce))
+        while True:
+            frame = await self._stream.read_frame(envelope.MAX_STREAM_FRAME_BYTES, READ_SECONDS)
+            if frame is None:
+                raise Unavailable("host ended the stream")
+            message = envelope.decode(frame)
+            match message.WhichOneof("body"):
+                case "error":
+                    raise envelope.error_of(message.error)
+                case "pong" if message.pong.nonce == nonce:
+                    return
+                case _:
+                    continue
+
     async def login(self, head: SessionHead, wallet: Wallet, own_peer_id: str) -> None:
         """Prove the wallet to the host, bound to both peers.
 
