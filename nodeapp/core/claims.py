@@ -4,6 +4,7 @@ Rules of submitProofOfWork that shape this: a claim has >= MIN_CLAIM tokens, the
 >= proofInterval; a session without a claim for proofTimeoutWindow may be timed out by anyone.
 While a request runs, MIN_CLAIM tokens are held back so that what remains at the end is always
 large enough to be claimed; unpaid exposure is therefore <= interval + MIN_CLAIM.
+Sessions with proofInterval > MAX_CLAIM could never be claimed and are not served.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ def claim_size(
         is_urgent: the session is closing, or its proof window is half gone.
     """
     if is_urgent:
-        return _cut(unclaimed) if unclaimed >= least else Tokens(0)
+        return _cut(unclaimed, least) if unclaimed >= least else Tokens(0)
     size = unclaimed - MIN_CLAIM if is_streaming else unclaimed
-    return _cut(size) if size >= max(interval, least) else Tokens(0)
+    return _cut(size, least) if size >= max(interval, least) else Tokens(0)
 
 
-def _cut(size: int) -> Tokens:
-    """At most MAX_CLAIM, leaving no remainder too small to be claimed."""
+def _cut(size: int, least: int) -> Tokens:
+    """At most MAX_CLAIM, leaving no remainder too small to be claimed where `least` allows it."""
     if size <= MAX_CLAIM:
         return Tokens(size)
-    return Tokens(MAX_CLAIM if size - MAX_CLAIM >= MIN_CLAIM else MAX_CLAIM - MIN_CLAIM)
+    leaves_enough = size - MAX_CLAIM >= MIN_CLAIM
+    return Tokens(MAX_CLAIM if leaves_enough else max(least, MAX_CLAIM - MIN_CLAIM))

@@ -362,7 +362,7 @@ def _authorised(session: Session, change: RequestAuthorised) -> Session:
     return msgspec.structs.replace(
         session,
         request=OpenRequest(change.request_id, first, change.max_tokens),
-        prompts=(*_live_prompts(session.prompts, session.claimed), prompt),
+        prompts=_live_prompts((*session.prompts, prompt), session.claimed),
     )
 
 
@@ -399,8 +399,10 @@ def _prepared(session: Session, change: ClaimPrepared) -> Session:
     claim = change.claim
     fits = (
         session.claim is None
+        and session.phase in (Phase.ACTIVE, Phase.CLOSING)
         and claim.interval == session.intervals
         and claim.first_token == session.claimed
+        and claim.tokens > 0
         and claim.first_token + claim.tokens <= session.acknowledged
     )
     if not fits:
@@ -465,12 +467,12 @@ def _forget_unacknowledged(session: Session) -> Session:
 
 
 def _live_prompts(prompts: Sequence[PromptRecord], claimed: int) -> tuple[PromptRecord, ...]:
-    """Drop prompts whose whole answer is claimed: those followed by one at or before `claimed`."""
+    """Drop prompts whose whole answer is claimed, or that got none; the next one ends it."""
     ends = [later.first_token for later in prompts[1:]]
     return tuple(
         prompt
         for index, prompt in enumerate(prompts)
-        if index >= len(ends) or ends[index] > claimed
+        if index >= len(ends) or ends[index] > max(claimed, prompt.first_token)
     )
 
 

@@ -1,0 +1,180 @@
+"""Any order of changes keeps the counters in order, and the journalled changes replay to it."""
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nodeapp.chain.ledger import Entry
+from nodeapp.core.errors import Rejected
+from nodeapp.core.session import (
+    ClaimPrepared,
+    CompleteSession,
+    ContractReceiveProofAccepted,
+    ContractReceiveSessionEnded,
+    EarningsWithdrawn,
+    Phase,
+    PrepareClaim,
+    RenterSentReceipt,
+    RequestAuthorised,
+    RequestEnded,
+    RequestResumed,
+    SealClaim,
+    SessionClosing,
+    SubmitClaim,
+    TokensProduced,
+    WithdrawEarnings,
+    apply,
+    next_step,
+    open_session,
+)
+from tests.fakes.paid_session import (
+    JOB,
+    STARTED_AT,
+    claim_of,
+    opened,
+    request_id,
+    running_hash,
+    sealed,
+)
+
+ENDED = (Phase.COMPLETED, Phase.TIMED_OUT)
+NUMBERS = st.integers(1, 3)
+_encode = msgspec.msgpack.encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """The renter's view (`received`, `signed`) runs beside the node's."""
+
+    def __init__(self):
+        super().__init__()
+        first = opened(deposit=1_500, price=1_000, interval=150)
+        self.session = open_session(first)
+        self.journal = [_encode(first)]
+        self.received = []
+        self.signed = 0
+        self.claims = []
+        self.now = STARTED_AT
+
+    def change(self, change):
+        try:
+            after = apply(self.session, change)
+        except Rejected:
+            return False
+        self.journal.append(_encode(change))
+        self.session = after
+        return True
+
+    @rule(number=NUMBERS, tokens=st.integers(1, 900))
+    def ask(self, number, tokens):
+        if self.change(RequestAuthorised(JOB, request_id(number), tokens, b"p")):
+            self.received = self.received[: self.session.produced]
+
+    @rule(number=NUMBERS)
+    def resume(self, number):
+        if self.change(RequestResumed(JOB, request_id(number))):
+            self.received = self.received[: self.session.produced]
+            assert self.session.delivered_ids() == tuple(
+                self.received[self.session.request.first_token :]
+            )
+
+    @rule(number=NUMBERS, ids=st.lists(st.integers(0, 2**21 - 2), max_size=200))
+    def produce(self, number, ids):
+        if self.change(TokensProduced(JOB, request_id(number), tuple(ids))):
+            self.received += ids
+
+    @precondition(lambda self: self.session.request is not None)
+    @rule(size=st.integers(1, 300))
+    def produce_for_the_open_request(self, size):
+        start = len(self.received)
+        ids = tuple(range(start, start + size))
+        if self.change(TokensProduced(JOB, self.session.request.request_id, ids)):
+            self.received += ids
+
+    @rule(count=st.integers(0, 1_600))
+    def sign(self, count):
+        ids = self.received[:count]
+        if self.change(RenterSentReceipt(JOB, len(ids), running_hash(ids), b"s")):
+            self.signed = max(self.signed, len(ids))
+
+    @rule(count=st.integers(1, 1_600))
+    def sign_for_other_tokens(self, count):
+        before = self.session
+        self.change(RenterSentReceipt(JOB, count, b"\x00" * 32, b"s"))
+        assert self.session == before
+
+    @rule(number=NUMBERS)
+    def end_request(self, number):
+        self.change(RequestEnded(JOB, request_id(number), "stop"))
+
+    @rule(seconds=st.integers(1, 200))
+    def chain_goes_on(self, seconds):
+        self.now += seconds
+        step = next_step(self.session, self.now, interval_tokens=400, dispute_window_seconds=30)
+        match step:
+            case PrepareClaim(tokens=tokens):
+                assert self.change(ClaimPrepared(JOB, claim_of(self.session, tokens)))
+            case SealClaim(claim=claim):
+                assert self.change(sealed(claim))
+            case SubmitClaim(claim=claim):
+                least = 150 if not self.claims else 100
+                assert claim.tokens >= least
+                assert self.change(
+                    ContractReceiveProofAccepted(JOB, claim.tokens, claim.proof_hash, self.now)
+                )
+                self.claims.append(claim.tokens)
+            case CompleteSession():
+                paid = sum(self.claims)
+                assert self.change(
+                    ContractReceiveSessionEnded(JOB, Phase.COMPLETED, paid, 1_500 - paid)
+                )
+            case WithdrawEarnings():
+                assert self.change(EarningsWithdrawn(JOB, self.session.host_earnings))
+
+    @rule(tokens=st.integers(-5, 400))
+    def prepare_any_claim(self, tokens):
+        unclaimed = self.session.acknowledged - self.session.claimed
+        fits = self.session.claim is None and 0 < tokens <= unclaimed
+        if not fits:
+            assert not self.change(ClaimPrepared(JOB, claim_of(self.session, tokens)))
+
+    @precondition(lambda self: len(self.journal) > 25)
+    @rule()
+    def close(self):
+        self.change(SessionClosing(JOB, "idle"))
+
+    @invariant()
+    def counters_are_in_order(self):
+        session = self.session
+        assert session.claimed <= session.acknowledged <= session.affordable
+        if session.phase not in ENDED:
+            assert session.acknowledged <= session.produced <= session.affordable
+
+    @invariant()
+    def exactly_what_was_signed_counts(self):
+        assert self.session.acknowledged == self.signed
+        assert sum(self.claims) == self.session.claimed <= self.signed
+
+    @invariant()
+    def the_unclaimed_stream_is_what_the_renter_got(self):
+        session = self.session
+        if session.phase not in ENDED:
+            assert session.stream == tuple(self.received[session.claimed : session.produced])
+
+    @invariant()
+    def a_claim_holds_acknowledged_tokens_only(self):
+        claim = self.session.claim
+        if claim is not None:
+            assert claim.first_token + claim.tokens <= self.session.acknowledged
+
+    def teardown(self):
+        first, *rest = (_decode(line) for line in self.journal)
+        again = open_session(first)
+        for change in rest:
+            again = apply(again, change)
+        assert again == self.session
+
+
+TestSessionMachine = SessionMachine.TestCase
+TestSessionMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
