@@ -33,7 +33,7 @@ from nodeapp.p2p.relay import Answer, Relay, RelaySettings, begin_answer
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.rpc.inference import InferenceClient
 from nodeapp.security.sealed import seal
-from nodeapp.security.wallet import address_of, recover_public_key
+from nodeapp.security.wallet import SIGNATURE_BYTES, address_of, recover_public_key
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
 from nodeapp.wire import envelope
@@ -49,6 +49,8 @@ from nodeapp.wire.ipc_chain import (
 from nodeapp.wire.signed import domain_separator, login_digest
 
 HANDSHAKE_SECONDS = 15.0
+MAX_REFUSALS = 32
+"""Refused messages of one stream before it ends: each one is answered and logged."""
 AGENT = "fabstir-node/0.1"
 _log = get_logger(__name__)
 
@@ -148,6 +150,7 @@ class Conversation:
         return Renter(Address(login.renter), key)
 
     async def _converse(self, renter: Renter, tasks: asyncio.TaskGroup) -> None:
+        refusals = 0
         while True:
             frame = await self._stream.read_frame(
                 envelope.MAX_REQUEST_FRAME_BYTES, 3 * self._services.heartbeat_seconds
@@ -160,6 +163,9 @@ class Conversation:
             except (ProtocolViolation, Unavailable):
                 raise
             except NodeError as error:
+                refusals += 1
+                if refusals > MAX_REFUSALS:
+                    raise ProtocolViolation(f"{refusals} messages were refused") from error
                 await self._tell(error)
 
     async def _act(self, message: pb.Envelope, renter: Renter, tasks: asyncio.TaskGroup) -> None:
@@ -181,6 +187,9 @@ class Conversation:
                 raise ProtocolViolation(f"{other} is not a renter's message here")
 
     async def _open(self, job_id: JobId, renter: Renter) -> None:
+        await self._let_answer_end()
+        if self._answer is not None:
+            raise Busy("an answer is under way on this stream", retry_after_seconds=1)
         view = await self._services.chain.open_session(
             OpenSessionRequest(job_id=job_id, renter=renter.address, renter_key=renter.public_key)
         )
@@ -244,6 +253,12 @@ class Conversation:
 
     async def _receipt(self, receipt: pb.Receipt) -> None:
         session = self._require_session()
+        if receipt.job_id != session.job_id:
+            raise InvalidRequest(f"receipt is for session {receipt.job_id}, not the open one")
+        if (len(receipt.running_hash), len(receipt.signature)) != (32, SIGNATURE_BYTES):
+            raise InvalidRequest(
+                f"receipt needs a hash of 32 bytes and a signature of {SIGNATURE_BYTES}"
+            )
         accepted = await self._services.chain.receipt(
             ReceiptRequest(
                 job_id=session.job_id,
