@@ -4,8 +4,10 @@ import asyncio
 import os
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
+import pytest_asyncio
 
 # libgomp reads it when llama.cpp is loaded; long spinning starves other tests.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -83,33 +85,42 @@ def chat(text, *, max_tokens=24, **more):
     )
 
 
+@asynccontextmanager
+async def running_engine(
+    model_card, model_path, *, context_length=1024, kv_tokens=2048, threads=2, **changes
+):
+    given = {
+        "max_sequences": 4,
+        "prefill_chunk_tokens": 128,
+        "queue_requests": 8,
+        "slow_reader_seconds": 10.0,
+    } | changes
+    options = EngineOptions(context_length=context_length, **given)
+    load = LoadOptions(
+        path=model_path,
+        kv_tokens=kv_tokens,
+        sequences=2 * options.max_sequences,
+        batch_tokens=options.prefill_chunk_tokens + options.max_sequences,
+        threads=threads,
+        gpu_layers=0,
+    )
+    metrics = Metrics("inference")
+    engine = Engine(model_card, load, options, clock=SystemClock())
+    try:
+        await engine.start(InferenceMetrics(metrics))
+        yield RunningEngine(engine, metrics)
+    finally:
+        await engine.stop()
+
+
 @pytest.fixture
 def engine_on(model_card, model_path):
-    """A context manager: an engine with these options."""
+    """A context manager: an engine of the test's own, with these options."""
+    return partial(running_engine, model_card, model_path)
 
-    @asynccontextmanager
-    async def make(*, context_length=1024, kv_tokens=2048, threads=2, **changes):
-        given = {
-            "max_sequences": 4,
-            "prefill_chunk_tokens": 128,
-            "queue_requests": 8,
-            "slow_reader_seconds": 10.0,
-        } | changes
-        options = EngineOptions(context_length=context_length, **given)
-        load = LoadOptions(
-            path=model_path,
-            kv_tokens=kv_tokens,
-            sequences=2 * options.max_sequences,
-            batch_tokens=options.prefill_chunk_tokens + options.max_sequences,
-            threads=threads,
-            gpu_layers=0,
-        )
-        metrics = Metrics("inference")
-        engine = Engine(model_card, load, options, clock=SystemClock())
-        try:
-            await engine.start(InferenceMetrics(metrics))
-            yield RunningEngine(engine, metrics)
-        finally:
-            await engine.stop()
 
-    return make
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(model_card, model_path):
+    """One engine for all tests of a module that leave nothing behind."""
+    async with running_engine(model_card, model_path) as engine:
+        yield engine
