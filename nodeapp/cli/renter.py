@@ -29,6 +29,8 @@ EnvelopeFile = Annotated[
     Path | None, typer.Option("--envelope", help="Check this copy of the newest envelope instead.")
 ]
 
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")]
+
 app = typer.Typer(help="Rent GPUs: the other side of the market.", no_args_is_help=True)
 
 
@@ -64,6 +66,17 @@ def hosts(config: ConfigFile = None, model: Model = "", json_lines: Json = False
     from nodeapp.cli.interrupt import run_interruptible
 
     run_interruptible(_hosts(_settings(config), model, json_lines=json_lines))
+
+
+@app.command("proxy")
+def proxy(config: ConfigFile = None, port: Port = 8081) -> None:
+    """Serve an OpenAI-compatible endpoint on loopback that rents from the marketplace."""
+    from nodeapp.cli.interrupt import run_interruptible
+
+    try:
+        run_interruptible(_proxy(_settings(config), port))
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
 
 
 @app.command("close")
@@ -122,6 +135,33 @@ async def _close(settings: RenterSettings, job: int | None) -> None:
     job_id = JobId(job) if job is not None else newest_session(directory)
     async with running_renter(settings, _Console().show) as renter:
         await renter.close(SessionRecord.load(directory, job_id))
+
+
+async def _proxy(settings: RenterSettings, port: int) -> None:
+    import asyncio
+
+    from aiohttp import web
+
+    from nodeapp.core.errors import Unavailable
+    from nodeapp.renter.proxy import Events, Proxy
+    from nodeapp.renter.run import running_renter
+
+    events = Events()
+    async with running_renter(settings, events.report) as renter:
+        served = Proxy(renter, events)
+        runner = web.AppRunner(served.application(), handler_cancellation=True)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", port)
+            await site.start()
+            bound = runner.addresses[0][1]
+            sys.stderr.write(f"base_url http://127.0.0.1:{bound}/v1, model default; Ctrl-C ends\n")
+            await asyncio.Event().wait()
+        except OSError as error:
+            raise Unavailable(f"port {port} cannot be used ({error.strerror})") from error
+        finally:
+            await runner.cleanup()
+            await served.close()
 
 
 async def _hosts(settings: RenterSettings, model: str, *, json_lines: bool) -> None:

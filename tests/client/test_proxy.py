@@ -1,0 +1,109 @@
+"""The official OpenAI client rents from the real node through the proxy."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import openai
+import pytest
+
+from nodeapp.renter.record import newest_session
+from tests.world import RenterHome, Started, World
+
+
+@dataclass(frozen=True, slots=True)
+class RunningProxy:
+    home: RenterHome
+    url: str
+    client: openai.OpenAI
+
+
+@pytest.fixture(scope="module")
+def proxy(shared_world: World) -> Iterator[RunningProxy]:
+    home = shared_world.renter("proxy")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = Started(
+        home.directory, "proxy", "renter", "proxy", "--config", home.config, "--port", port
+    )
+    try:
+        started.until_said("base_url")
+        url = f"http://127.0.0.1:{port}"
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)
+        yield RunningProxy(home, url, client)
+    finally:
+        assert started.stop() == 0
+
+
+def ask(proxy: RunningProxy, **more: object) -> openai.types.chat.ChatCompletion:
+    question = {"role": "user", "content": "What is the capital of France?"}
+    return proxy.client.chat.completions.create(
+        model="default", messages=[question], temperature=0, max_tokens=16, **more
+    )
+
+
+def test_the_official_client_gets_an_answer_and_its_usage(proxy: RunningProxy) -> None:
+    answer = ask(proxy)
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_streamed_answer_is_the_same_text_on_the_same_paid_session(proxy: RunningProxy) -> None:
+    whole = ask(proxy)
+    before = newest_session(proxy.home.state)
+    chunks = list(ask(proxy, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert newest_session(proxy.home.state) == before
+
+
+def test_models_lists_what_is_on_offer(proxy: RunningProxy) -> None:
+    models = list(proxy.client.models.list())
+    assert [model.id[:2] for model in models] == ["0x"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"model": "default"}, "messages"),
+        ({"model": "gpt-4", "messages": [{"role": "user", "content": "x"}]}, "gpt-4"),
+        (
+            {
+                "model": "default",
+                "messages": [{"role": "user", "content": "x"}],
+                "tools": [{"type": "function"}],
+            },
+            "tools",
+        ),
+        ({"model": "default", "messages": [{"role": "user", "content": "x"}], "n": 2}, "n"),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_an_error_object(
+    proxy: RunningProxy, body: dict[str, object], words: str
+) -> None:
+    request = urllib.request.Request(
+        f"{proxy.url}/v1/chat/completions", json.dumps(body).encode(), method="POST"
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)
+    assert caught.value.code == 400
+    assert words in json.load(caught.value)["error"]["message"]
+
+
+def test_a_prompt_longer_than_the_context_is_a_400_and_the_next_question_works(
+    proxy: RunningProxy,
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="context"):
+        proxy.client.chat.completions.create(
+            model="default", messages=[{"role": "user", "content": "word " * 6000}], max_tokens=8
+        )
+    assert ask(proxy).usage.completion_tokens == 16
