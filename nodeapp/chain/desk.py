@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from nodeapp.chain.ledger import Ledger
-from nodeapp.core.errors import PaymentRequired, Unauthorised
+from nodeapp.chain.ledger import Entry, Ledger
+from nodeapp.core.claims import MAX_CLAIM
+from nodeapp.core.errors import PaymentRequired, TooLarge, Unauthorised
 from nodeapp.core.ids import JobId, RequestId
 from nodeapp.core.session import (
     Phase,
@@ -27,6 +28,8 @@ from nodeapp.wire.signed import domain_separator, receipt_digest
 
 CONFIRMATION_SECONDS = 15.0
 """How long a renter's new session is waited for before it is called unknown."""
+MAX_SEALED_PROMPT_BYTES = 768 << 10
+"""With its envelope it must stay below what one journal record holds (1 MiB)."""
 
 
 class Desk:
@@ -48,8 +51,17 @@ class Desk:
             raise PaymentRequired(
                 f"session {request.job_id} is {session.phase}; open a new session"
             )
-        if session.renter_key != request.renter_key:
-            await self._ledger.record(RenterAuthenticated(request.job_id, request.renter_key))
+        if session.terms.proof_interval > MAX_CLAIM:
+            raise PaymentRequired(
+                f"session {request.job_id} has proof interval {session.terms.proof_interval};"
+                f" this host proves at most {MAX_CLAIM} tokens at once"
+            )
+
+        def bind() -> list[Entry]:
+            is_bound = self._ledger.session(request.job_id).renter_key == request.renter_key
+            return [] if is_bound else [RenterAuthenticated(request.job_id, request.renter_key)]
+
+        await self._ledger.decide(bind)
         return self._touch(request.job_id)
 
     async def view(self, request: wire.JobRequest) -> wire.SessionView:
@@ -58,37 +70,16 @@ class Desk:
 
     async def authorise(self, request: wire.AuthoriseRequest) -> wire.Authorised:
         """Reserve; the same request id again takes the answer up where it was acknowledged."""
-        job_id, request_id = request.job_id, RequestId(request.request_id)
-        session = self._ledger.session(job_id)
-        open_request = session.request
-        if open_request is not None and open_request.request_id == request_id:
-            await self._ledger.record(RequestResumed(job_id, request_id))
-        else:
-            superseded = (
-                [RequestEnded(job_id, open_request.request_id, "superseded")]
-                if open_request is not None
-                else []
-            )
-            room = session.affordable - session.acknowledged
-            granted = Tokens(min(request.max_tokens, max(room, 1)))
-            await self._ledger.record(
-                *superseded, RequestAuthorised(job_id, request_id, granted, request.sealed_prompt)
-            )
+        job_id, size = request.job_id, len(request.sealed_prompt)
+        if size > MAX_SEALED_PROMPT_BYTES:
+            raise TooLarge(f"prompt has {size} bytes sealed, {MAX_SEALED_PROMPT_BYTES} allowed")
+        await self._ledger.decide(lambda: _reservation(self._ledger.session(job_id), request))
         self._touch(job_id)
         return _authorised(self._ledger.session(job_id))
 
     async def produced(self, request: wire.ProducedRequest) -> Empty:
         """Journal a batch; a batch that is there already is not written twice."""
-        session = self._ledger.session(request.job_id)
-        ids = tuple(request.token_ids)
-        if request.first_token == session.produced:
-            await self._ledger.record(
-                TokensProduced(request.job_id, RequestId(request.request_id), ids)
-            )
-        elif session.ids(Tokens(request.first_token), len(ids)) != ids:
-            raise PaymentRequired(
-                f"tokens from {request.first_token} do not follow {session.produced}"
-            )
+        await self._ledger.decide(lambda: _batch(self._ledger.session(request.job_id), request))
         self._touch(request.job_id)
         return Empty()
 
@@ -121,7 +112,7 @@ class Desk:
 
     async def close_session(self, request: wire.JobRequest) -> wire.SessionView:
         """The renter is done."""
-        await self._close(self._ledger.session(request.job_id), "renter")
+        await self._close(request.job_id, "renter")
         return session_view(self._ledger.session(request.job_id))
 
     async def close_idle(self, idle_seconds: float) -> None:
@@ -131,17 +122,10 @@ class Desk:
             if session.phase is not Phase.ACTIVE:
                 continue
             if now - self._active_seconds.setdefault(job_id, now) >= idle_seconds:
-                await self._close(session, "idle")
+                await self._close(job_id, "idle")
 
-    async def _close(self, session: Session, reason: str) -> None:
-        job_id = session.terms.job_id
-        if session.phase is Phase.ACTIVE:
-            ended = (
-                [RequestEnded(job_id, session.request.request_id, reason)]
-                if session.request is not None
-                else []
-            )
-            await self._ledger.record(*ended, SessionClosing(job_id, reason))
+    async def _close(self, job_id: JobId, reason: str) -> None:
+        await self._ledger.decide(lambda: _closing(self._ledger.session(job_id), reason))
 
     async def _confirmed(self, job_id: JobId) -> Session:
         try:
@@ -157,6 +141,40 @@ class Desk:
     def _touch(self, job_id: JobId) -> wire.SessionView:
         self._active_seconds[job_id] = self._clock.monotonic_seconds()
         return session_view(self._ledger.session(job_id))
+
+
+def _reservation(session: Session, request: wire.AuthoriseRequest) -> list[Entry]:
+    job_id, request_id = request.job_id, RequestId(request.request_id)
+    if session.request is not None and session.request.request_id == request_id:
+        return [RequestResumed(job_id, request_id)]
+    room = session.affordable - session.acknowledged
+    granted = Tokens(min(request.max_tokens, max(room, 1)))
+    return [
+        *_ended(session, "superseded"),
+        RequestAuthorised(job_id, request_id, granted, request.sealed_prompt),
+    ]
+
+
+def _batch(session: Session, request: wire.ProducedRequest) -> list[Entry]:
+    ids = tuple(request.token_ids)
+    if request.first_token == session.produced:
+        return [TokensProduced(request.job_id, RequestId(request.request_id), ids)]
+    if session.ids(Tokens(request.first_token), len(ids)) != ids:
+        raise PaymentRequired(f"tokens from {request.first_token} do not follow {session.produced}")
+    return []
+
+
+def _closing(session: Session, reason: str) -> list[Entry]:
+    if session.phase is not Phase.ACTIVE:
+        return []
+    return [*_ended(session, reason), SessionClosing(session.terms.job_id, reason)]
+
+
+def _ended(session: Session, reason: str) -> list[Entry]:
+    request = session.request
+    if request is None:
+        return []
+    return [RequestEnded(session.terms.job_id, request.request_id, reason)]
 
 
 def _authorised(session: Session) -> wire.Authorised:

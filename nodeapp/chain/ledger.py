@@ -1,13 +1,14 @@
 """The ledger: journal first, then memory. The only owner of session state.
 
-record() decides under one lock: the pure apply() checks the changes, the journal makes them
-durable, then they become visible. Replaying the journal gives the same state.
+decide() works under one lock: the entries are chosen from the state, the pure apply() checks
+them, the journal makes them durable, then they become visible. A caller that is cancelled
+meanwhile does not tear that apart. Replaying the journal gives the same state.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -64,7 +65,7 @@ class Ledger:
 
     def __init__(self, book: journal.Journal) -> None:
         self._book = book
-        self._lock = asyncio.Lock()  # guards: check, append and publish are one step
+        self._lock = asyncio.Lock()  # guards: choose, check, append and publish are one step
         self._changed = asyncio.Event()
         self.sessions: dict[JobId, Session] = {}
         self.cursor: CursorMoved | None = None
@@ -94,7 +95,23 @@ class Ledger:
         Raises:
             Rejected: an entry does not fit the state; nothing was written.
         """
+        await self.decide(lambda: entries)
+
+    async def decide(self, choose: Callable[[], Sequence[Entry]]) -> None:
+        """Record what `choose` reads out of the state; nothing is written in between.
+
+        Raises:
+            Rejected: by `choose`, or an entry does not fit the state; nothing was written.
+        """
+        # A renter that hangs up cancels its handler; without the shield the journal would then
+        # hold entries that memory does not know, and the repeated call would write them again.
+        await asyncio.shield(self._decide(choose))
+
+    async def _decide(self, choose: Callable[[], Sequence[Entry]]) -> None:
         async with self._lock:
+            entries = tuple(choose())
+            if not entries:
+                return
             updated = self._apply_all(entries)
             await self._book.append(
                 [journal.Change(type(entry).__name__, _encode(entry)) for entry in entries]
@@ -121,8 +138,9 @@ class Ledger:
         return await self._book.backup(directory)
 
     async def close(self) -> None:
-        """Close the journal."""
-        await self._book.close()
+        """Close the journal after what is being written."""
+        async with self._lock:
+            await self._book.close()
 
     def _apply_all(self, entries: tuple[Entry, ...]) -> Mapping[JobId, Session]:
         updated: dict[JobId, Session] = {}
@@ -133,7 +151,7 @@ class Ledger:
                 case TransactionDropped():
                     continue
                 case ContractReceiveSessionOpened(job_id=job_id):
-                    if job_id not in self.sessions:
+                    if job_id not in self.sessions and job_id not in updated:
                         updated[job_id] = open_session(entry)
                 case _:
                     known = updated.get(entry.job_id) or self.session(entry.job_id)

@@ -5,6 +5,8 @@ The cursor moves with the events of its blocks in one journal write, never witho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nodeapp.chain.ledger import CursorMoved, Ledger
 from nodeapp.core.errors import Corrupt
 from nodeapp.core.ids import Address
@@ -60,7 +62,7 @@ class Watcher:
         newest = head if self._behind == 0 else await provider.block(last)
         if first <= last:
             events = await self._events.get_events(first, last, self._host)
-            changes = [change for event in events if (change := await self._change(event, last))]
+            changes = await self._changes(events, last)
             await self._ledger.record(*changes, CursorMoved(last, newest.hash))
         self.now = newest
         return True
@@ -76,21 +78,29 @@ class Watcher:
                 " a reorg deeper than chain.confirmations, or another chain"
             )
 
+    async def _changes(self, events: Sequence[MarketplaceEvent], last: BlockNumber) -> list[Change]:
+        """Events of sessions that are ours: known before, or opened earlier in this batch."""
+        ours = set(self._ledger.sessions)
+        changes: list[Change] = []
+        for event in events:
+            if isinstance(event, SessionCreated):
+                ours.add(event.job_id)
+            change = await self._change(event, last) if event.job_id in ours else None
+            if change is not None:
+                changes.append(change)
+        return changes
+
     async def _change(self, event: MarketplaceEvent, block: BlockNumber) -> Change | None:
         match event:
             case SessionCreated(job_id=job_id):
                 job = await self._contracts.session(job_id, block)
                 return ContractReceiveSessionOpened(job_id, self._terms(job))
             case ProofSubmitted(job_id=job_id):
-                if job_id not in self._ledger.sessions:
-                    return None
                 mined_in = await self._contracts.provider.block(event.at.block_number)
                 return ContractReceiveProofAccepted(
                     job_id, event.tokens, event.proof_hash, BlockTime(mined_in.timestamp)
                 )
             case SessionCompleted(job_id=job_id):
-                if job_id not in self._ledger.sessions:
-                    return None
                 return _ended(await self._contracts.session(job_id, block))
             case SessionTimedOut():
                 return None  # SessionCompleted is emitted with it

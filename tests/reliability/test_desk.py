@@ -1,0 +1,270 @@
+"""Money questions: asked twice they are answered twice and written once."""
+
+import asyncio
+
+import pytest
+
+from nodeapp.chain import desk as desk_module
+from nodeapp.chain.desk import MAX_SEALED_PROMPT_BYTES, Desk
+from nodeapp.chain.ledger import Ledger
+from nodeapp.core.errors import (
+    InvalidRequest,
+    NotFound,
+    PaymentRequired,
+    TooLarge,
+    Unauthorised,
+)
+from nodeapp.core.session import ContractReceiveSessionEnded, Phase
+from nodeapp.security.wallet import address_of, public_key_of
+from nodeapp.wire import ipc_chain as wire
+from tests.fakes.clock import FakeClock
+from tests.fakes.paid_session import (
+    HOST,
+    JOB,
+    RENTER,
+    RENTER_KEY,
+    opened,
+    receipt,
+    request_id,
+)
+
+ONE, TWO = request_id(1), request_id(2)
+OPEN = wire.OpenSessionRequest(job_id=JOB, renter=RENTER, renter_key=RENTER_KEY)
+STRANGER_KEY = public_key_of(b"\x42" * 32)
+
+
+class Counter:
+    """A desk over a real ledger, and how many records its journal has."""
+
+    def __init__(self, ledger, clock):
+        self.ledger, self.clock = ledger, clock
+        self.desk = Desk(ledger, clock)
+
+    @property
+    def written(self):
+        return self.ledger._book.last_sequence
+
+    @property
+    def session(self):
+        return self.ledger.session(JOB)
+
+    async def authorise(self, request=ONE, tokens=500):
+        return await self.desk.authorise(
+            wire.AuthoriseRequest(
+                job_id=JOB, request_id=request, max_tokens=tokens, sealed_prompt=b"sealed"
+            )
+        )
+
+    async def produced(self, first, ids, request=ONE):
+        await self.desk.produced(
+            wire.ProducedRequest(
+                job_id=JOB, request_id=request, first_token=first, token_ids=tuple(ids)
+            )
+        )
+
+    async def end(self, request=ONE):
+        await self.desk.end_request(wire.EndRequest(job_id=JOB, request_id=request, reason="stop"))
+
+
+@pytest.fixture
+async def counter(tmp_path):
+    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    await ledger.record(opened())
+    made = Counter(ledger, FakeClock())
+    await made.desk.open_session(OPEN)
+    yield made
+    await ledger.close()
+
+
+async def test_opening_twice_is_written_once(counter):
+    before = counter.written
+    view = await counter.desk.open_session(OPEN)
+    assert (view.job_id, view.affordable, view.acknowledged) == (JOB, 10_000, 0)
+    assert counter.written == before
+
+
+async def test_only_the_depositor_opens_its_session(counter):
+    other = address_of(STRANGER_KEY)
+    for renter, key in ((other, STRANGER_KEY), (RENTER, STRANGER_KEY), (other, RENTER_KEY)):
+        with pytest.raises(Unauthorised, match="not paid by"):
+            await counter.desk.open_session(
+                wire.OpenSessionRequest(job_id=JOB, renter=renter, renter_key=key)
+            )
+
+
+async def test_a_session_on_its_way_to_the_chain_is_waited_for(counter):
+    later = wire.OpenSessionRequest(job_id=8, renter=RENTER, renter_key=RENTER_KEY)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(counter.desk.open_session(later))
+        await asyncio.sleep(0)
+        assert not asking.done()
+        await counter.ledger.record(opened(job_id=8))
+    assert asking.result().job_id == 8
+
+
+async def test_a_session_that_never_comes_is_refused(counter, monkeypatch):
+    monkeypatch.setattr(desk_module, "CONFIRMATION_SECONDS", 0.05)
+    with pytest.raises(PaymentRequired, match="session 9 is not confirmed"):
+        await counter.desk.open_session(
+            wire.OpenSessionRequest(job_id=9, renter=RENTER, renter_key=RENTER_KEY)
+        )
+
+
+async def test_a_session_whose_first_claim_could_never_be_proven_is_not_served(counter):
+    await counter.ledger.record(opened(job_id=8, interval=1921))
+    with pytest.raises(PaymentRequired, match="proof interval 1921"):
+        await counter.desk.open_session(
+            wire.OpenSessionRequest(job_id=8, renter=RENTER, renter_key=RENTER_KEY)
+        )
+
+
+async def test_an_ended_session_is_not_opened(counter):
+    await counter.ledger.record(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 0, 1))
+    with pytest.raises(PaymentRequired, match="is completed"):
+        await counter.desk.open_session(OPEN)
+
+
+async def test_asking_again_with_the_same_request_takes_the_answer_up(counter):
+    await counter.authorise()
+    await counter.produced(0, [5, 6, 7])
+    await counter.desk.receipt(receipt([5, 6]))
+    again = await counter.authorise()
+    assert (again.first_token, again.acknowledged, again.delivered_ids) == (0, 2, (5, 6))
+    assert again.max_tokens == 500
+    await counter.produced(2, [8])
+    assert counter.session.stream == (5, 6, 8)
+
+
+async def test_another_request_supersedes_the_open_one(counter):
+    await counter.authorise()
+    await counter.produced(0, [5, 6, 7])
+    await counter.desk.receipt(receipt([5]))
+    second = await counter.authorise(TWO)
+    assert (second.first_token, second.delivered_ids) == (1, ())
+    with pytest.raises(InvalidRequest, match="not open"):
+        await counter.produced(1, [9], ONE)
+
+
+async def test_no_more_is_granted_than_the_deposit_has_left(counter):
+    granted = await counter.authorise(tokens=1_000_000)
+    assert granted.max_tokens == 10_000
+
+
+async def test_a_prompt_that_no_journal_record_holds_is_refused(counter):
+    request = wire.AuthoriseRequest(
+        job_id=JOB,
+        request_id=ONE,
+        max_tokens=5,
+        sealed_prompt=bytes(MAX_SEALED_PROMPT_BYTES + 1),
+    )
+    with pytest.raises(TooLarge, match="prompt has"):
+        await counter.desk.authorise(request)
+    fits = wire.AuthoriseRequest(
+        job_id=JOB, request_id=ONE, max_tokens=5, sealed_prompt=bytes(MAX_SEALED_PROMPT_BYTES)
+    )
+    await counter.desk.authorise(fits)
+
+
+async def test_a_batch_told_twice_is_written_once(counter):
+    await counter.authorise()
+    await counter.produced(0, [5, 6])
+    before = counter.written
+    await counter.produced(0, [5, 6])
+    assert (counter.written, counter.session.stream) == (before, (5, 6))
+
+
+async def test_a_batch_told_again_while_the_first_is_being_written_is_written_once(counter):
+    """The reply was lost and the caller repeats itself before the disk is done."""
+    await counter.authorise()
+    before = counter.written
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(5):
+            tasks.create_task(counter.produced(0, [5, 6]))
+    assert (counter.written, counter.session.stream) == (before + 1, (5, 6))
+
+
+async def test_reservations_that_cross_end_with_one_open_request(counter):
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(5):
+            tasks.create_task(counter.authorise(request_id(number)))
+    assert counter.session.request.request_id == request_id(4)
+
+
+@pytest.mark.parametrize("first, ids", [(3, [9]), (1, [9]), (0, [5, 6, 7])])
+async def test_a_batch_beside_the_stream_is_refused(counter, first, ids):
+    await counter.authorise()
+    await counter.produced(0, [5, 6])
+    with pytest.raises(PaymentRequired, match="do not follow"):
+        await counter.produced(first, ids)
+
+
+async def test_a_receipt_told_twice_is_written_once(counter):
+    await counter.authorise()
+    await counter.produced(0, [5, 6])
+    assert (await counter.desk.receipt(receipt([5, 6]))).acknowledged == 2
+    before = counter.written
+    assert (await counter.desk.receipt(receipt([5, 6]))).acknowledged == 2
+    assert (await counter.desk.receipt(receipt([5]))).acknowledged == 2
+    assert counter.written == before
+
+
+async def test_receipts_that_cross_keep_the_largest(counter):
+    await counter.authorise()
+    await counter.produced(0, [5, 6, 7])
+    async with asyncio.TaskGroup() as tasks:
+        for ids in ([5], [5, 6, 7], [5, 6]):
+            tasks.create_task(counter.desk.receipt(receipt(ids)))
+    assert counter.session.acknowledged == 3
+
+
+async def test_a_receipt_of_somebody_else_pays_nothing(counter):
+    await counter.authorise()
+    await counter.produced(0, [5, 6])
+    with pytest.raises(Unauthorised, match="expected"):
+        await counter.desk.receipt(receipt([5, 6], secret=b"\x42" * 32))
+    assert counter.session.acknowledged == 0
+
+
+async def test_ending_twice_is_harmless_and_the_last_receipt_still_counts(counter):
+    await counter.authorise()
+    await counter.produced(0, [5, 6])
+    await counter.end()
+    await counter.end()
+    assert (await counter.desk.receipt(receipt([5, 6]))).acknowledged == 2
+
+
+async def test_closing_ends_the_open_request(counter):
+    await counter.authorise()
+    view = await counter.desk.close_session(wire.JobRequest(job_id=JOB))
+    assert (view.phase, view.open_request) == ("closing", "")
+    before = counter.written
+    await counter.desk.close_session(wire.JobRequest(job_id=JOB))
+    assert counter.written == before
+    with pytest.raises(PaymentRequired):
+        await counter.authorise(TWO)
+
+
+async def test_only_a_session_that_nobody_uses_is_closed_for_idleness(counter):
+    await counter.authorise()
+    counter.clock.now += 100
+    await counter.produced(0, [5])
+    counter.clock.now += 119
+    await counter.desk.close_idle(120)
+    assert counter.session.phase is Phase.ACTIVE
+    counter.clock.now += 1
+    await counter.desk.close_idle(120)
+    assert counter.session.phase is Phase.CLOSING
+    assert counter.session.request is None
+
+
+async def test_a_session_seen_after_a_restart_has_its_idle_time_anew(counter):
+    fresh = Desk(counter.ledger, counter.clock)
+    await fresh.close_idle(120)
+    counter.clock.now += 119
+    await fresh.close_idle(120)
+    assert counter.session.phase is Phase.ACTIVE
+
+
+async def test_an_unknown_session_is_not_found(counter):
+    with pytest.raises(NotFound, match="session 99"):
+        await counter.desk.view(wire.JobRequest(job_id=99))
