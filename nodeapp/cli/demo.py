@@ -212,6 +212,7 @@ class Demo:
             chain_ready_s=round(chain_ready, 2),
             tree_ready_s=round(tree_ready, 2),
             discovery_s=chat.found.seconds,
+            connect_s=chat.ended.connect_seconds,
             reconnects=chat.ended.reconnects,
             total_s=0.0,
         )
@@ -226,7 +227,8 @@ class Demo:
         table = Table(title="the main job, end to end", show_header=False, title_justify="left")
         rows = {
             "tokens delivered / claimed": f"{facts.tokens_delivered} / {facts.tokens_claimed}",
-            "time to first token": f"{facts.ttft_s:.2f} s",
+            "connect and log in": f"{facts.connect_s:.2f} s",
+            "time to first token": f"{facts.ttft_s:.2f} s after the question was sent",
             "speed": f"{facts.tokens_per_s:.1f} tokens/s",
             "claims, proof CPU, proof size": f"{len(facts.proofs)}, {proven:.1f} s, {size} bytes",
             "gas": ", ".join(f"{name} {used}" for name, used in facts.gas.items()),

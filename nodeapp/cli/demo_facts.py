@@ -49,5 +49,6 @@ class DemoFacts(msgspec.Struct, frozen=True):
     chain_ready_s: float
     tree_ready_s: float
     discovery_s: float
+    connect_s: float
     reconnects: int
     total_s: float

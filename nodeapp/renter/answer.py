@@ -50,10 +50,12 @@ class _Progress:
     """One answer so far; survives reconnects."""
 
     request_id: str
-    asked_seconds: float
+    begun_seconds: float
     session_start: int
     session_end: int
     """No token from here on was asked for, so none is acknowledged."""
+    asked_seconds: float = 0.0
+    """When the question was first sent; 0: not yet."""
     pieces: list[str] = field(default_factory=list)
     first_token_seconds: float = 0.0
     last_token_seconds: float = 0.0
@@ -129,6 +131,7 @@ class Asker:
                 self._report(Connected(state.affordable, state.acknowledged))
                 if len(self._record.token_ids) > state.acknowledged:
                     await self._send_receipt(link)
+                progress.asked_seconds = progress.asked_seconds or self._clock.monotonic_seconds()
                 await link.send(generate=_generate(question, self._record, progress.request_id))
                 async with asyncio.TaskGroup() as tasks:
                     pinger = tasks.create_task(link.keep_alive())
@@ -211,6 +214,7 @@ class Asker:
             prompt_tokens=end.prompt_tokens,
             tokens=tokens,
             session_tokens=total,
+            connect_seconds=round(progress.asked_seconds - progress.begun_seconds, 4),
             first_token_seconds=round(progress.first_token_seconds, 4),
             tokens_per_second=round((tokens - 1) / spent, 2) if spent > 0 else 0.0,
             reconnects=progress.reconnects,

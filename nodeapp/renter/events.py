@@ -62,7 +62,7 @@ class TokensReceived(RenterEvent, frozen=True):
     tokens: int
     text: str
     seconds: float
-    """Since the prompt was sent."""
+    """Since the question was first sent to the host."""
 
 
 class Reconnecting(RenterEvent, frozen=True):
@@ -82,7 +82,10 @@ class AnswerEnded(RenterEvent, frozen=True):
     prompt_tokens: int
     tokens: int
     session_tokens: int
+    connect_seconds: float
+    """Connection, login and session, before the question could be sent."""
     first_token_seconds: float
+    """From sending the question to holding the first token on disk."""
     tokens_per_second: float
     """After the first token."""
     reconnects: int
