@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.service.logs import get_logger
 from nodeapp.wire.ipc_inference import ChatMessage
 
 MARK = "\ufdd0"
@@ -24,6 +25,7 @@ MARK = "\ufdd0"
 MAX_PROMPT_CHARACTERS = 4 << 20
 DEADLINE_SECONDS = 5.0
 _WORKER = Path(__file__).with_name("chat_worker.py")
+_log = get_logger(__name__)
 
 
 class _Reply(msgspec.Struct, frozen=True):
@@ -88,6 +90,20 @@ class ChatRenderer:
         if reply.error:
             raise InvalidRequest(f"chat template: {reply.error}")
         return tuple(part for part in reply.text.split(MARK) if part)
+
+    async def warm_up(self) -> None:
+        """Start the child and compile the template, so that the first renter does not wait.
+
+        Raises:
+            Unavailable: the child could not be started.
+        """
+        if not self._template:
+            return
+        try:
+            await self.render((ChatMessage(role="user", content="hello"),))
+        except InvalidRequest as refusal:
+            # Its affair: what a renter sends may please the template better.
+            _log.warning("chat template refuses a greeting", error=refusal.message)
 
     async def close(self) -> None:
         """End the child."""

@@ -98,6 +98,7 @@ class Engine:
             eos_text=model.eos_text,
             control=ControlText(model.control_texts),
         )
+        await self._renderer.warm_up()
 
         def post(events: list[tuple[int, Event]]) -> None:
             loop.call_soon_threadsafe(self._deliver, events)

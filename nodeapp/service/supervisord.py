@@ -41,8 +41,10 @@ class ProgramKind:
 PROGRAMS: Mapping[str, ProgramKind] = {
     "s5": ProgramKind("nodeapp.storage.main", 10),
     "prover": ProgramKind("nodeapp.prover.main", 20),
-    # ggml forks a debugger when it aborts, and that fork outlives the crash.
-    "inference": ProgramKind("nodeapp.inference.main", 20, {"GGML_NO_BACKTRACE": "1"}),
+    # ggml forks a debugger when it aborts, and that fork outlives the crash. Why 20000: llama.py.
+    "inference": ProgramKind(
+        "nodeapp.inference.main", 20, {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "20000"}
+    ),
     "chain": ProgramKind("nodeapp.chain.main", 30),
     "updater": ProgramKind("nodeapp.updater.main", 40),
     "p2p": ProgramKind("nodeapp.p2p.main", 50, PROCESS_ENVIRONMENT),
