@@ -16,8 +16,16 @@ from typing import assert_never
 
 import msgspec
 
-from nodeapp.core.claims import MIN_CLAIM, claim_size
+from nodeapp.core.claims import claim_size
 from nodeapp.core.errors import Busy, InvalidRequest, PaymentRequired
+from nodeapp.core.exposure import (
+    MAX_LIVE_PROMPT_BYTES,
+    MAX_UNCLAIMED,
+    closing_time,
+    least_claim,
+    max_forgotten,
+    max_prompt_bytes,
+)
 from nodeapp.core.ids import Address, Cid, JobId, ModelId, RequestId
 from nodeapp.core.pricing import affordable_tokens
 from nodeapp.core.units import BaseUnits, BlockTime, PricePerToken, Tokens
@@ -123,6 +131,12 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     claims: tuple[Claim, ...] = ()
     """Mined claims, without their salts."""
     withdrawn: BaseUnits | None = None
+    forgotten: Tokens = Tokens(0)
+    """Sent and never acknowledged: given away."""
+    prompt_bytes: int = 0
+    """Sealed prompts journalled so far."""
+    is_claimed_elsewhere: bool = False
+    """The chain has a claim this journal does not know; what it covers cannot be told."""
 
     @property
     def produced(self) -> Tokens:
@@ -352,6 +366,8 @@ def _authorised(session: Session, change: RequestAuthorised) -> Session:
     if session.request is not None:
         raise Busy(f"session {change.job_id} is answering another request", retry_after_seconds=1.0)
     session = _forget_unacknowledged(session)
+    prompt_bytes = session.prompt_bytes + len(change.sealed_prompt)
+    _check_exposure(session, prompt_bytes)
     if session.produced + change.max_tokens > session.affordable:
         raise PaymentRequired(
             f"session {change.job_id} pays for {session.affordable} tokens,"
@@ -362,8 +378,29 @@ def _authorised(session: Session, change: RequestAuthorised) -> Session:
     return msgspec.structs.replace(
         session,
         request=OpenRequest(change.request_id, first, change.max_tokens),
-        prompts=_live_prompts((*session.prompts, prompt), session.claimed),
+        prompts=_newest_prompts(_live_prompts((*session.prompts, prompt), session.claimed)),
+        prompt_bytes=prompt_bytes,
     )
+
+
+def _check_exposure(session: Session, prompt_bytes: int) -> None:
+    """Refuse a new request whose tokens would not, or could not, be paid."""
+    terms = session.terms
+    waiting = session.acknowledged - session.claimed
+    if waiting > MAX_UNCLAIMED:
+        raise Busy(f"{waiting} tokens of the session wait for their claim", retry_after_seconds=5)
+    if prompt_bytes > max_prompt_bytes(session.acknowledged):
+        raise PaymentRequired(
+            f"prompts of session {terms.job_id} have {prompt_bytes} bytes for"
+            f" {session.acknowledged} acknowledged tokens; open a new session"
+        )
+    settled = session.claimed + (session.claim.tokens if session.claim is not None else 0)
+    least = least_claim(claimed=settled, proof_interval=terms.proof_interval)
+    if session.affordable - settled < least:
+        raise PaymentRequired(
+            f"session {terms.job_id} has {session.affordable - settled} tokens left to claim,"
+            f" the smallest claim is {least}; open a new session"
+        )
 
 
 def _produced(session: Session, change: TokensProduced) -> Session:
@@ -429,9 +466,9 @@ def _sealed(session: Session, change: ClaimSealed) -> Session:
 
 def _proof_accepted(session: Session, change: ContractReceiveProofAccepted) -> Session:
     claim = session.claim
-    if claim is None or claim.proof_hash != change.proof_hash:
-        return session
     claimed = Tokens(session.claimed + change.tokens)
+    if claim is None or claim.proof_hash != change.proof_hash:
+        return _claimed_elsewhere(session, change, claimed)
     return msgspec.structs.replace(
         session,
         claim=None,
@@ -443,6 +480,24 @@ def _proof_accepted(session: Session, change: ContractReceiveProofAccepted) -> S
         previous_proof_hash=claim.proof_hash,
         last_proof_at=change.at,
         claims=(*session.claims, msgspec.structs.replace(claim, salts=())),
+    )
+
+
+def _claimed_elsewhere(
+    session: Session, change: ContractReceiveProofAccepted, claimed: Tokens
+) -> Session:
+    """A claim from before this journal was restored: claiming its tokens again would be theft."""
+    return msgspec.structs.replace(
+        session,
+        phase=Phase.CLOSING if session.phase is Phase.ACTIVE else session.phase,
+        is_claimed_elsewhere=True,
+        request=None,
+        claim=None,
+        claimed=claimed,
+        acknowledged=Tokens(max(session.acknowledged, claimed)),
+        stream=session.stream[change.tokens :],
+        prompts=(),
+        last_proof_at=change.at,
     )
 
 
@@ -463,7 +518,13 @@ def _require_request(session: Session, request_id: RequestId) -> OpenRequest:
 
 def _forget_unacknowledged(session: Session) -> Session:
     kept = session.stream[: session.acknowledged - session.claimed]
-    return msgspec.structs.replace(session, stream=kept)
+    forgotten = Tokens(session.forgotten + session.produced - session.acknowledged)
+    if forgotten > max_forgotten(session.acknowledged):
+        raise PaymentRequired(
+            f"{forgotten} tokens of session {session.terms.job_id} were sent and never"
+            " acknowledged; send the newest receipt first"
+        )
+    return msgspec.structs.replace(session, stream=kept, forgotten=forgotten)
 
 
 def _live_prompts(prompts: Sequence[PromptRecord], claimed: int) -> tuple[PromptRecord, ...]:
@@ -474,6 +535,16 @@ def _live_prompts(prompts: Sequence[PromptRecord], claimed: int) -> tuple[Prompt
         for index, prompt in enumerate(prompts)
         if index >= len(ends) or ends[index] > max(claimed, prompt.first_token)
     )
+
+
+def _newest_prompts(prompts: tuple[PromptRecord, ...]) -> tuple[PromptRecord, ...]:
+    """The newest ones that fit into one transcript."""
+    size = 0
+    for index in range(len(prompts) - 1, -1, -1):
+        size += len(prompts[index].sealed)
+        if size > MAX_LIVE_PROMPT_BYTES:
+            return prompts[index + 1 :]
+    return prompts
 
 
 class PrepareClaim(msgspec.Struct, frozen=True):
@@ -539,12 +610,24 @@ def next_step(
     return None
 
 
+def is_running_out(session: Session, now: BlockTime) -> bool:
+    """Whether the session must be ended now, so that its last claim is still in time."""
+    terms = session.terms
+    return session.phase is Phase.ACTIVE and now >= closing_time(
+        started_at=terms.started_at,
+        max_duration_seconds=terms.max_duration_seconds,
+        proof_timeout_seconds=terms.proof_timeout_seconds,
+    )
+
+
 def _due(session: Session, now: BlockTime, interval_tokens: int) -> Tokens:
+    if session.is_claimed_elsewhere:
+        return Tokens(0)
     is_late = 2 * (now - session.last_proof_at) >= session.terms.proof_timeout_seconds
     return claim_size(
         unclaimed=session.acknowledged - session.claimed,
         interval=min(session.terms.proof_interval, interval_tokens),
-        least=session.terms.proof_interval if session.claimed == 0 else MIN_CLAIM,
+        least=least_claim(claimed=session.claimed, proof_interval=session.terms.proof_interval),
         is_streaming=session.request is not None,
         is_urgent=session.phase is Phase.CLOSING or is_late,
     )

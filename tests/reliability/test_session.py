@@ -208,11 +208,23 @@ def test_sealing_needs_the_claim_that_is_under_way():
         life.feed(sealed(claim_of(life.session, 200)))
 
 
-def test_a_proof_of_somebody_else_moves_nothing():
+def test_a_claim_this_journal_does_not_know_is_never_claimed_again():
+    """Only our account can claim on our session: the journal is from before that claim."""
     life = answered(300).claim(200)
-    before = life.session
-    life.feed(ContractReceiveProofAccepted(JOB, 200, b"\xee" * 32, STARTED_AT))
-    assert life.session == before
+    life.feed(ContractReceiveProofAccepted(JOB, 250, b"\xee" * 32, STARTED_AT + 9))
+    session = life.session
+    assert (session.claimed, len(session.stream), session.claim) == (250, 50, None)
+    assert session.phase is Phase.CLOSING
+    assert life.step(10_000) == CompleteSession()
+    with pytest.raises(PaymentRequired, match="closing"):
+        life.ask(TWO, 10)
+
+
+def test_a_claim_over_more_than_the_restored_journal_has_leaves_it_sound():
+    life = answered(120)
+    life.feed(ContractReceiveProofAccepted(JOB, 400, b"\xee" * 32, STARTED_AT + 9))
+    assert (life.session.claimed, life.session.acknowledged, life.session.produced) == (400,) * 3
+    assert life.step(10_000) == CompleteSession()
 
 
 def test_a_late_session_claims_all_it_may_before_the_proof_window_ends():
