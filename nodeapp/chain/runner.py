@@ -70,45 +70,52 @@ class Runner:
     host: Address
     settings: RunnerSettings
     _jobs: dict[JobId, _Job] = field(default_factory=dict)
+    _now: BlockTime = field(default=BlockTime(0))
 
     def consider(self, now: BlockTime, tasks: asyncio.TaskGroup) -> None:
-        """Start whatever is due and not under way."""
-        for job_id, session in self.ledger.sessions.items():
+        """Start on every session that owes something and is not under way."""
+        self._now = now
+        for job_id in self.ledger.sessions:
             job = self._jobs.setdefault(job_id, _Job())
-            if job.task is not None and not job.task.done():
-                continue
-            step = next_step(
-                session,
-                now,
-                interval_tokens=self.settings.claim_interval_tokens,
-                dispute_window_seconds=self.settings.dispute_window_seconds,
-            )
-            if step is None or isinstance(step, WaitUntil) or step == job.done:
-                continue
-            if isinstance(step, WithdrawEarnings) and not self.settings.withdraw:
-                continue
-            job.task = tasks.create_task(self._run(job, session, step), name=f"session {job_id}")
+            is_running = job.task is not None and not job.task.done()
+            if not is_running and self._due(job, job_id) is not None:
+                job.task = tasks.create_task(self._run(job, job_id), name=f"session {job_id}")
 
-    async def _run(self, job: _Job, session: Session, step: Step) -> None:
-        try:
-            await self._carry_out(session, step)
-        except Corrupt:
-            raise
-        except NodeError as error:
-            pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**job.failures)
-            job.failures += 1
-            _log.warning(
-                "step failed",
-                job_id=session.terms.job_id,
-                step=type(step).__name__,
-                code=error.code,
-                error=error.message,
-                retry_seconds=pause,
-            )
-            await asyncio.sleep(pause)
-        else:
-            job.failures = 0
-            job.done = step
+    def _due(self, job: _Job, job_id: JobId) -> Step | None:
+        step = next_step(
+            self.ledger.session(job_id),
+            self._now,
+            interval_tokens=self.settings.claim_interval_tokens,
+            dispute_window_seconds=self.settings.dispute_window_seconds,
+        )
+        if isinstance(step, WaitUntil) or step == job.done:
+            return None
+        if isinstance(step, WithdrawEarnings) and not self.settings.withdraw:
+            return None
+        return step
+
+    async def _run(self, job: _Job, job_id: JobId) -> None:
+        """Step after step until nothing is due; changes that come meanwhile are seen here."""
+        while (step := self._due(job, job_id)) is not None:
+            try:
+                await self._carry_out(self.ledger.session(job_id), step)
+            except Corrupt:
+                raise
+            except NodeError as error:
+                pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**job.failures)
+                job.failures += 1
+                _log.warning(
+                    "step failed",
+                    job_id=job_id,
+                    step=type(step).__name__,
+                    code=error.code,
+                    error=error.message,
+                    retry_seconds=pause,
+                )
+                await asyncio.sleep(pause)
+            else:
+                job.failures = 0
+                job.done = step
 
     async def _carry_out(self, session: Session, step: Step) -> None:
         job_id = session.terms.job_id

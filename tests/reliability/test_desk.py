@@ -190,7 +190,7 @@ async def test_reservations_that_cross_end_with_one_open_request(counter):
     assert counter.session.request.request_id == request_id(4)
 
 
-@pytest.mark.parametrize("first, ids", [(3, [9]), (1, [9]), (0, [5, 6, 7])])
+@pytest.mark.parametrize(("first", "ids"), [(3, [9]), (1, [9]), (0, [5, 6, 7])])
 async def test_a_batch_beside_the_stream_is_refused(counter, first, ids):
     await counter.authorise()
     await counter.produced(0, [5, 6])

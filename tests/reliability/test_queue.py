@@ -46,11 +46,10 @@ async def test_a_crash_at_any_step_has_exactly_one_effect(tmp_path, place, other
     ledger, queue = await start(tmp_path, chain)
     for _ in range(others):
         await queue.execute("complete/8", call("complete"))
-    try:
-        await queue.execute(KEY, call())
-    except Rejected as error:
-        assert "nonce too low" in error.message
-        await queue.execute(KEY, call())
+    if others and place == "before broadcast":
+        with pytest.raises(Rejected, match="nonce too low"):
+            await queue.execute(KEY, call())
+    await queue.execute(KEY, call())
     assert chain.effects.count("claim") == 1
     assert chain.effects.count("complete") == others
     await ledger.close()

@@ -127,7 +127,7 @@ async def test_each_block_is_asked_for_once(chain):
 
 
 @pytest.mark.parametrize(
-    "status, phase",
+    ("status", "phase"),
     [(SessionStatus.COMPLETED, Phase.COMPLETED), (SessionStatus.TIMED_OUT, Phase.TIMED_OUT)],
 )
 async def test_a_session_opened_and_ended_while_we_were_away_is_ended(chain, status, phase):

@@ -1,0 +1,197 @@
+"""Whatever a session owes the chain is carried out, also after failures and restarts."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from nodeapp.chain import runner as runner_module
+from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.queue import TransactionQueue
+from nodeapp.chain.runner import Runner, RunnerSettings
+from nodeapp.chain.sealing import Sealer
+from nodeapp.core.session import (
+    ContractReceiveProofAccepted,
+    ContractReceiveSessionEnded,
+    Phase,
+    RenterAuthenticated,
+    RenterSentReceipt,
+    RequestAuthorised,
+    RequestEnded,
+    SessionClosing,
+    TokensProduced,
+)
+from nodeapp.evm.accounts import new_wallet
+from nodeapp.evm.calls import Calls
+from nodeapp.evm.deployment import Deployment
+from nodeapp.service.metrics import Metrics
+from tests.fakes.chain import FakeChain
+from tests.fakes.paid_session import (
+    CHAIN_ID,
+    HOST,
+    JOB,
+    MARKET,
+    RENTER_KEY,
+    STARTED_AT,
+    opened,
+    request_id,
+    running_hash,
+)
+from tests.fakes.sealing import FakeContracts, FakeProver, FakeStorage
+
+ADDRESS = "0x" + "11" * 20
+DEPLOYMENT = Deployment(CHAIN_ID, ADDRESS, ADDRESS, MARKET, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
+IDS = tuple(range(250))
+SETTINGS = RunnerSettings(1000, 30, withdraw=True, payout_address="")
+
+
+class Money:
+    """The runner over real ledger, queue and sealer; only the far ends are fakes."""
+
+    def __init__(self, ledger, settings):
+        self.ledger, self.chain = ledger, FakeChain()
+        self.contracts, self.prover = FakeContracts(), FakeProver()
+        self.settings = settings
+        self.start()
+
+    def start(self):
+        wallet = new_wallet()
+        self.runner = Runner(
+            ledger=self.ledger,
+            queue=TransactionQueue(
+                self.ledger, self.chain, wallet, confirmations=1, metrics=Metrics("chain")
+            ),
+            sealer=Sealer(self.prover, FakeStorage(), wallet, self.contracts),
+            contracts=self.contracts,
+            calls=Calls(DEPLOYMENT),
+            host=HOST,
+            settings=self.settings,
+        )
+
+    @property
+    def session(self):
+        return self.ledger.session(JOB)
+
+    @asynccontextmanager
+    async def running(self, seconds=1):
+        """The runner is asked on every change, as the process does it."""
+
+        async def on_changes(tasks):
+            while True:
+                await self.ledger.wait_for_change()
+                self.runner.consider(STARTED_AT + seconds, tasks)
+
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(on_changes(tasks))
+            self.runner.consider(STARTED_AT + seconds, tasks)
+            yield
+            watching.cancel()
+
+    async def until(self, condition):
+        async with asyncio.timeout(10):
+            while not condition():
+                await self.ledger.wait_for_change()
+
+    async def confirm_claim(self):
+        claim = self.session.claim
+        await self.ledger.record(
+            ContractReceiveProofAccepted(JOB, claim.tokens, claim.proof_hash, STARTED_AT + 1)
+        )
+
+
+@pytest.fixture
+async def money(tmp_path):
+    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    yield Money(ledger, SETTINGS)
+    await ledger.close()
+
+
+async def finished_session(money):
+    await money.ledger.record(
+        opened(),
+        RenterAuthenticated(JOB, RENTER_KEY),
+        RequestAuthorised(JOB, request_id(1), 500, b"sealed"),
+        TokensProduced(JOB, request_id(1), IDS),
+        RenterSentReceipt(JOB, 250, running_hash(IDS), b"r" * 65),
+        RequestEnded(JOB, request_id(1), "stop"),
+        SessionClosing(JOB, "renter"),
+    )
+
+
+async def test_a_closed_session_is_claimed_completed_and_withdrawn(money):
+    await finished_session(money)
+    async with money.running(seconds=100):
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+        await money.confirm_claim()
+        await money.until(lambda: f"complete/{JOB}" in money.ledger.mined)
+        money.contracts.unpaid = 22_500
+        await money.ledger.record(
+            ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 22_500, 975_000)
+        )
+        await money.until(lambda: money.session.withdrawn is not None)
+    assert money.chain.effects == ["submitProofOfWork", "completeSessionJob", "withdrawAll"]
+    assert (money.session.claimed, money.session.withdrawn) == (250, 22_500)
+
+
+async def test_the_dispute_window_is_waited_for(money):
+    await finished_session(money)
+    async with money.running(seconds=10):
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+        await money.confirm_claim()
+    assert money.chain.effects == ["submitProofOfWork"]
+
+
+async def test_a_failed_step_is_tried_again_without_a_new_block(money, monkeypatch):
+    monkeypatch.setattr(runner_module, "FIRST_RETRY_SECONDS", 0.02)
+    await finished_session(money)
+    money.prover.is_down = True
+    async with money.running():
+        await money.until(lambda: money.session.claim is not None)
+        money.prover.is_down = False
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+    assert money.chain.effects == ["submitProofOfWork"]
+
+
+async def test_a_refused_claim_is_sent_again(money, monkeypatch):
+    monkeypatch.setattr(runner_module, "FIRST_RETRY_SECONDS", 0.02)
+    await finished_session(money)
+    money.chain.refuse = "insufficient funds"
+    async with money.running():
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+    assert money.chain.effects == ["submitProofOfWork"]
+
+
+async def test_after_a_restart_a_mined_claim_is_not_sent_again(money):
+    await finished_session(money)
+    async with money.running():
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+    money.start()
+    async with money.running():
+        await money.ledger.record(opened(job_id=8))
+    assert money.chain.effects == ["submitProofOfWork"]
+
+
+async def test_earnings_go_to_the_payout_address_once(money):
+    payout = "0x" + "99" * 20
+    money.settings = RunnerSettings(1000, 30, withdraw=True, payout_address=payout)
+    money.start()
+    money.contracts.unpaid = 500
+    await money.ledger.record(opened())
+    await money.ledger.record(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 500, 0))
+    async with money.running():
+        await money.until(lambda: money.session.withdrawn is not None)
+    assert money.chain.effects[1:] == ["transfer"]
+    money.start()
+    async with money.running():
+        await money.ledger.record(opened(job_id=8))
+    assert len(money.chain.effects) == 2
+
+
+async def test_a_host_that_keeps_its_earnings_withdraws_nothing(money):
+    money.settings = RunnerSettings(1000, 30, withdraw=False, payout_address="")
+    money.start()
+    await money.ledger.record(opened())
+    async with money.running():
+        await money.ledger.record(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 500, 0))
+    assert money.chain.effects == []
+    assert money.session.withdrawn is None
