@@ -6,7 +6,7 @@ import asyncio
 
 from nodeapp.chain.ledger import Entry, Ledger
 from nodeapp.core.claims import MAX_CLAIM
-from nodeapp.core.errors import PaymentRequired, TooLarge, Unauthorised
+from nodeapp.core.errors import Busy, PaymentRequired, TooLarge, Unauthorised
 from nodeapp.core.ids import JobId, RequestId
 from nodeapp.core.session import (
     Phase,
@@ -18,8 +18,9 @@ from nodeapp.core.session import (
     Session,
     SessionClosing,
     TokensProduced,
+    is_running_out,
 )
-from nodeapp.core.units import Tokens
+from nodeapp.core.units import BlockTime, Tokens
 from nodeapp.security.wallet import address_of, verify_digest
 from nodeapp.service.clock import Clock
 from nodeapp.wire import ipc_chain as wire
@@ -28,6 +29,8 @@ from nodeapp.wire.signed import domain_separator, receipt_digest
 
 CONFIRMATION_SECONDS = 15.0
 """How long a renter's new session is waited for before it is called unknown."""
+MAX_WAITING_OPENS = 32
+"""Anybody may ask for a session number that does not exist; p2p has 256 connections to us."""
 MAX_SEALED_PROMPT_BYTES = 768 << 10
 """With its envelope it must stay below what one journal record holds (1 MiB)."""
 
@@ -39,6 +42,7 @@ class Desk:
         self._ledger = ledger
         self._clock = clock
         self._active_seconds: dict[JobId, float] = {}
+        self._waiting_opens = 0
 
     async def open_session(self, request: wire.OpenSessionRequest) -> wire.SessionView:
         """Bind the depositor's key; waits for the session to be confirmed."""
@@ -124,10 +128,29 @@ class Desk:
             if now - self._active_seconds.setdefault(job_id, now) >= idle_seconds:
                 await self._close(job_id, "idle")
 
+    async def close_running_out(self, now: BlockTime) -> None:
+        """Close sessions whose time on chain ends, while their last claim can still be mined."""
+        for job_id, session in list(self._ledger.sessions.items()):
+            if is_running_out(session, now):
+                await self._close(job_id, "duration")
+
     async def _close(self, job_id: JobId, reason: str) -> None:
         await self._ledger.decide(lambda: _closing(self._ledger.session(job_id), reason))
 
     async def _confirmed(self, job_id: JobId) -> Session:
+        if job_id not in self._ledger.sessions:
+            if self._waiting_opens >= MAX_WAITING_OPENS:
+                raise Busy(
+                    f"{MAX_WAITING_OPENS} new sessions are waited for", retry_after_seconds=2
+                )
+            self._waiting_opens += 1
+            try:
+                await self._wait_for(job_id)
+            finally:
+                self._waiting_opens -= 1
+        return self._ledger.session(job_id)
+
+    async def _wait_for(self, job_id: JobId) -> None:
         try:
             async with asyncio.timeout(CONFIRMATION_SECONDS):
                 while job_id not in self._ledger.sessions:
@@ -136,7 +159,6 @@ class Desk:
             raise PaymentRequired(
                 f"session {job_id} is not confirmed, or not with this host"
             ) from error
-        return self._ledger.session(job_id)
 
     def _touch(self, job_id: JobId) -> wire.SessionView:
         self._active_seconds[job_id] = self._clock.monotonic_seconds()

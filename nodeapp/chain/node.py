@@ -197,6 +197,8 @@ class ChainNode:
                 if await parts.watcher.step():
                     self._trouble = ""
                 await parts.desk.close_idle(self._settings.idle_settle_seconds)
+                if parts.watcher.now is not None:
+                    await parts.desk.close_running_out(parts.watcher.now.timestamp)
             except Corrupt:
                 raise
             except NodeError as error:
