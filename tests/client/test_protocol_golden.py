@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.framing import FrameDecoder
 from tests.client.protocol_vectors import build
-from tests.world import ROOT
 
+ROOT = Path(__file__).resolve().parents[2]
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "protocol.json").read_text())
 DOCUMENT = (ROOT / "docs" / "protocol.md").read_text()
 
