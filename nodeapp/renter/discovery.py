@@ -26,6 +26,12 @@ from nodeapp.wire.signed import capability_digest, domain_separator
 SEARCH_SECONDS = 30.0
 SEARCH_PAUSE_SECONDS = 0.5
 CAPABILITY_SECONDS = 10.0
+ASK_SECONDS = 8.0
+"""For one provider, dialling included; anybody may announce a host that never answers."""
+ROUND_SECONDS = 20.0
+SETTLE_SECONDS = 2.0
+"""After the first good offer the slower hosts are waited for so long and no longer."""
+ASKED_AT_ONCE = 24
 _log = get_logger(__name__)
 
 
@@ -83,13 +89,32 @@ class Discovery:
         max_price: int,
         reasons: dict[str, str],
     ) -> list[FoundHost]:
+        """Those that answered rightly; a silent one costs its own time, not the others'."""
         found: list[FoundHost] = []
-        for provider in providers:
-            try:
-                found.append(await self._ask(provider, model_id, max_price, len(providers)))
-            except NodeError as error:
-                reasons[provider.peer_id] = error.message
-                _log.info("provider passed over", peer_id=provider.peer_id, error=error.message)
+        places = asyncio.Semaphore(ASKED_AT_ONCE)
+        limit = asyncio.timeout(ROUND_SECONDS)
+
+        async def ask(provider: ProviderInfo) -> None:
+            async with places:
+                try:
+                    async with asyncio.timeout(ASK_SECONDS):
+                        host = await self._ask(provider, model_id, max_price, len(providers))
+                    found.append(host)
+                    soon = asyncio.get_running_loop().time() + SETTLE_SECONDS
+                    if not limit.expired():
+                        limit.reschedule(min(soon, limit.when() or soon))
+                except TimeoutError:
+                    reasons[provider.peer_id] = f"no answer inside {ASK_SECONDS:g} s"
+                except NodeError as error:
+                    reasons[provider.peer_id] = error.message
+                    _log.info("passed over", peer_id=provider.peer_id, error=error.message)
+
+        try:
+            async with limit, asyncio.TaskGroup() as tasks:
+                for provider in providers:
+                    tasks.create_task(ask(provider))
+        except TimeoutError:
+            _log.info("not all providers were asked", providers=len(providers), found=len(found))
         return found
 
     async def _ask(
