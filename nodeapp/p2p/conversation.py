@@ -28,6 +28,7 @@ from nodeapp.core.errors import (
 from nodeapp.core.ids import Address, JobId
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.relay import Answer, Relay, RelaySettings, begin_answer
 from nodeapp.rpc.chain import ChainClient
@@ -65,6 +66,7 @@ class Services:
     relay: RelaySettings
     heartbeat_seconds: float
     metrics: ConversationMetrics
+    live: LiveConversations
 
 
 class ConversationMetrics:
@@ -99,6 +101,17 @@ class Conversation:
         )
         self._task: asyncio.Task[None] | None = None
         self._asked_seconds = 0.0
+        self._is_let_go = False
+
+    def let_go(self) -> None:
+        """The host stops: end after the answer that is under way, or now."""
+        self._is_let_go = True
+        if self._answer is None:
+            self._stream.abandon()
+
+    def hang_up(self) -> None:
+        """The renter came back on another stream, so this one is dead or unwanted."""
+        self._stream.abandon()
 
     async def run(self) -> None:
         """Talk until the renter goes; whatever it did wrong it is told before the stream ends."""
@@ -190,9 +203,13 @@ class Conversation:
         await self._let_answer_end()
         if self._answer is not None:
             raise Busy("an answer is under way on this stream", retry_after_seconds=1)
-        view = await self._services.chain.open_session(
-            OpenSessionRequest(job_id=job_id, renter=renter.address, renter_key=renter.public_key)
+        request = OpenSessionRequest(
+            job_id=job_id, renter=renter.address, renter_key=renter.public_key
         )
+        view = await self._services.chain.open_session(request)
+        if await self._services.live.take(job_id, self):
+            _log.info("older stream of the session ended", job_id=job_id)
+            view = await self._services.chain.open_session(request)
         self._session = view
         await self._send(session_state=_state(view))
 
@@ -250,6 +267,10 @@ class Conversation:
             EndRequest(job_id=answer.job_id, request_id=answer.command.request_id, reason=outcome)
         )
         _log.info("answer ended", job_id=answer.job_id, outcome=outcome, tokens=len(answer.ids))
+        if self._is_let_go:
+            # What was written is sent first; the renter comes back to the host's next run.
+            await self._stream.close()
+            self._stream.abandon()
 
     async def _receipt(self, receipt: pb.Receipt) -> None:
         session = self._require_session()

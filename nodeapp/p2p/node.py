@@ -15,6 +15,7 @@ from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
+from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer, OfferBook
 from nodeapp.p2p.relay import RelaySettings
 from nodeapp.rpc.chain import ChainClient
@@ -47,7 +48,7 @@ class P2pNode:
         self._metrics = ConversationMetrics(shell.metrics)
         self._resources = AsyncExitStack()
         self._host: Libp2pHost | None = None
-        self._conversations: set[asyncio.Task[None]] = set()
+        self._live = LiveConversations()
         self._announced: tuple[str, ...] = ()
         self._waits_for = "libp2p"
 
@@ -82,8 +83,7 @@ class P2pNode:
 
     async def drain(self) -> None:
         """Let answers that are under way finish."""
-        if self._conversations:
-            await asyncio.wait(self._conversations)
+        await self._live.drain()
 
     async def stop(self) -> None:
         """Close the host, then the clients."""
@@ -99,7 +99,7 @@ class P2pNode:
             addresses=host.addresses,
             connected_peers=len(host.connected_peers()),
             announced_models=self._announced,
-            conversations=len(self._conversations),
+            conversations=len(self._live),
         )
 
     async def _wait_for_offer(self, host: Libp2pHost) -> None:
@@ -157,15 +157,11 @@ class P2pNode:
             ),
             self._settings.heartbeat_seconds,
             self._metrics,
+            self._live,
         )
-        task = asyncio.current_task()
-        if task is not None:
-            self._conversations.add(task)
-        try:
-            await Conversation(stream, services, offer).run()
-        finally:
-            if task is not None:
-                self._conversations.discard(task)
+        conversation = Conversation(stream, services, offer)
+        with self._live.line(conversation):
+            await conversation.run()
 
     async def _serve_capability(self, stream: Stream) -> None:
         host = self._require_host()

@@ -12,7 +12,15 @@ import secrets
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from nodeapp.core.errors import Busy, NodeError, ProtocolViolation, Unavailable, leaves
+from nodeapp.core.errors import (
+    Busy,
+    NodeError,
+    PaymentRequired,
+    ProtocolViolation,
+    Unavailable,
+    leaves,
+)
+from nodeapp.core.session import Phase
 from nodeapp.evm.accounts import Wallet
 from nodeapp.network.host import Libp2pHost
 from nodeapp.renter.events import (
@@ -115,8 +123,25 @@ class Asker:
         """Tell the host that the session is over; it claims, completes and refunds.
 
         Raises:
-            Unavailable: the host cannot be reached; it will close by itself when idle.
+            Unavailable: the host did not come back; it will close by itself when idle.
         """
+        deadline = Deadline.after(self._resume_seconds, self._clock)
+        was_lost = False
+        while True:
+            try:
+                return await self._close_once()
+            except (Unavailable, Busy) as error:
+                if not deadline.remaining_seconds():
+                    raise
+                was_lost = True
+                await asyncio.sleep(error.retry_after_seconds or RECONNECT_PAUSE_SECONDS)
+            except PaymentRequired:
+                if not was_lost:
+                    raise
+                # Only the reply was lost: the session is not active any more.
+                return pb.SessionState(job_id=self._record.head.job_id, phase=Phase.CLOSING)
+
+    async def _close_once(self) -> pb.SessionState:
         async with open_link(self._host, self._record.head, self._wallet) as (link, state):
             if len(self._record.token_ids) > state.acknowledged:
                 await self._send_receipt(link)

@@ -8,7 +8,6 @@ import pytest
 
 from nodeapp.renter.events import AnswerEnded, SessionPaid, TokensReceived
 from tests.world import (
-    STORY,
     Chat,
     RenterHome,
     World,
@@ -21,15 +20,10 @@ from tests.world import (
 
 pytestmark = pytest.mark.timeout(240)
 TOKENS = 220
-
-
-@pytest.fixture(scope="module")
-def greedy(shared_world: World) -> str:
-    """The answer when nothing goes wrong."""
-    shared_world.until_ready()
-    chat = shared_world.renter("greedy").chat(STORY, "--max-tokens", TOKENS, "--keep")
-    assert chat.finish() == 0, chat.err
-    return chat.one(AnswerEnded).answer
+COUNTING = "Write the numbers from 1 to 100, separated by commas."
+"""Every token of its greedy answer is far from second best. A story's are not: a resumed answer
+is prefilled, kernels round there otherwise, and a near tie may fall the other way."""
+NUMBERS = ", ".join(map(str, range(1, 101)))
 
 
 def kill(world: World, process: str) -> int:
@@ -39,12 +33,12 @@ def kill(world: World, process: str) -> int:
     return pid
 
 
-def holds(world: World, renter: RenterHome, chat: Chat, greedy: str) -> None:
+def holds(world: World, renter: RenterHome, chat: Chat) -> None:
     """Whole answer, exact money, and a tree that is up."""
     assert chat.finish(120) == 0, chat.err
     ended = chat.one(AnswerEnded)
     assert "".join(event.text for event in chat.all(TokensReceived)) == ended.answer
-    assert ended.answer == greedy
+    assert NUMBERS.startswith(ended.answer), ended.answer
     job = world.until_settled(ended.job_id, 90)
     assert job.tokens_used == TOKENS == len(renter.record(ended.job_id).token_ids)
     assert job.host_share + job.treasury_share + job.refund == job.deposit
@@ -53,32 +47,32 @@ def holds(world: World, renter: RenterHome, chat: Chat, greedy: str) -> None:
     world.until_ready()
 
 
-def test_an_answer_outlives_engine_network_and_ledger(world: World, greedy: str):
+def test_an_answer_outlives_engine_network_and_ledger(world: World):
     renter = world.renter("thrice")
-    chat = renter.chat(STORY, "--max-tokens", TOKENS)
+    chat = renter.chat(COUNTING, "--max-tokens", TOKENS)
     for tokens, process in ((20, "inference"), (70, "p2p"), (120, "chain")):
         chat.until_tokens(tokens, 60)
         kill(world, process)
-    holds(world, renter, chat, greedy)
+    holds(world, renter, chat)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "process", ["inference", "p2p", "chain", "s5", "prover", "updater", "watchdog"]
 )
-def test_killing_one_process_costs_nothing(world: World, greedy: str, process: str):
+def test_killing_one_process_costs_nothing(world: World, process: str):
     renter = world.renter(f"without-{process}")
-    chat = renter.chat(STORY, "--max-tokens", TOKENS)
+    chat = renter.chat(COUNTING, "--max-tokens", TOKENS)
     chat.until_tokens(30)
     old = kill(world, process)
-    holds(world, renter, chat, greedy)
+    holds(world, renter, chat)
     assert until(lambda: world.pid(process), f"{process} again") != old
 
 
 @pytest.mark.slow
 def test_a_claim_outlives_its_processes(world: World):
     renter = world.renter("claim")
-    chat = renter.chat(STORY, "--max-tokens", TOKENS)
+    chat = renter.chat(COUNTING, "--max-tokens", TOKENS)
     job_id = chat.until_event(SessionPaid, 60).job_id
     until(lambda: world.detail(job_id).claims, "first claim", 60)
     for process in ("prover", "chain", "s5"):
@@ -90,11 +84,11 @@ def test_a_claim_outlives_its_processes(world: World):
 
 
 @pytest.mark.slow
-def test_without_supervisord_the_node_ends_and_a_new_one_goes_on(tmp_path, greedy: str):
+def test_without_supervisord_the_node_ends_and_a_new_one_goes_on(tmp_path):
     with started_devnet(tmp_path) as world:
         world.start_node().until_said("node ready", 90)
         renter = world.renter("orphan")
-        chat = renter.chat(STORY, "--max-tokens", TOKENS)
+        chat = renter.chat(COUNTING, "--max-tokens", TOKENS)
         chat.until_tokens(30)
         kill(world, "supervisord")
         assert world.node is not None
@@ -102,7 +96,7 @@ def test_without_supervisord_the_node_ends_and_a_new_one_goes_on(tmp_path, greed
         assert last_line(world.node.err).startswith("error: supervisord ended by itself")
         until(lambda: not in_state(world), "no process of the tree left", 10)
         world.start_node().until_said("node ready", 90)
-        holds(world, renter, chat, greedy)
+        holds(world, renter, chat)
         assert world.node.stop() == 0
     until_nothing_left(tmp_path)
 

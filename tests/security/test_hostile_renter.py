@@ -6,6 +6,7 @@ from nodeapp.core.errors import PaymentRequired
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.conversation import MAX_REFUSALS, Conversation, ConversationMetrics, Services
+from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.relay import RelaySettings
 from nodeapp.service.metrics import Metrics
 from nodeapp.wire import envelope
@@ -83,7 +84,7 @@ def services():
     admission = Admission(handshakes_per_minute=60, max_streams_per_peer=4)
     relay = RelaySettings(64, 0.03, 5.0)
     metrics = ConversationMetrics(Metrics("hostile"))
-    return Services(Chain(), None, admission, relay, 10.0, metrics)
+    return Services(Chain(), None, admission, relay, 10.0, metrics, LiveConversations())
 
 
 async def test_a_login_signed_by_another_key_is_refused(services):
