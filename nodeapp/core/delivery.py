@@ -28,8 +28,7 @@ class Delivery:
     @property
     def is_over(self) -> bool:
         """The engine has finished and everything that left was acknowledged."""
-        is_all_sent = self.made == self.sent or self.finish_reason == "cancelled"
-        return bool(self.finish_reason) and is_all_sent and self.sent == self.acknowledged
+        return bool(self.finish_reason) and self.made == self.sent == self.acknowledged
 
     @property
     def is_waiting_for_renter(self) -> bool:
@@ -70,6 +69,13 @@ def sent(delivery: Delivery, tokens: int) -> Delivery:
 def acknowledged(delivery: Delivery, tokens: int) -> Delivery:
     """The renter's receipt now covers `tokens` of the session."""
     return replace(delivery, acknowledged=max(delivery.acknowledged, tokens))
+
+
+def cancelled(delivery: Delivery) -> Delivery:
+    """The renter wants no more: what was made but not sent is dropped."""
+    reason = delivery.finish_reason
+    is_whole = delivery.made == delivery.sent and reason
+    return replace(delivery, made=delivery.sent, finish_reason=reason if is_whole else "cancelled")
 
 
 def finished(delivery: Delivery, reason: str) -> Delivery:

@@ -118,16 +118,27 @@ class Relay:
         answer.changed.set()
 
     async def _pull(self, answer: Answer) -> None:
-        """Engine side; survives a restart of the inference process."""
-        async for attempt in stamina.retry_context(
-            on=Unavailable,
-            attempts=None,
-            timeout=ENGINE_RESTART_SECONDS,
-            wait_initial=0.2,
-            wait_max=1.0,
-        ):
-            with attempt:
-                await self._generate(answer)
+        """Engine side; survives restarts of the inference process, each with its own deadline."""
+        while not answer.delivery.finish_reason:
+            async for attempt in stamina.retry_context(
+                on=Unavailable,
+                attempts=None,
+                timeout=ENGINE_RESTART_SECONDS,
+                wait_initial=0.2,
+                wait_max=1.0,
+            ):
+                with attempt:
+                    await self._generate_further(answer)
+
+    async def _generate_further(self, answer: Answer) -> None:
+        """Until the end, or until the engine is lost after it made something."""
+        before = len(answer.ids)
+        try:
+            await self._generate(answer)
+        except Unavailable as error:
+            if len(answer.ids) == before:
+                raise
+            _log.warning("engine lost in mid-answer", job_id=answer.job_id, error=error.message)
 
     async def _generate(self, answer: Answer) -> None:
         left = answer.authorised.max_tokens - len(answer.ids)
@@ -141,13 +152,12 @@ class Relay:
                     case Started(prompt_tokens=prompt_tokens):
                         answer.prompt_tokens = prompt_tokens
                     case Produced(token_ids=token_ids, text=text):
-                        answer.ids.extend(token_ids)
-                        answer.pieces.append(token_ids)
-                        answer.texts.append(text)
-                        answer.delivery = delivery.made(answer.delivery, len(token_ids))
+                        _keep(answer, token_ids, text)
                     case Finished(reason=reason):
                         self._finish(answer, reason)
                 answer.changed.set()
+        if not answer.delivery.finish_reason:
+            raise Unavailable("inference ended the stream without a reason")
 
     def _finish(self, answer: Answer, reason: str) -> None:
         answer.delivery = delivery.finished(answer.delivery, reason)
@@ -168,7 +178,7 @@ class Relay:
             await self._wait(answer)
         if answer.is_cancelled:
             engine.cancel()
-            answer.delivery = delivery.finished(answer.delivery, "cancelled")
+            answer.delivery = delivery.cancelled(answer.delivery)
         await self._send_end(answer)
         while answer.delivery.sent > answer.delivery.acknowledged:
             await self._wait(answer)
@@ -228,6 +238,20 @@ class Relay:
             completion_tokens=sent,
         )
         await self._stream.write_frame(envelope.encode(end=end))
+
+
+def _keep(answer: Answer, token_ids: tuple[int, ...], text: str) -> None:
+    """Queue what was made, in pieces that fit the window; the text goes with the last one.
+
+    The engine merges what piled up, and holds tokens back that may begin a stop string, so one
+    event may have more tokens than may ever be on their way at once.
+    """
+    size = min(answer.delivery.window, MAX_BATCH_TOKENS)
+    pieces = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
+    answer.ids.extend(token_ids)
+    answer.pieces.extend(pieces)
+    answer.texts.extend([*[""] * (len(pieces) - 1), text])
+    answer.delivery = delivery.made(answer.delivery, len(token_ids))
 
 
 def _request(answer: Answer, left: int) -> GenerateRequest:

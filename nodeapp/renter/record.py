@@ -53,9 +53,15 @@ class SessionRecord:
 
     @classmethod
     def create(cls, directory: Path, head: SessionHead) -> SessionRecord:
-        """A new file for a session just paid."""
+        """A new file for a session just paid.
+
+        Session numbers belong to one marketplace: a file of that number is from another one and
+        is set aside.
+        """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = record_path(directory, head.job_id)
+        if path.exists():
+            path.replace(path.with_name(path.name + ".old"))
         record = cls(path, head, [])
         record._append(head)
         return record
@@ -71,13 +77,14 @@ class SessionRecord:
         path = record_path(directory, job_id)
         if not path.exists():
             raise NotFound(f"no record of session {job_id} in {directory}")
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
+        lines = content.split(b"\n")
         try:
             entries = [_line_decoder.decode(line) for line in lines[:-1]]
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"{path}: {error}") from error
         if lines[-1]:
-            path.write_bytes(b"\n".join([*lines[:-1], b""]))
+            os.truncate(path, len(content) - len(lines[-1]))
         match entries:
             case [SessionHead() as head, *rest]:
                 ids = [i for entry in rest if isinstance(entry, ReceivedTokens) for i in entry.ids]
