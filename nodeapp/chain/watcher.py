@@ -30,6 +30,9 @@ from nodeapp.evm.events import (
 )
 from nodeapp.evm.provider import Block
 
+BLOCKS_AT_ONCE = 20_000
+"""Journalled step by step, so that a long catching-up goes on where it was interrupted."""
+
 
 class Watcher:
     """Poll with `step()`; `now` is the newest confirmed block."""
@@ -57,15 +60,26 @@ class Watcher:
         if last < 0 or (self.now is not None and last <= self.now.number):
             return False
         await self._check_cursor()
-        cursor = self._ledger.cursor
-        first = BlockNumber(cursor.block_number + 1 if cursor is not None else 0)
         newest = head if self._behind == 0 else await provider.block(last)
-        if first <= last:
-            events = await self._events.get_events(first, last, self._host)
-            changes = await self._changes(events, last)
-            await self._ledger.record(*changes, CursorMoved(last, newest.hash))
+        while (first := self._next_block()) <= last:
+            end = BlockNumber(min(last, first + BLOCKS_AT_ONCE - 1))
+            await self._take_in(first, end, newest)
+        # Not before all is taken in: what is owed is only known then.
         self.now = newest
         return True
+
+    def _next_block(self) -> BlockNumber:
+        cursor = self._ledger.cursor
+        if cursor is None:
+            return self._contracts.deployment.first_block
+        return BlockNumber(cursor.block_number + 1)
+
+    async def _take_in(self, first: BlockNumber, end: BlockNumber, newest: Block) -> None:
+        events = await self._events.get_events(first, end, self._host)
+        changes = await self._changes(events, newest.number)
+        is_last = end == newest.number
+        until = newest if is_last else await self._contracts.provider.block(end)
+        await self._ledger.record(*changes, CursorMoved(end, until.hash))
 
     async def _check_cursor(self) -> None:
         cursor = self._ledger.cursor

@@ -8,6 +8,7 @@ import msgspec
 
 from nodeapp.core.errors import InvalidRequest, NotFound
 from nodeapp.core.ids import Address
+from nodeapp.core.units import BlockNumber
 from nodeapp.evm.abi import checksum
 
 
@@ -22,6 +23,8 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_earnings: Address
     usdc: Address
     fab: Address
+    first_block: BlockNumber = BlockNumber(0)
+    """Where the marketplace was deployed; a new host reads events from there."""
 
 
 def load_deployment(path: Path) -> Deployment:
@@ -40,7 +43,7 @@ def load_deployment(path: Path) -> Deployment:
     addresses = {
         name: checksum(getattr(deployment, name))
         for name in deployment.__struct_fields__
-        if name != "chain_id"
+        if name not in {"chain_id", "first_block"}
     }
     return msgspec.structs.replace(deployment, **addresses)
 
