@@ -12,9 +12,11 @@ import msgspec
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.ids import Address, ModelId, PeerId
 from nodeapp.core.units import PricePerToken
+from nodeapp.wire.plain_cbor import decode_plain
 
 RECORD_VERSION = 1
 MAX_RECORD_BYTES = 8192
+MAX_RECORD_ITEMS = 1024
 
 
 class ModelOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +75,8 @@ def decode_record(encoded: bytes) -> CapabilityRecord:
         raise InvalidRequest(
             f"capability record has {len(encoded)} bytes, {MAX_RECORD_BYTES} allowed"
         )
+    plain = decode_plain(encoded, "capability record", max_items=MAX_RECORD_ITEMS)
     try:
-        return msgspec.convert(cbor2.loads(encoded), CapabilityRecord)
-    except (cbor2.CBORDecodeError, msgspec.ValidationError, ValueError) as error:
+        return msgspec.convert(plain, CapabilityRecord, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
         raise InvalidRequest(f"capability record: {error}") from error

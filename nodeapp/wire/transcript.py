@@ -13,8 +13,10 @@ import msgspec
 
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.ids import JobId, RequestId
+from nodeapp.wire.plain_cbor import decode_plain
 
 MAX_TRANSCRIPT_BYTES = 8 << 20
+MAX_TRANSCRIPT_ITEMS = 1 << 16
 
 
 class SealedPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +56,8 @@ def decode_transcript(data: bytes) -> Transcript:
     """
     if len(data) > MAX_TRANSCRIPT_BYTES:
         raise InvalidRequest(f"transcript has {len(data)} bytes, {MAX_TRANSCRIPT_BYTES} allowed")
+    plain = decode_plain(data, "transcript", max_items=MAX_TRANSCRIPT_ITEMS)
     try:
-        return msgspec.convert(cbor2.loads(data), Transcript, builtin_types=(bytes,))
-    except (cbor2.CBORError, msgspec.ValidationError, ValueError) as error:
+        return msgspec.convert(plain, Transcript, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
         raise InvalidRequest(f"transcript: {error}") from error

@@ -124,10 +124,14 @@ async def test_a_long_answer_still_survives_a_restart_late_in_it(monkeypatch):
 async def test_an_engine_that_stays_away_ends_the_stream_not_the_request(monkeypatch):
     monkeypatch.setattr(relay_module, "ENGINE_RESTART_SECONDS", 0.3)
     talk = Talk([5, *[0] * 50])
-    with pytest.raises(ExceptionGroup) as caught:
+
+    async def renter():
         async with talk.running():
             await talk.stream.until(5)
             talk.acknowledge()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await renter()
     assert isinstance(leaves(caught.value)[0], Unavailable)
     assert talk.stream.ends == []
 
