@@ -37,6 +37,8 @@ from nodeapp.wire.ipc_inference import (
 
 ENGINE_RESTART_SECONDS = 45.0
 MAX_BATCH_TOKENS = 256
+AHEAD_TOKENS = 256
+"""Made and not sent; then the engine's stream is not read, so it pauses this sequence only."""
 _log = get_logger(__name__)
 
 
@@ -108,9 +110,10 @@ class Relay:
             engine.cancel()
 
     def acknowledge(self, answer: Answer, tokens: int) -> None:
-        """A receipt was accepted."""
-        answer.delivery = delivery.acknowledged(answer.delivery, tokens)
-        answer.changed.set()
+        """A receipt was accepted; one that says nothing new does not prolong any deadline."""
+        if tokens > answer.delivery.acknowledged:
+            answer.delivery = delivery.acknowledged(answer.delivery, tokens)
+            answer.changed.set()
 
     def cancel(self, answer: Answer) -> None:
         """The renter wants no more: stop the engine, drop what was not sent."""
@@ -156,8 +159,16 @@ class Relay:
                     case Finished(reason=reason):
                         self._finish(answer, reason)
                 answer.changed.set()
+                await self._keep_pace(answer)
         if not answer.delivery.finish_reason:
             raise Unavailable("inference ended the stream without a reason")
+
+    async def _keep_pace(self, answer: Answer) -> None:
+        """A renter that does not acknowledge gets no computing time either."""
+        ahead = max(AHEAD_TOKENS, self._settings.window_tokens)
+        while answer.delivery.made - answer.delivery.sent >= ahead:
+            answer.changed.clear()
+            await answer.changed.wait()
 
     def _finish(self, answer: Answer, reason: str) -> None:
         answer.delivery = delivery.finished(answer.delivery, reason)
@@ -204,6 +215,7 @@ class Relay:
             )
         )
         answer.delivery = delivery.sent(answer.delivery, len(ids))
+        answer.changed.set()
         tokens = pb.Tokens(first_token=first, ids=ids, text=text)
         await self._stream.write_frame(envelope.encode(tokens=tokens))
 
