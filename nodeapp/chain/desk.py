@@ -122,15 +122,16 @@ class Desk:
     async def close_idle(self, idle_seconds: float) -> None:
         """Close sessions that nobody used for so long; a request left open ends with them."""
         now = self._clock.monotonic_seconds()
-        for job_id, session in list(self._ledger.sessions.items()):
+        for job_id, session in list(self._ledger.unsettled.items()):
             if session.phase is not Phase.ACTIVE:
+                self._active_seconds.pop(job_id, None)
                 continue
             if now - self._active_seconds.setdefault(job_id, now) >= idle_seconds:
                 await self._close(job_id, "idle")
 
     async def close_running_out(self, now: BlockTime) -> None:
         """Close sessions whose time on chain ends, while their last claim can still be mined."""
-        for job_id, session in list(self._ledger.sessions.items()):
+        for job_id, session in list(self._ledger.unsettled.items()):
             if is_running_out(session, now):
                 await self._close(job_id, "duration")
 

@@ -68,6 +68,8 @@ class Ledger:
         self._lock = asyncio.Lock()  # guards: choose, check, append and publish are one step
         self._changed = asyncio.Event()
         self.sessions: dict[JobId, Session] = {}
+        self.unsettled: dict[JobId, Session] = {}
+        """What still needs work: a host has many more sessions behind it than open."""
         self.cursor: CursorMoved | None = None
         self.signed: dict[str, TransactionSigned] = {}
         self.mined: dict[str, TransactionMined] = {}
@@ -160,6 +162,11 @@ class Ledger:
 
     def _publish(self, entries: tuple[Entry, ...], updated: Mapping[JobId, Session]) -> None:
         self.sessions.update(updated)
+        for job_id, session in updated.items():
+            if session.is_settled:
+                self.unsettled.pop(job_id, None)
+            else:
+                self.unsettled[job_id] = session
         for entry in entries:
             match entry:
                 case CursorMoved():

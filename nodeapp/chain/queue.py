@@ -54,16 +54,19 @@ class TransactionQueue:
             signed = await self._signed(key, call)
             try:
                 await self._transactions.broadcast(signed)
-                receipt = await self._transactions.wait_mined(
-                    signed.hash, self._confirmations, MINED_SECONDS
-                )
+                receipt = await self._transactions.wait_mined(signed.hash, 1, MINED_SECONDS)
             except Unavailable:
                 raise
             except Rejected as error:
                 await self._ledger.record(TransactionDropped(key, error.message))
                 raise
-            mined = TransactionMined(key, signed.hash, receipt.gas_used, receipt.block_number)
-            await self._ledger.record(mined)
+        if self._confirmations > 1:
+            # Its nonce is used: the next one need not wait until this one is deep enough.
+            receipt = await self._transactions.wait_mined(
+                signed.hash, self._confirmations, MINED_SECONDS
+            )
+        mined = TransactionMined(key, signed.hash, receipt.gas_used, receipt.block_number)
+        await self._ledger.record(mined)
         self._mined.inc()
         self._gas.inc(receipt.gas_used)
         _log.info("transaction mined", key=key, tx_hash=signed.hash, gas=receipt.gas_used)

@@ -29,8 +29,9 @@ from nodeapp.core.session import (
     WithdrawEarnings,
     next_step,
 )
-from nodeapp.core.units import BlockTime, Tokens
-from nodeapp.evm.calls import Calls, transfer
+from nodeapp.core.units import BaseUnits, BlockTime, Tokens, Wei
+from nodeapp.evm.abi import Call
+from nodeapp.evm.calls import NATIVE, Calls, send_native, transfer
 from nodeapp.evm.contracts import Contracts
 from nodeapp.service.logs import get_logger
 
@@ -75,7 +76,7 @@ class Runner:
     def consider(self, now: BlockTime, tasks: asyncio.TaskGroup) -> None:
         """Start on every session that owes something and is not under way."""
         self._now = now
-        for job_id in self.ledger.sessions:
+        for job_id in self.ledger.unsettled:
             job = self._jobs.setdefault(job_id, _Job())
             is_running = job.task is not None and not job.task.done()
             if not is_running and self._due(job, job_id) is not None:
@@ -163,5 +164,10 @@ class Runner:
         payout = self.settings.payout_address
         if payout and payout != self.host:
             amount = session.host_earnings
-            await self.queue.execute(f"payout/{job_id}", transfer(asset, Address(payout), amount))
+            await self.queue.execute(f"payout/{job_id}", _payment(asset, Address(payout), amount))
         await self.ledger.record(EarningsWithdrawn(job_id, session.host_earnings))
+
+
+def _payment(asset: Address, to: Address, amount: BaseUnits) -> Call:
+    """Sessions may be paid in the native coin, which is no contract."""
+    return send_native(to, Wei(amount)) if asset == NATIVE else transfer(asset, to, amount)

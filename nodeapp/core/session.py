@@ -153,6 +153,12 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """New requests may be authorised."""
         return self.phase is Phase.ACTIVE
 
+    @property
+    def is_settled(self) -> bool:
+        """Ended on chain, and nothing of it is still to be withdrawn."""
+        is_ended = self.phase in (Phase.COMPLETED, Phase.TIMED_OUT)
+        return is_ended and (self.withdrawn is not None or self.host_earnings == 0)
+
     def ids(self, first: int, count: int) -> tuple[int, ...]:
         """Token ids [first, first + count) of the unclaimed stream; () when claimed already."""
         start = first - self.claimed

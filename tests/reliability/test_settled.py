@@ -1,0 +1,76 @@
+"""What lies behind a host costs it nothing, and what is deep enough holds nobody up."""
+
+import asyncio
+
+from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.queue import TransactionQueue
+from nodeapp.chain.runner import _payment
+from nodeapp.core.session import (
+    ContractReceiveSessionEnded,
+    EarningsWithdrawn,
+    Phase,
+    SessionClosing,
+)
+from nodeapp.evm.abi import Call
+from nodeapp.evm.accounts import new_wallet
+from nodeapp.evm.calls import NATIVE
+from nodeapp.service.metrics import Metrics
+from tests.fakes.chain import FakeChain
+from tests.fakes.paid_session import HOST, JOB, opened
+
+
+async def open_ledger(tmp_path):
+    return await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+
+
+async def test_only_sessions_with_something_to_do_are_looked_at(tmp_path):
+    ledger = await open_ledger(tmp_path)
+    for job_id in (JOB, 8, 9, 10):
+        await ledger.record(opened(job_id=job_id))
+    await ledger.record(ContractReceiveSessionEnded(8, Phase.TIMED_OUT, 0, 100))
+    await ledger.record(ContractReceiveSessionEnded(9, Phase.COMPLETED, 50, 50))
+    await ledger.record(ContractReceiveSessionEnded(10, Phase.COMPLETED, 50, 50))
+    await ledger.record(EarningsWithdrawn(10, 50), SessionClosing(JOB, "renter"))
+    assert sorted(ledger.unsettled) == [JOB, 9]
+    assert ledger.unsettled[JOB] == ledger.session(JOB)
+    await ledger.close()
+    again = await open_ledger(tmp_path)
+    assert sorted(again.unsettled) == [JOB, 9]
+    assert sorted(again.sessions) == [JOB, 8, 9, 10]
+    await again.close()
+
+
+class DeepChain(FakeChain):
+    """Blocks come only when told to; one confirmation is always there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = asyncio.Event()
+
+    async def wait_mined(self, tx_hash, confirmations=1, deadline_seconds=60.0):
+        if confirmations > 1:
+            await self.deep.wait()
+        return await super().wait_mined(tx_hash, confirmations, deadline_seconds)
+
+
+async def test_transactions_do_not_wait_for_each_others_confirmations(tmp_path):
+    chain, ledger = DeepChain(), await open_ledger(tmp_path)
+    queue = TransactionQueue(
+        ledger, chain, new_wallet(), confirmations=12, metrics=Metrics("chain")
+    )
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        for number in range(5):
+            tasks.create_task(queue.execute(f"claim/{number}/0", Call(None, f"c{number}", b"")))
+        while len(chain.effects) < 5:
+            await asyncio.sleep(0.01)
+        assert ledger.mined == {}, "a mined transaction counts when it is deep enough"
+        chain.deep.set()
+    assert len(ledger.mined) == 5
+    await ledger.close()
+
+
+def test_earnings_in_the_native_coin_are_sent_as_such():
+    to = "0x" + "44" * 20
+    native, asset = _payment(NATIVE, to, 7), _payment("0x" + "22" * 20, to, 7)
+    assert (native.to, native.value, native.data) == (to, 7, b"")
+    assert (asset.to, asset.value) == ("0x" + "22" * 20, 0)
