@@ -14,11 +14,18 @@ import stamina
 import structlog
 
 from nodeapp.core.errors import Unavailable
+from nodeapp.service.clock import Deadline
 from nodeapp.wire import ipc
 
 Reply = TypeVar("Reply")
 _encode = msgspec.msgpack.Encoder().encode
-_TRANSPORT_ERRORS = (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError, OSError)
+_TRANSPORT_ERRORS = (
+    aiohttp.ClientError,
+    ConnectionError,
+    asyncio.IncompleteReadError,
+    OSError,
+    RuntimeError,  # aiohttp 3.14.5: "Connection closed." on a read after the session closed
+)
 
 
 class RpcClient:
@@ -57,12 +64,24 @@ class RpcClient:
         """
         if not retry:
             return await self._once("POST", path, _encode(message), reply, deadline_seconds)
-        async for attempt in stamina.retry_context(
-            on=Unavailable, attempts=None, timeout=deadline_seconds, wait_initial=0.05, wait_max=1.0
-        ):
-            with attempt:
-                return await self._once("POST", path, _encode(message), reply, deadline_seconds)
-        raise Unavailable(f"{self._process}{path}: no attempt inside {deadline_seconds} s")
+        deadline = Deadline.after(deadline_seconds)
+        failure = Unavailable(f"{self._process}{path}: no answer inside {deadline_seconds:g} s")
+        try:
+            # stamina's own timeout is looked at before a pause, not after it.
+            async with asyncio.timeout(deadline_seconds):
+                async for attempt in stamina.retry_context(
+                    on=Unavailable, attempts=None, timeout=None, wait_initial=0.05, wait_max=1.0
+                ):
+                    with attempt:
+                        try:
+                            left = deadline.remaining_seconds()
+                            return await self._once("POST", path, _encode(message), reply, left)
+                        except Unavailable as error:
+                            failure = error
+                            raise
+        except TimeoutError as error:
+            raise failure from error
+        raise failure
 
     async def get(self, path: str, reply: type[Reply], *, deadline_seconds: float) -> Reply:
         """Ask a read-only JSON query."""

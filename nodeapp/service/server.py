@@ -83,6 +83,11 @@ def stream_endpoint(
                 async for event in events:
                     await response.write(ipc.encode_frame(ipc.FRAME_MESSAGE, _encode(event)))
             await response.write(ipc.encode_frame(ipc.FRAME_END, b""))
+        except Corrupt:
+            # Cut off without an END frame: the asker comes back to the restarted process.
+            if request.transport is not None:
+                request.transport.abort()
+            raise
         except NodeError as error:
             _log.info("stream ended with error", code=error.code, error=error.message)
             body = _encode(ipc.error_body(error))
@@ -97,7 +102,8 @@ async def _read(request: web.Request, kind: type[Request]) -> Request:
     body = await request.read()
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # msgspec 0.22 lets UnicodeDecodeError through on text that is not UTF-8.
         raise InvalidRequest(f"{request.path}: {error}") from error
 
 
