@@ -1,7 +1,8 @@
 """Who may do how much: handshakes per minute, streams per peer, frames per second.
 
 Limits are per authenticated libp2p peer and for all peers together; a refused peer is told when
-to come back.
+to come back. Peer ids cost nothing, so the limit for all is not for peers that have paid: whoever
+floods with new ids keeps out other new ones only. Questions for our offer are counted apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from nodeapp.core.errors import Busy, ProtocolViolation
 MAX_FRAMES_PER_SECOND = 200
 """Receipts arrive at most once a token batch; more is a flood."""
 GLOBAL_FACTOR = 10
+MAX_PAYING_PEERS = 4096
+"""Remembered; the one that paid longest ago is forgotten first."""
 
 
 class Admission:
@@ -31,17 +34,27 @@ class Admission:
         self._frames = RateLimitItemPerSecond(MAX_FRAMES_PER_SECOND)
         self._max_streams = max_streams_per_peer
         self._streams: Counter[str] = Counter()
+        self._paying: dict[str, None] = {}
+
+    def has_paid(self, peer_id: str) -> None:
+        """The peer opened a session that it paid."""
+        self._paying.pop(peer_id, None)
+        self._paying[peer_id] = None
+        if len(self._paying) > MAX_PAYING_PEERS:
+            del self._paying[next(iter(self._paying))]
 
     @contextmanager
-    def stream(self, peer_id: str) -> Iterator[None]:
-        """Count one stream of a peer while it lives.
+    def stream(self, peer_id: str, purpose: str = "handshake") -> Iterator[None]:
+        """Count one stream of a peer while it lives; each purpose has its own limits.
 
         Raises:
             Busy: too many handshakes or streams.
         """
-        allowed = self._limiter.hit(self._handshakes, "handshake", peer_id)
-        if not (allowed and self._limiter.hit(self._all_handshakes, "handshake")):
-            raise Busy("too many handshakes", retry_after_seconds=60.0)
+        allowed = self._limiter.hit(self._handshakes, purpose, peer_id)
+        if allowed and peer_id not in self._paying:
+            allowed = self._limiter.hit(self._all_handshakes, purpose)
+        if not allowed:
+            raise Busy(f"too many streams for a {purpose}", retry_after_seconds=60.0)
         if self._streams[peer_id] >= self._max_streams:
             raise Busy(f"{self._max_streams} streams of this peer are open", retry_after_seconds=5)
         self._streams[peer_id] += 1

@@ -211,6 +211,7 @@ class Conversation:
             _log.info("older stream of the session ended", job_id=job_id)
             view = await self._services.chain.open_session(request)
         self._session = view
+        self._services.admission.has_paid(self._stream.remote_peer_id)
         await self._send(session_state=_state(view))
 
     async def _generate(

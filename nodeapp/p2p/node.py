@@ -165,7 +165,7 @@ class P2pNode:
 
     async def _serve_capability(self, stream: Stream) -> None:
         host = self._require_host()
-        with self._admission.stream(stream.remote_peer_id):
+        with self._admission.stream(stream.remote_peer_id, "capability"):
             frame = await stream.read_frame(1024, deadline_seconds=10.0)
             if frame is None:
                 return
