@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from nodeapp.core.errors import InvalidRequest, NodeError, PaymentRequired, leaves
+from nodeapp.core.errors import (
+    InvalidRequest,
+    NodeError,
+    PaymentRequired,
+    Unauthorised,
+    leaves,
+)
 from nodeapp.core.ids import ModelId
 from nodeapp.renter.answer import Question
 from nodeapp.renter.events import AnswerEnded, AnyEvent, TokensReceived
@@ -26,6 +32,8 @@ from nodeapp.wire import openai
 
 DEFAULT_MAX_TOKENS = 512
 MAX_BODY_BYTES = 4 << 20
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(slots=True)
@@ -51,7 +59,7 @@ class Proxy:
 
     def application(self) -> web.Application:
         """Routes of the endpoint."""
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[programs_only])
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_get("/health", self.health)
@@ -186,9 +194,12 @@ class Proxy:
         if record is None or record.head.model_id != model_id:
             record = await self.renter.reopen(model_id) or await self.renter.pay(model_id)
         self._record = record
+        before = len(record.token_ids)
         try:
             await self.renter.ask(record, question)
         except PaymentRequired:
+            if len(record.token_ids) > before:
+                raise  # asked anew, the answer would begin again after what the client has
             await self._close(record)
             self._record = await self.renter.pay(model_id)
             await self.renter.ask(self._record, question)
@@ -201,6 +212,19 @@ class Proxy:
     async def _close(self, record: SessionRecord) -> None:
         with contextlib.suppress(NodeError):  # the host closes idle sessions by itself
             await self.renter.close(record)
+
+
+@web.middleware
+async def programs_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A web page may send to loopback, too, and must not spend the renter's money.
+
+    Browsers name the page in Origin; a page that had its own name resolve to loopback is known by
+    the Host it asks for.
+    """
+    host = request.host.rpartition(":")[0] if request.url.explicit_port else request.host
+    if "Origin" in request.headers or host.strip("[]") not in LOOPBACK_NAMES:
+        return _refusal(Unauthorised("web pages may not use this endpoint"))
+    return await handler(request)
 
 
 async def _until_ended(queue: asyncio.Queue[AnyEvent | NodeError]) -> AsyncIterator[AnyEvent]:
