@@ -27,6 +27,9 @@ from nodeapp.wire.ipc_inference import Event, Finished, FinishReason, Produced
 
 MAX_DEBT = 32
 RESUME_DEBT = 8
+GATHER_SECONDS = 0.025
+"""Tokens between an answer's first and its last gather for so long before they are handed over:
+every hand-over wakes two processes, which on a small machine stops the threads that compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ class Decoder:
         self._scheduler = Scheduler(limits.scheduler)
         self._requests: dict[int, _Request] = {}
         self._events: list[tuple[int, Event]] = []
+        self._is_urgent = False
+        self._sent_at = 0.0
         self._is_idle = True
         self._thread: threading.Thread | None = None
 
@@ -227,9 +232,12 @@ class Decoder:
         self._send()
 
     def _send(self) -> None:
-        if self._events:
+        """First and last tokens at once, and all there is before the thread waits."""
+        now = self._clock.monotonic_seconds()
+        is_time = self._is_urgent or self._is_idle or now - self._sent_at >= GATHER_SECONDS
+        if self._events and is_time:
             self._post(self._events)
-            self._events = []
+            self._events, self._is_urgent, self._sent_at = [], False, now
 
     def _apply_memory(self, step: Step) -> bool:
         """False: a model that cannot drop a part of a sequence lost it all; plan again."""
@@ -294,6 +302,7 @@ class Decoder:
         if not released.token_ids:
             return
         number = request.submit.number
+        self._is_urgent |= request.delivered == 0
         request.delivered += len(released.token_ids)
         request.debt += 1
         self._metrics.delivered_tokens.inc(len(released.token_ids))
@@ -308,6 +317,7 @@ class Decoder:
         self._produced(request, released)
         number = request.submit.number
         self._events.append((number, Finished(reason, request.delivered, detail)))
+        self._is_urgent = True
         self._metrics.finished.labels(reason).inc()
         self._scheduler.finish(number)
         del self._requests[number]

@@ -109,7 +109,7 @@ class P2pSettings(Section, frozen=True):
     """Where renters fetch results by CID; put into the capability record."""
     receipt_window_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     """Tokens sent but not yet covered by a signed receipt before the stream pauses."""
-    flush_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.03
+    flush_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.05
     receipt_timeout_seconds: PositiveSeconds = 30.0
     heartbeat_seconds: PositiveSeconds = 10.0
     max_connections: Count = 200

@@ -41,9 +41,11 @@ class ProgramKind:
 PROGRAMS: Mapping[str, ProgramKind] = {
     "s5": ProgramKind("nodeapp.storage.main", 10),
     "prover": ProgramKind("nodeapp.prover.main", 20),
-    # ggml forks a debugger when it aborts, and that fork outlives the crash. Why 20000: llama.py.
+    # ggml forks a debugger when it aborts, and that fork outlives the crash. Spinning: llama.py.
     "inference": ProgramKind(
-        "nodeapp.inference.main", 20, {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "20000"}
+        "nodeapp.inference.main",
+        20,
+        {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"},
     ),
     "chain": ProgramKind("nodeapp.chain.main", 30),
     "updater": ProgramKind("nodeapp.updater.main", 40),
