@@ -40,7 +40,7 @@ class OfferBook:
         self._current: Offer | None = None
 
     async def current(self, peer_id: PeerId, addresses: tuple[str, ...]) -> Offer:
-        """The record to hand out now; made again at half its life.
+        """The record to hand out now; made again at half its life or at new addresses.
 
         Raises:
             InvalidRequest: the loaded model is not priced or not registered on chain.
@@ -48,9 +48,10 @@ class OfferBook:
         """
         now = int(self._clock.unix_seconds())
         half = self._settings.record_ttl_seconds / 2
-        if self._current is None or self._current.record.not_after - now < half:
-            self._current = await self._make(peer_id, addresses, now)
-        return self._current
+        known = self._current
+        if known is None or known.record.not_after - now < half or _moved(known, addresses):
+            known = self._current = await self._make(peer_id, addresses, now)
+        return known
 
     async def _make(self, peer_id: PeerId, addresses: tuple[str, ...], now: int) -> Offer:
         host = await self._chain.host()
@@ -79,6 +80,10 @@ class OfferBook:
         encoded = encode_record(record)
         signature = await self._chain.sign_record(encoded)
         return Offer(record, pb.Capability(record=encoded, signature=signature), host)
+
+
+def _moved(offer: Offer, addresses: tuple[str, ...]) -> bool:
+    return offer.record.addresses != addresses
 
 
 def _offer(model: ModelFacts, host: HostView) -> ModelOffer | None:

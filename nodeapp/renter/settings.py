@@ -50,5 +50,5 @@ def load_renter_settings(path: Path) -> RenterSettings:
         raise InvalidRequest(
             f"{path} does not exist; `fabstir-node devnet` writes one, or pass --config"
         ) from error
-    except (tomli.TOMLDecodeError, msgspec.ValidationError, OSError) as error:
+    except (tomli.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, OSError) as error:
         raise InvalidRequest(f"{path}: {error}") from error
