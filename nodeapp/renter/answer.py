@@ -117,7 +117,7 @@ class Asker:
                     raise
                 progress.reconnects += 1
                 self._report(Reconnecting(error.message, len(self._record.token_ids) - start))
-                await asyncio.sleep(error.retry_after_seconds or RECONNECT_PAUSE_SECONDS)
+                await asyncio.sleep(_pause_seconds(error, deadline))
 
     async def close(self) -> pb.SessionState:
         """Tell the host that the session is over; it claims, completes and refunds.
@@ -134,7 +134,7 @@ class Asker:
                 if not deadline.remaining_seconds():
                     raise
                 was_lost = True
-                await asyncio.sleep(error.retry_after_seconds or RECONNECT_PAUSE_SECONDS)
+                await asyncio.sleep(_pause_seconds(error, deadline))
             except PaymentRequired:
                 if not was_lost:
                     raise
@@ -246,6 +246,12 @@ class Asker:
         )
         self._report(ended)
         return ended
+
+
+def _pause_seconds(error: NodeError, deadline: Deadline) -> float:
+    """What the host asks for, inside our own deadline: it may name any number."""
+    pause = error.retry_after_seconds or RECONNECT_PAUSE_SECONDS
+    return min(pause, deadline.remaining_seconds())
 
 
 def _generate(question: Question, record: SessionRecord, request_id: str) -> pb.Generate:

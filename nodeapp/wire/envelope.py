@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from nodeapp.core.errors import InvalidRequest, NodeError, ProtocolViolation, from_code
+from nodeapp.core.errors import (
+    Corrupt,
+    InvalidRequest,
+    NodeError,
+    ProtocolViolation,
+    Unavailable,
+    from_code,
+)
 from nodeapp.core.ids import ModelId, RequestId
 from nodeapp.wire import fabstir_pb2 as pb
 
@@ -91,9 +98,12 @@ def encode_error(error: NodeError) -> bytes:
 
 
 def error_of(message: pb.Error) -> NodeError:
-    """Rebuild the error the peer sent."""
+    """Rebuild the error the peer sent; its troubles are never ours (Corrupt ends a process)."""
     retry = message.retry_after_ms / 1000 if message.retry_after_ms else None
-    return from_code(message.code, message.message[:MAX_ERROR_CHARACTERS], retry)
+    text = message.message[:MAX_ERROR_CHARACTERS]
+    if message.code == Corrupt.code:
+        return Unavailable(text, retry_after_seconds=retry)
+    return from_code(message.code, text, retry)
 
 
 def check_generate(message: pb.Generate) -> GenerateCommand:

@@ -1,12 +1,15 @@
 """What a host may not do to a renter: be paid for tokens nobody asked for."""
 
+import asyncio
+
 import pytest
 
-from nodeapp.core.errors import InvalidRequest, ProtocolViolation
+from nodeapp.core.errors import Busy, InvalidRequest, ProtocolViolation, Unavailable
 from nodeapp.evm.accounts import new_wallet
-from nodeapp.renter.answer import Asker, _Progress
+from nodeapp.renter.answer import Asker, Question, _Progress
 from nodeapp.renter.record import SessionHead, SessionRecord
 from nodeapp.service.clock import SystemClock
+from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
 from tests.client.scripted import ScriptedLink, tokens
 
@@ -50,3 +53,19 @@ async def test_a_host_cannot_skip_or_change_tokens(asker):
         link = ScriptedLink(tokens(0, range(10)), second)
         with pytest.raises(InvalidRequest, match=r"skipped tokens|changed tokens"):
             await asker._receive(link, _Progress("ab" * 16, 0.0, 0, 40))
+
+
+async def test_a_host_cannot_make_the_renter_sleep_for_days(asker, monkeypatch):
+    refusal = pb.Error(code="busy", message="come back", retry_after_ms=2**32 - 1)
+
+    async def refuse(_question, _progress):
+        raise envelope.error_of(refusal)
+
+    monkeypatch.setattr(asker, "_attempt", refuse)
+    async with asyncio.timeout(5):
+        with pytest.raises(Busy):
+            await asker.ask(Question((("user", "hello"),), 10))
+
+
+def test_corruption_at_the_host_is_not_taken_for_our_own():
+    assert type(envelope.error_of(pb.Error(code="corrupt", message="x"))) is Unavailable
