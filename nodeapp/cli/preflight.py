@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nodeapp.core.errors import InvalidRequest
-from nodeapp.service.settings import Settings
+from nodeapp.service.settings import ChainSettings, Settings
 
 _MULTIADDRESS = re.compile(r"^/ip4/(?P<host>[0-9.]+)/tcp/(?P<port>\d+)")
 
@@ -32,6 +32,7 @@ def findings(settings: Settings) -> Iterator[str]:
             ("chain.password_file", settings.chain.password_file),
             ("chain.deployment_file", settings.chain.deployment_file),
         )
+        yield from _chain_id(settings.chain)
     if "inference" in processes and settings.inference.model_path:
         yield from _files(("inference.model_path", settings.inference.model_path))
     if "p2p" in processes:
@@ -42,6 +43,20 @@ def findings(settings: Settings) -> Iterator[str]:
             yield from _port("p2p.listen", place["host"], int(place["port"]))
     if "s5" in processes:
         yield from _port("s5.listen_port", settings.s5.listen_host, settings.s5.listen_port)
+
+
+def _chain_id(chain: ChainSettings) -> Iterator[str]:
+    from nodeapp.evm.deployment import load_deployment
+
+    path = Path(chain.deployment_file)
+    if not path.is_file():
+        return
+    deployed = load_deployment(path).chain_id
+    if deployed != chain.chain_id:
+        yield (
+            f"chain.chain_id is {chain.chain_id}, but {path} is for chain {deployed};"
+            " set the chain id of your network, or its deployment file"
+        )
 
 
 def _files(*named: tuple[str, str]) -> Iterator[str]:

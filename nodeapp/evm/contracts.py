@@ -147,8 +147,8 @@ class Contracts:
         """
         deployment = self.deployment
         for name in deployment.__struct_fields__:
-            if name != "chain_id" and not await self.provider.has_code(getattr(deployment, name)):
-                address = getattr(deployment, name)
+            address = getattr(deployment, name)
+            if isinstance(address, str) and not await self.provider.has_code(Address(address)):
                 raise Rejected(
                     f"no contract stands at {name} {address} on chain {deployment.chain_id}"
                 )

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from nodeapp.core.errors import Rejected, Unavailable
@@ -90,21 +91,25 @@ class NodeTree:
             Unavailable: the deadline passed or a process cannot run; names it and its last words.
         """
         deadline = Deadline.after(deadline_seconds)
-        waiting = set(self.processes)
+        waiting = dict.fromkeys(self.processes, "")
         tries: dict[str, set[int]] = {process: {0} for process in self.processes}
         while waiting:
             for status in await tree_status(self.paths, self.processes):
                 tries[status.process].add(status.pid)
-                if status.process in waiting and status.ready:
-                    waiting.discard(status.process)
+                if status.process in waiting and not status.ready:
+                    waiting[status.process] = status.detail
+                elif status.process in waiting:
+                    del waiting[status.process]
                     if report is not None:
                         report(status)
-                elif status.state == "FATAL" or len(tries[status.process]) > MAX_TRIES:
+                if not status.ready and (
+                    status.state == "FATAL" or len(tries[status.process]) > MAX_TRIES
+                ):
                     raise Unavailable(f"{status.process} cannot run: {self._last_words(status)}")
             self._check_supervisor()
             if waiting and not deadline.remaining_seconds():
-                names = ", ".join(sorted(waiting))
-                raise Unavailable(f"not ready inside {deadline_seconds:g} s: {names}")
+                why = "; ".join(f"{name} ({waiting[name]})" for name in sorted(waiting))
+                raise Unavailable(f"not ready inside {deadline_seconds:g} s: {why}")
             await asyncio.sleep(POLL_SECONDS if waiting else 0)
         self._remember()
 
@@ -170,7 +175,7 @@ class NodeTree:
             return None
 
     def _last_words(self, status: ProcessStatus) -> str:
-        return last_log_line(log_file(self.paths, status.process)) or status.detail
+        return said(last_log_line(log_file(self.paths, status.process))) or status.detail
 
 
 def refuse_if_running(settings: Settings) -> None:
@@ -293,6 +298,20 @@ async def read_readiness(paths: Paths, process: str, *, seconds: float = 2.0) ->
     """
     async with RpcClient(paths.socket(process), process) as client:
         return await client.get("/readyz", Readiness, deadline_seconds=seconds)
+
+
+def said(line: str) -> str:
+    """What a log line tells a person: its error, or its event, or itself when it is not JSON."""
+    try:
+        entry = msgspec.json.decode(line, type=_LogEntry)
+    except msgspec.DecodeError:
+        return line
+    return entry.error or entry.event or line
+
+
+class _LogEntry(msgspec.Struct, frozen=True):
+    error: str = ""
+    event: str = ""
 
 
 def last_log_line(path: Path) -> str:
