@@ -120,8 +120,7 @@ async def _chat(
 
     async with running_renter(settings, report) as renter:
         model_id = ModelId(model or settings.model_id)
-        record = await renter.reopen(model_id) or await renter.pay(model_id)
-        await renter.ask(record, question)
+        record = await renter.ask_on(await renter.reopen(model_id), model_id, question)
         if not keep:
             await renter.close(record)
 

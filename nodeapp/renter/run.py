@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodeapp.core.errors import NotFound
+from nodeapp.core.errors import NotFound, PaymentRequired
 from nodeapp.core.ids import ModelId
 from nodeapp.evm.accounts import Wallet, load_keystore
-from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.contracts import Contracts, SessionStatus
 from nodeapp.evm.deployment import load_deployment
 from nodeapp.evm.provider import Provider
 from nodeapp.network.host import Libp2pHost
@@ -82,19 +82,42 @@ class Renter:
         return record
 
     async def reopen(self, model_id: ModelId) -> SessionRecord | None:
-        """The newest session if it is still active and for this model."""
+        """The newest session if it is still active, for this model and on this chain."""
         try:
             job_id = newest_session(self.state_dir)
+            record = await asyncio.to_thread(SessionRecord.load, self.state_dir, job_id)
+            job = await self.contracts.session(job_id)
         except NotFound:
             return None
-        record = await asyncio.to_thread(SessionRecord.load, self.state_dir, job_id)
-        job = await self.contracts.session(job_id)
-        usable = job.status == 0 and record.head.model_id == model_id
-        return record if usable else None
+        paid = (job.status, job.depositor, job.host, job.model_id)
+        known = (SessionStatus.ACTIVE, self.wallet.address, record.head.host, model_id)
+        return record if paid == known and record.head.model_id == model_id else None
 
     async def ask(self, record: SessionRecord, question: Question) -> AnswerEnded:
         """One question on a paid session."""
         return await self._asker(record).ask(question)
+
+    async def ask_on(
+        self, kept: SessionRecord | None, model_id: ModelId, question: Question
+    ) -> SessionRecord:
+        """One question, on a kept session while that is of use, else on a new one.
+
+        Raises:
+            PaymentRequired: the session ended inside the answer, which is not begun again.
+        """
+        if kept is not None:
+            before = len(kept.token_ids)
+            try:
+                await self.ask(kept, question)
+            except PaymentRequired:
+                # Used up, or being closed by the host although the chain has it active still.
+                if len(kept.token_ids) > before:
+                    raise
+            else:
+                return kept
+        record = await self.pay(model_id)
+        await self.ask(record, question)
+        return record
 
     async def close(self, record: SessionRecord) -> None:
         """Tell the host that the session is over."""
