@@ -130,8 +130,9 @@ class NodeTree:
                 self.supervisor.kill()
                 await self.supervisor.wait()
         left = await asyncio.to_thread(self._end_leftovers)
-        for name in ("supervisor.sock", "supervisord.pid"):
-            (self.paths.run / name).unlink(missing_ok=True)
+        # Whoever was killed could not take its socket away.
+        for stale in (*self.paths.run.glob("*.sock"), self.paths.run / "supervisord.pid"):
+            stale.unlink(missing_ok=True)
         self._lock.release()
         return left
 
