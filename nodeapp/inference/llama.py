@@ -44,6 +44,8 @@ class LoadOptions:
     batch_tokens: int
     threads: int
     gpu_layers: int
+    decode_threads: int = 0
+    """For a batch of one token, which waits for memory, not for cores; 0: as `threads`."""
 
 
 class NoRoom(Exception):
@@ -156,7 +158,8 @@ class LlamaModel:
         parameters.n_ctx = options.kv_tokens
         parameters.n_batch = parameters.n_ubatch = options.batch_tokens
         parameters.n_seq_max = parameters.n_outputs_max = options.sequences
-        parameters.n_threads = parameters.n_threads_batch = options.threads
+        parameters.n_threads = options.decode_threads or options.threads
+        parameters.n_threads_batch = options.threads
         parameters.kv_unified = True
         parameters.no_perf = True
         # libc's strlen as callback: it is asked some 500 times a decode and needs no GIL.

@@ -75,6 +75,12 @@ def cpu_seconds(pids: Iterable[int]) -> dict[int, float]:
     return used
 
 
+def machine_cpu_seconds() -> float:
+    """Processor time that anybody has used since boot; a hypervisor's share is not idle either."""
+    times = psutil.cpu_times()
+    return times.user + times.system + times.irq + times.softirq + times.steal
+
+
 def cpu_spent(before: dict[int, float], after: dict[int, float]) -> dict[str, float]:
     """Seconds by program name between two readings."""
     spent: dict[str, float] = {}
