@@ -90,6 +90,7 @@ def test_a_missing_model_is_named(node, tmp_path):
     until_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_another_model_file_is_refused_by_its_digest(node, tmp_path):
     wrong = {"model_sha256": "00" * 32}
     line = complaint(node(inference=wrong, node={"processes": ["inference"]}))
@@ -105,6 +106,7 @@ def test_another_chain_id_is_refused(node, tmp_path):
     until_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_chain_that_is_down_at_the_start_is_named(node, tmp_path):
     down = {"rpc_urls": ["http://127.0.0.1:9"]}
     line = complaint(node("--ready-seconds", "12", chain=down, node={"processes": ["chain"]}))
@@ -155,6 +157,7 @@ def test_a_second_node_on_one_state_directory_is_refused_and_the_first_goes_on(n
     until_nothing_left(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_node_is_ready_without_its_bootstrap(node, tmp_path):
     lonely = node(p2p={"bootstrap": [dead_bootstrap()]})
     try:

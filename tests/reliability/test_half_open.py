@@ -77,6 +77,25 @@ async def test_the_newer_stream_of_a_session_takes_the_answer_over(kept):
                 assert again.first_token == first.first_token
 
 
+async def test_a_cancel_ends_the_answer_and_frees_the_engine(world: World, kept):
+    home, job_id = kept
+    model_id = home.record(job_id).head.model_id
+    async with asyncio.timeout(60), links_of(home, job_id) as opened, opened() as (link, _state):
+        await link.send(generate=generate(model_id, ASKED))
+        await link.expect("started")
+        await link.expect("tokens")
+        await link.send(cancel=pb.Cancel(request_id=ASKED))
+        while (message := await link.receive()).WhichOneof("body") != "end":
+            assert message.WhichOneof("body") == "tokens"
+        assert message.end.finish_reason == "cancelled"
+        assert 0 < message.end.completion_tokens < 200
+        await asyncio.to_thread(until, lambda: processing(world) == 0, "sequence freed", 10)
+
+
+def processing(world: World) -> float:
+    return world.metric("inference", "fabstir_inference_requests_processing")
+
+
 async def test_a_silent_renter_does_not_hold_up_a_stop(world: World, kept):
     home, job_id = kept
     async with asyncio.timeout(60), links_of(home, job_id) as opened, opened() as (link, _state):
@@ -93,6 +112,7 @@ def terminate(pid: int) -> None:
     os.kill(pid, signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_chat_goes_on_when_p2p_is_stopped_in_order(world: World):
     home = world.renter("stopped-in-order")
     chat = home.chat(STORY, "--max-tokens", 120)
