@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import stamina
 from aiohttp import web
 
-from nodeapp.core.errors import NodeError
+from nodeapp.core.errors import NodeError, ProtocolViolation, Rejected
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
@@ -164,14 +164,21 @@ class P2pNode:
             await conversation.run()
 
     async def _serve_capability(self, stream: Stream) -> None:
+        try:
+            with self._admission.stream(stream.remote_peer_id, "capability"):
+                await self._answer_capability(stream)
+        except Rejected as error:
+            await stream.write_frame(envelope.encode_error(error))
+
+    async def _answer_capability(self, stream: Stream) -> None:
         host = self._require_host()
-        with self._admission.stream(stream.remote_peer_id, "capability"):
-            frame = await stream.read_frame(1024, deadline_seconds=10.0)
-            if frame is None:
-                return
-            if envelope.decode(frame).WhichOneof("body") == "capability_request":
-                offer = await self._offers.current(host.peer_id, host.addresses)
-                await stream.write_frame(envelope.encode(capability=offer.capability))
+        frame = await stream.read_frame(1024, deadline_seconds=10.0)
+        if frame is None:
+            return
+        if envelope.decode(frame).WhichOneof("body") != "capability_request":
+            raise ProtocolViolation("capability_request expected")
+        offer = await self._offers.current(host.peer_id, host.addresses)
+        await stream.write_frame(envelope.encode(capability=offer.capability))
 
     def _require_host(self) -> Libp2pHost:
         if self._host is None:

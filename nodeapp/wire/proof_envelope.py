@@ -2,7 +2,7 @@
 
 Canonical CBOR (RFC 8949 §4.2.1: shortest forms, sorted keys), so that one envelope has one
 hash. `proof_hash` = sha256 of the encoded bytes, the value of `submitProofOfWork`. The host
-signs `signing_digest` by EIP-191 (personal message of 32 bytes) with its account key.
+signs the EIP-712 `envelope_digest` (wire/signed.py) of `signing_digest` with its account key.
 It is no evidence that a model ran: see core/ledger_proof.py for what the proofs show.
 """
 
