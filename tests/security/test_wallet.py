@@ -56,7 +56,9 @@ def test_a_digest_of_another_length_is_refused():
         recover_public_key(DIGEST[:31], SIGNATURE)
 
 
-@pytest.mark.parametrize("key", [b"", b"\x02" + b"\xff" * 32, b"\x05" + b"\x01" * 32, b"\x04" + bytes(64)])
+@pytest.mark.parametrize(
+    "key", [b"", b"\x02" + b"\xff" * 32, b"\x05" + b"\x01" * 32, b"\x04" + bytes(64)]
+)
 def test_what_is_no_point_has_no_address(key):
     with pytest.raises(Unauthorised, match="not a point"):
         address_of(key)
