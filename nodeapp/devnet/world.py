@@ -43,7 +43,7 @@ from nodeapp.service.tree import KEPT_VARIABLES
 BOOTSTRAP_SECONDS = 60.0
 POLL_SECONDS = 0.05
 STOP_SECONDS = 5.0
-DISPUTE_WINDOW_SECONDS = 5
+DISPUTE_WINDOW_SECONDS = 2
 """Short, so that a session settles while one watches; live networks use 30 s."""
 SOURCE = Path(__file__).resolve().parents[2]
 DEMO_MODEL = DevnetModel(
