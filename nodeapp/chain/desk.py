@@ -18,8 +18,8 @@ from nodeapp.core.session import (
     Session,
     SessionClosing,
     TokensProduced,
-    is_running_out,
 )
+from nodeapp.core.steps import is_running_out
 from nodeapp.core.units import BlockTime, Tokens
 from nodeapp.security.wallet import address_of, verify_digest
 from nodeapp.service.clock import Clock

@@ -16,7 +16,8 @@ import msgspec
 
 from nodeapp.core.errors import Corrupt, NodeError, NotFound, Unavailable
 from nodeapp.core.ids import Address, JobId, TxHash
-from nodeapp.core.session import Change, ContractReceiveSessionOpened, Session, apply, open_session
+from nodeapp.core.session import Change, ContractReceiveSessionOpened, Session
+from nodeapp.core.transitions import apply, open_session
 from nodeapp.core.units import BlockNumber
 from nodeapp.service.logs import get_logger
 from nodeapp.store import journal

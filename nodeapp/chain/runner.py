@@ -15,14 +15,11 @@ from nodeapp.chain.sealing import Sealer
 from nodeapp.core.errors import Corrupt, NodeError
 from nodeapp.core.ids import Address, JobId
 from nodeapp.core.ledger_proof import IDS_PER_CHUNK, SALT_BYTES
-from nodeapp.core.session import (
-    Claim,
-    ClaimPrepared,
+from nodeapp.core.session import Claim, ClaimPrepared, EarningsWithdrawn, Session
+from nodeapp.core.steps import (
     CompleteSession,
-    EarningsWithdrawn,
     PrepareClaim,
     SealClaim,
-    Session,
     Step,
     SubmitClaim,
     WaitUntil,

@@ -1,14 +1,8 @@
 """A paid session to test with: terms, a renter that signs, and the changes a life is made of."""
 
 from nodeapp.core.ids import Address, Cid, JobId, ModelId, RequestId
-from nodeapp.core.session import (
-    Claim,
-    ClaimSealed,
-    ContractReceiveSessionOpened,
-    Session,
-    Terms,
-    open_session,
-)
+from nodeapp.core.session import Claim, ClaimSealed, ContractReceiveSessionOpened, Session, Terms
+from nodeapp.core.transitions import open_session
 from nodeapp.core.units import BaseUnits, BlockTime, PricePerToken, Tokens
 from nodeapp.core.usage import extend_hash, initial_hash
 from nodeapp.security.wallet import address_of, public_key_of, sign_digest

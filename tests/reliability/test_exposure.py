@@ -17,9 +17,9 @@ from nodeapp.core.session import (
     RequestEnded,
     RequestResumed,
     TokensProduced,
-    apply,
-    is_running_out,
 )
+from nodeapp.core.steps import is_running_out
+from nodeapp.core.transitions import apply
 from tests.fakes.paid_session import (
     JOB,
     STARTED_AT,

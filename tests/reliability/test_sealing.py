@@ -12,8 +12,8 @@ from nodeapp.core.session import (
     RenterSentReceipt,
     RequestAuthorised,
     TokensProduced,
-    apply,
 )
+from nodeapp.core.transitions import apply
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.security.sealed import open_sealed
 from nodeapp.security.wallet import verify_digest

@@ -7,26 +7,28 @@ from nodeapp.core.claims import MAX_CLAIM
 from nodeapp.core.errors import Busy, InvalidRequest, PaymentRequired
 from nodeapp.core.session import (
     ClaimPrepared,
-    CompleteSession,
     ContractReceiveProofAccepted,
     ContractReceiveSessionEnded,
     EarningsWithdrawn,
     Phase,
-    PrepareClaim,
     RenterAuthenticated,
     RenterSentReceipt,
     RequestAuthorised,
     RequestEnded,
     RequestResumed,
-    SealClaim,
     SessionClosing,
-    SubmitClaim,
     TokensProduced,
+)
+from nodeapp.core.steps import (
+    CompleteSession,
+    PrepareClaim,
+    SealClaim,
+    SubmitClaim,
     WaitUntil,
     WithdrawEarnings,
-    apply,
     next_step,
 )
+from nodeapp.core.transitions import apply
 from tests.fakes.paid_session import (
     JOB,
     RENTER_KEY,

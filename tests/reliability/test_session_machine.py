@@ -9,25 +9,26 @@ from nodeapp.chain.ledger import Entry
 from nodeapp.core.errors import Rejected
 from nodeapp.core.session import (
     ClaimPrepared,
-    CompleteSession,
     ContractReceiveProofAccepted,
     ContractReceiveSessionEnded,
     EarningsWithdrawn,
     Phase,
-    PrepareClaim,
     RenterSentReceipt,
     RequestAuthorised,
     RequestEnded,
     RequestResumed,
-    SealClaim,
     SessionClosing,
-    SubmitClaim,
     TokensProduced,
-    WithdrawEarnings,
-    apply,
-    next_step,
-    open_session,
 )
+from nodeapp.core.steps import (
+    CompleteSession,
+    PrepareClaim,
+    SealClaim,
+    SubmitClaim,
+    WithdrawEarnings,
+    next_step,
+)
+from nodeapp.core.transitions import apply, open_session
 from tests.fakes.paid_session import (
     JOB,
     STARTED_AT,

@@ -1,0 +1,103 @@
+"""What a session obliges the node to do: next_step(session, now) -> step, pure.
+
+Effects are not emitted but derived from the state, therefore a crash can neither lose nor repeat
+one (decision 0001).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from nodeapp.core.claims import claim_size
+from nodeapp.core.exposure import closing_time, least_claim
+from nodeapp.core.session import Claim, ClaimStage, Phase, Session
+from nodeapp.core.units import BlockTime, Tokens
+
+COMPLETION_MARGIN_SECONDS = 2
+"""Added to the dispute window: the block that checks it may carry the same second."""
+
+
+class PrepareClaim(msgspec.Struct, frozen=True):
+    """Fix the next interval."""
+
+    tokens: Tokens
+
+
+class SealClaim(msgspec.Struct, frozen=True):
+    """Prove the interval and store envelope and transcript."""
+
+    claim: Claim
+
+
+class SubmitClaim(msgspec.Struct, frozen=True):
+    """Send submitProofOfWork."""
+
+    claim: Claim
+
+
+class CompleteSession(msgspec.Struct, frozen=True):
+    """Send completeSessionJob."""
+
+
+class WithdrawEarnings(msgspec.Struct, frozen=True):
+    """Pull the session's share out of the earnings contract."""
+
+
+class WaitUntil(msgspec.Struct, frozen=True):
+    """Nothing to do before this block time."""
+
+    block_time: BlockTime
+
+
+Step = PrepareClaim | SealClaim | SubmitClaim | CompleteSession | WithdrawEarnings | WaitUntil
+
+
+def next_step(
+    session: Session, now: BlockTime, *, interval_tokens: int, dispute_window_seconds: int
+) -> Step | None:
+    """What the node owes the chain in this state, or None.
+
+    Args:
+        now: time of the newest confirmed block.
+        interval_tokens: the host's own upper bound for a claim interval.
+        dispute_window_seconds: as the contract says.
+    """
+    if session.phase in (Phase.COMPLETED, Phase.TIMED_OUT):
+        is_owed = session.host_earnings > 0 and session.withdrawn is None
+        return WithdrawEarnings() if is_owed else None
+    if session.claim is not None:
+        if session.claim.stage is ClaimStage.PREPARED:
+            return SealClaim(session.claim)
+        return SubmitClaim(session.claim)
+    tokens = _due(session, now, interval_tokens)
+    if tokens:
+        return PrepareClaim(tokens)
+    if session.phase is Phase.CLOSING and session.request is None:
+        earliest = session.last_proof_at + dispute_window_seconds + COMPLETION_MARGIN_SECONDS
+        if now < earliest:
+            return WaitUntil(BlockTime(earliest))
+        return CompleteSession()
+    return None
+
+
+def is_running_out(session: Session, now: BlockTime) -> bool:
+    """Whether the session must be ended now, so that its last claim is still in time."""
+    terms = session.terms
+    return session.phase is Phase.ACTIVE and now >= closing_time(
+        started_at=terms.started_at,
+        max_duration_seconds=terms.max_duration_seconds,
+        proof_timeout_seconds=terms.proof_timeout_seconds,
+    )
+
+
+def _due(session: Session, now: BlockTime, interval_tokens: int) -> Tokens:
+    if session.is_claimed_elsewhere:
+        return Tokens(0)
+    is_late = 2 * (now - session.last_proof_at) >= session.terms.proof_timeout_seconds
+    return claim_size(
+        unclaimed=session.acknowledged - session.claimed,
+        interval=min(session.terms.proof_interval, interval_tokens),
+        least=least_claim(claimed=session.claimed, proof_interval=session.terms.proof_interval),
+        is_streaming=session.request is not None,
+        is_urgent=session.phase is Phase.CLOSING or is_late,
+    )
