@@ -7,21 +7,16 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from nodeapp.core.model_card import ModelCard
-from nodeapp.inference.engine import Engine
+from nodeapp.inference.host import EngineProvider
 from nodeapp.service.server import query, stream_endpoint
 from nodeapp.wire.ipc_inference import Event, GenerateRequest, ModelFacts, Models
 
 
 class InferenceApi:
-    """Handlers over one engine; the card is known once start() has checked the file."""
+    """Handlers over whichever engine serves now; Unavailable while a model is being changed."""
 
-    def __init__(self) -> None:
-        self._served: tuple[ModelCard, Engine] | None = None
-
-    def serve(self, card: ModelCard, engine: Engine) -> None:
-        """The engine is ready; the shell lets requests in after this."""
-        self._served = (card, engine)
+    def __init__(self, engines: EngineProvider) -> None:
+        self._engines = engines
 
     def routes(self) -> Sequence[web.RouteDef]:
         """POST /v1/generate, GET /v1/models."""
@@ -31,13 +26,14 @@ class InferenceApi:
         ]
 
     async def _generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
-        _card, engine = self._required()
+        engine = self._engines.current().engine
         async with aclosing(engine.generate(request)) as events:
             async for event in events:
                 yield event
 
     async def _models(self) -> Models:
-        card, engine = self._required()
+        served = self._engines.current()
+        card, engine = served.card, served.engine
         facts = ModelFacts(
             model_id=card.model_id,
             repo=card.repo,
@@ -52,8 +48,3 @@ class InferenceApi:
             end_token_ids=engine.end_token_ids,
         )
         return Models((facts,))
-
-    def _required(self) -> tuple[ModelCard, Engine]:
-        if self._served is None:
-            raise RuntimeError("the shell let a request in before start() returned")
-        return self._served

@@ -7,37 +7,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 from aiohttp import web
 
-from nodeapp.core.errors import Corrupt
-from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.api import InferenceApi
-from nodeapp.inference.engine import Engine, EngineOptions
-from nodeapp.inference.gguf import read_header
-from nodeapp.inference.gpu import GpuInventory, layers_that_fit
-from nodeapp.inference.llama import LoadOptions
+from nodeapp.inference.gpu import GpuInventory
+from nodeapp.inference.host import ModelHost
+from nodeapp.inference.loading import ModelLoader
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.models import ModelFile, check_model
+from nodeapp.inference.models import ModelFile
 from nodeapp.inference.nvml import NvmlInventory
 from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
 from nodeapp.service.settings import InferenceSettings
-
-_KV_BYTES_PER_TOKEN_AND_BLOCK = 4096
-"""Upper guess for placement only: f16 keys and values of 1024 dimensions each."""
 
 
 class InferenceProcess:
     """The Process of run_service."""
 
     def __init__(self, shell: Shell, settings: InferenceSettings, gpus: GpuInventory) -> None:
-        self._shell = shell
         self._settings = settings
-        self._gpus = gpus
-        self._api = InferenceApi()
-        self._engine: Engine | None = None
-        self._line = "loading the model"
+        loader = ModelLoader(
+            settings,
+            gpus,
+            InferenceMetrics(shell.metrics),
+            shell.clock,
+            digests=shell.paths.process_state("inference") / "digests.json",
+        )
+        self._host = ModelHost(loader)
+        self._api = InferenceApi(self._host)
 
     def routes(self) -> Sequence[web.RouteDef]:
         """See api.py."""
@@ -46,96 +43,26 @@ class InferenceProcess:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Check the file, load it, watch the decode thread."""
         settings = self._settings
-        digests = self._shell.paths.process_state("inference") / "digests.json"
         model = ModelFile(
             Path(settings.model_path),
             settings.model_sha256,
             settings.model_repo,
             settings.model_file,
         )
-        card = await asyncio.to_thread(check_model, model, digests)
-        load = await asyncio.to_thread(self._load_options, model.path)
-        engine = Engine(card, load, engine_options(settings), clock=self._shell.clock)
-        self._engine = engine
-        await engine.start(InferenceMetrics(self._shell.metrics))
-        self._api.serve(card, engine)
-        self._line = _describe(card, engine, load)
-        tasks.create_task(self._watch(engine))
+        await self._host.start(model)
+        tasks.create_task(self._host.run())
 
     def readiness(self) -> str:
-        """What is served."""
-        return self._line
+        """What is served or happens."""
+        return self._host.state.detail
 
     async def drain(self) -> None:
         """Finish the open requests."""
-        if self._engine is not None:
-            await self._engine.wait_idle()
+        await self._host.drain()
 
     async def stop(self) -> None:
         """End thread and template child, free the model."""
-        if self._engine is not None:
-            await self._engine.stop()
-
-    async def _watch(self, engine: Engine) -> None:
-        failure = await engine.wait_failed()
-        if failure:
-            raise Corrupt(f"engine: {failure}")
-
-    def _load_options(self, path: Path) -> LoadOptions:
-        settings = self._settings
-        header = read_header(path)
-        kv_tokens = settings.kv_tokens or 2 * settings.context_length
-        kv_bytes = kv_tokens * header.block_count * _KV_BYTES_PER_TOKEN_AND_BLOCK
-        layers = layers_that_fit(
-            settings.gpu_layers,
-            blocks=header.block_count,
-            model_bytes=header.size_bytes,
-            kv_bytes=kv_bytes,
-            gpus=self._gpus.devices(),
-        )
-        return LoadOptions(
-            path=path,
-            kv_tokens=kv_tokens,
-            sequences=2 * settings.max_sequences,
-            batch_tokens=settings.prefill_chunk_tokens + settings.max_sequences,
-            threads=settings.threads or physical_cores(),
-            decode_threads=settings.threads or decode_cores(),
-            gpu_layers=layers,
-        )
-
-
-def engine_options(settings: InferenceSettings) -> EngineOptions:
-    """The engine's share of the settings."""
-    return EngineOptions(
-        context_length=settings.context_length,
-        max_sequences=settings.max_sequences,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        queue_requests=settings.queue_requests,
-        slow_reader_seconds=settings.slow_reader_seconds,
-    )
-
-
-def physical_cores() -> int:
-    """Cores this process may use, hyper-threads not counted, >= 1."""
-    usable = len(psutil.Process().cpu_affinity())
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-
-
-def decode_cores() -> int:
-    """One core is left to the processes that carry the tokens away.
-
-    Threads that wait for each other some 500 times a token are all stopped by what stops one: on
-    two cores one thread gives 70 tokens/s alone and beside other work, two give 75 and 45 (135M
-    model).
-    """
-    return max(1, physical_cores() - 1)
-
-
-def _describe(card: ModelCard, engine: Engine, load: LoadOptions) -> str:
-    return (
-        f"{card.file_name} {card.quantisation}, context {engine.context_length}, "
-        f"{load.threads} threads, {load.gpu_layers} layers on GPU"
-    )
+        await self._host.stop()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -107,3 +107,21 @@ class Models(Message, frozen=True):
     """Answer of /v1/models."""
 
     models: tuple[ModelFacts, ...]
+
+
+ModelPhase = Literal["none", "checking", "draining", "loading", "serving"]
+
+
+class UseModel(Message, frozen=True):
+    """Serve a model of the catalogue instead of the one that is loaded."""
+
+    name: Name
+
+
+class ModelState(Message, frozen=True):
+    """What is served or happens; `error` is why the last change asked for was not made."""
+
+    name: str
+    phase: ModelPhase
+    detail: str
+    error: str = ""

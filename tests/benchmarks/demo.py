@@ -31,7 +31,7 @@ import psutil
 
 from nodeapp.cli.devnet import world_options
 from nodeapp.devnet.world import World, running_world
-from nodeapp.inference.main import decode_cores, physical_cores
+from nodeapp.inference.loading import decode_cores, physical_cores
 from nodeapp.service.config import load_settings
 from nodeapp.service.supervisord import PROGRAMS
 from nodeapp.service.tree import NodeTree, start_tree
