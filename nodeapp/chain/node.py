@@ -6,20 +6,23 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
 from nodeapp.chain.desk import Desk, session_view
 from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.listing import ListingWatch, read_listing, settings_wish
 from nodeapp.chain.queue import TransactionQueue
+from nodeapp.chain.registration import Registrar, routes
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
 from nodeapp.chain.watcher import Watcher
-from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, NotFound, Unavailable
-from nodeapp.core.ids import Address, ModelId
+from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
+from nodeapp.core.listing import Listing, findings
 from nodeapp.core.session import Session
-from nodeapp.core.units import BaseUnits, PricePerToken
+from nodeapp.core.units import BaseUnits
 from nodeapp.evm.accounts import Wallet, load_keystore
 from nodeapp.evm.calls import Calls
 from nodeapp.evm.contracts import Contracts
@@ -33,6 +36,7 @@ from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import ChainSettings
 from nodeapp.wire import ipc_chain as wire
+from nodeapp.wire.ipc_listing import ListingVersion, ListingVersionRequest
 from nodeapp.wire.signed import capability_digest, domain_separator
 
 RPC_RETRY_SECONDS = 2.0
@@ -49,6 +53,8 @@ class Parts:
     contracts: Contracts
     watcher: Watcher
     runner: Runner
+    listing: ListingWatch
+    registrar: Registrar
 
 
 class ChainNode:
@@ -95,6 +101,11 @@ class ChainNode:
             ),
             web.post("/v1/sign/record", endpoint(wire.SignRecordRequest, self.sign_record)),
             web.post("/v1/backup", endpoint(wire.BackupRequest, self.backup)),
+            web.post(
+                "/v1/listing/version",
+                endpoint(ListingVersionRequest, self.listing_version),
+            ),
+            *routes(lambda: self.parts().registrar),
         ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -110,8 +121,8 @@ class ChainNode:
         now = self._parts.watcher.now
         sessions = len(self._parts.ledger.sessions)
         at = f"block {now.number}" if now else "no block yet"
-        trouble = f"; {self._trouble}" if self._trouble else ""
-        return f"{self._parts.wallet.address} at {at}, {sessions} sessions{trouble}"
+        notes = [note for note in (self._trouble, self._parts.listing.summary()) if note]
+        return "; ".join([f"{self._parts.wallet.address} at {at}, {sessions} sessions", *notes])
 
     async def drain(self) -> None:
         """Nothing: every step is journalled and goes on after a restart."""
@@ -169,6 +180,9 @@ class ChainNode:
                 payout_address=settings.payout_address,
             ),
         )
+        wish = partial(settings_wish, settings, usdc=deployment.usdc, public_key=wallet.public_key)
+        # A misspelt price ends the start, not the first look at the chain.
+        wish(Listing())
         return Parts(
             wallet=wallet,
             ledger=ledger,
@@ -178,6 +192,17 @@ class ChainNode:
                 ledger, contracts, wallet.address, confirmations=settings.confirmations
             ),
             runner=runner,
+            listing=ListingWatch(
+                contracts,
+                wallet.address,
+                judge=lambda listing, bounds: findings(
+                    listing, wish(listing), bounds, public_key=wallet.public_key
+                ),
+                check_seconds=settings.listing_check_seconds,
+                clock=self._shell.clock,
+                metrics=self._shell.metrics,
+            ),
+            registrar=Registrar(contracts, Calls(deployment), queue, ledger, wallet, wish),
         )
 
     async def _first_contact(self, contracts: Contracts) -> int:
@@ -199,6 +224,7 @@ class ChainNode:
                 await parts.desk.close_idle(self._settings.idle_settle_seconds)
                 if parts.watcher.now is not None:
                     await parts.desk.close_running_out(parts.watcher.now.timestamp)
+                    await parts.listing.step(parts.watcher.now.number)
             except Corrupt:
                 raise
             except NodeError as error:
@@ -223,12 +249,10 @@ class ChainNode:
         parts = self.parts()
         deployment, address = parts.contracts.deployment, parts.wallet.address
         now = await self._newest(parts)
-        registered = await parts.contracts.is_active_node(address)
-        models: tuple[ModelId, ...] = ()
-        if registered:
-            models = (await parts.contracts.node(address)).model_ids
+        # What was read last serves while the chain cannot be reached.
+        listing = parts.listing.listing or await read_listing(parts.contracts, address)
         usdc = deployment.usdc
-        prices = [await _price(parts.contracts, address, model, usdc) for model in models]
+        models = listing.model_ids if listing.is_active else ()
         return wire.HostView(
             address=address,
             public_key=parts.wallet.public_key,
@@ -236,11 +260,16 @@ class ChainNode:
             marketplace=deployment.marketplace,
             block_number=now.number,
             block_time=now.timestamp,
-            is_registered=registered,
+            is_registered=listing.is_active,
             model_ids=models,
             usdc=usdc,
-            prices=tuple(prices),
+            prices=tuple(listing.price(model, usdc) for model in models),
         )
+
+    async def listing_version(self, request: ListingVersionRequest) -> ListingVersion:
+        """Answer once the listing is another than the asker knows."""
+        listing = self.parts().listing
+        return ListingVersion(await listing.wait(request.version, request.wait_seconds))
 
     async def _newest(self, parts: Parts) -> Block:
         return parts.watcher.now or await parts.contracts.provider.block()
@@ -290,15 +319,6 @@ class ChainNode:
         if self._parts is None:
             raise Unavailable("chain is starting")
         return self._parts
-
-
-async def _price(
-    contracts: Contracts, host: Address, model: ModelId, asset: Address
-) -> PricePerToken:
-    try:
-        return await contracts.model_price(host, model, asset)
-    except NotFound:
-        return PricePerToken(0)
 
 
 def _claims(session: Session) -> tuple[wire.ClaimView, ...]:

@@ -301,6 +301,38 @@ class Contracts:
             raise NotFound(f"host {host} has no price for model {model_id} in asset {asset}")
         return PricePerToken(price)
 
+    async def price_or_zero(
+        self, host: Address, model_id: ModelId, asset: Address, block: BlockTag = "latest"
+    ) -> PricePerToken:
+        """The host's price for a model in an asset, 0 when it does not sell it for that."""
+        try:
+            return await self.model_price(host, model_id, asset, block)
+        except NotFound:
+            return PricePerToken(0)
+
+    async def min_stake(self) -> BaseUnits:
+        """FAB that a registration takes, base units."""
+        return BaseUnits(await self._nodes("MIN_STAKE"))
+
+    async def price_bounds(self, *, native: bool) -> tuple[PricePerToken, PricePerToken]:
+        """Lowest and highest price that the registry accepts."""
+        kind = "NATIVE" if native else "STABLE"
+        return (
+            PricePerToken(await self._nodes(f"MIN_PRICE_PER_TOKEN_{kind}")),
+            PricePerToken(await self._nodes(f"MAX_PRICE_PER_TOKEN_{kind}")),
+        )
+
+    async def is_model_approved(self, model_id: ModelId, block: BlockTag = "latest") -> bool:
+        """Whether hosts may list the model now."""
+        values = await self._read(
+            self.deployment.model_registry,
+            _MODELS,
+            "isModelApproved",
+            model_bytes(model_id),
+            block=block,
+        )
+        return bool(values[0])
+
     async def model(self, model_id: ModelId) -> ModelInfo:
         """A model of the registry, active or not.
 
@@ -343,9 +375,12 @@ class Contracts:
         """An account's own balance of an asset."""
         return BaseUnits((await self._read(asset, _ASSET, "balanceOf", owner, block=block))[0])
 
-    async def allowance(self, asset: Address, owner: Address, spender: Address) -> BaseUnits:
+    async def allowance(
+        self, asset: Address, owner: Address, spender: Address, block: BlockTag = "latest"
+    ) -> BaseUnits:
         """What `spender` may still pull from `owner`."""
-        return BaseUnits((await self._read(asset, _ASSET, "allowance", owner, spender))[0])
+        values = await self._read(asset, _ASSET, "allowance", owner, spender, block=block)
+        return BaseUnits(values[0])
 
     async def _marketplace(
         self, function: str, *arguments: object, block: BlockTag = "latest"

@@ -52,6 +52,20 @@ class ChainSettings(Section, frozen=True):
     """A session that nobody used for so long is claimed and completed by the host."""
     withdraw: bool = True
     """Pull earnings out of the contract as soon as a session has ended."""
+    listing_api_url: str = ""
+    """Address for SDK clients in the registry; empty: left as it is on chain."""
+    listing_models: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    """Model ids or repo/file; empty: as on chain, a new host lists the model it serves."""
+    listing_prices: Annotated[tuple[str, ...], msgspec.Meta(max_length=128)] = ()
+    """"MODEL AMOUNT usd|native" per million tokens; MODEL * is every listed one."""
+    listing_location: str = ""
+    listing_gpu: str = ""
+    """Shown to renters; empty: left as it is on chain."""
+    listing_vram_gib: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    listing_max_concurrent: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
+    """Requests at once, shown to renters; 0: left as it is on chain."""
+    listing_check_seconds: PositiveSeconds = 60.0
+    """How often the listing is read again when no event of it was seen."""
 
 
 class InferenceSettings(Section, frozen=True):
