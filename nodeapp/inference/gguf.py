@@ -22,6 +22,8 @@ MAX_TENSORS = 65_536
 MAX_KEY_BYTES = 1024
 MAX_STRING_BYTES = 1 << 20
 MAX_ARRAY_ITEMS = 1 << 22
+MAX_ITEMS = 1 << 23
+"""Of all arrays together: a large file must not keep this reader busy for minutes."""
 MAX_TENSOR_NAME_BYTES = 63
 MAX_DIMENSIONS = 4
 MAX_ELEMENTS = 1 << 40
@@ -81,14 +83,20 @@ _QUANTISATIONS = (
 """general.file_type -> name. Source: enum llama_ftype."""
 
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d")
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_STRING, _ARRAY, _BOOL, _UINT32 = 8, 9, 7, 4
+_ALIGNMENT = "general.alignment"
 
 Scalar = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a checked file says of itself; lengths in tokens, sizes in bytes."""
+    """What a checked file says of itself; lengths in tokens, sizes in bytes.
+
+    `block_bytes` are the weights of all transformer blocks, `other_bytes` those outside of them
+    (embedding, output); `kv_bytes` is one token's keys and values in one block, f16;
+    `embedding_length` is the width of a row between blocks.
+    """
 
     architecture: str
     quantisation: str
@@ -99,6 +107,10 @@ class GgufHeader:
     size_bytes: int
     chat_template: str
     licence: str
+    embedding_length: int
+    block_bytes: int
+    other_bytes: int
+    kv_bytes: int
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -128,6 +140,7 @@ class _Reader:
         self._size = len(view)
         self._at = 0
         self._name = name
+        self._items = 0
 
     def header(self) -> GgufHeader:
         if self._take(4) != MAGIC:
@@ -138,11 +151,11 @@ class _Reader:
         tensors = self._count(self._unsigned("Q"), MAX_TENSORS, "tensors")
         keys = self._count(self._unsigned("Q"), MAX_KEYS, "keys")
         values, lengths = self._metadata(keys)
-        self._check_tensors(tensors, self._alignment(values))
-        return self._facts(values, lengths, tensors)
+        sizes = self._check_tensors(tensors, self._alignment(values))
+        return self._facts(values, lengths, sizes)
 
     def _facts(
-        self, values: Mapping[str, Scalar], lengths: Mapping[str, int], tensors: int
+        self, values: Mapping[str, Scalar], lengths: Mapping[str, int], sizes: Mapping[str, int]
     ) -> GgufHeader:
         architecture = values.get("general.architecture")
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
@@ -159,11 +172,30 @@ class _Reader:
             context_length=self._whole(values, f"{architecture}.context_length", 1 << 24),
             vocabulary_size=vocabulary,
             block_count=self._whole(values, f"{architecture}.block_count", 1024),
-            tensor_count=tensors,
+            tensor_count=len(sizes),
             size_bytes=self._size,
             chat_template=str(values.get("tokenizer.chat_template", "")),
-            licence=str(values.get("general.license", "")),
+            licence=str(values.get("general.license", ""))[:64],
+            embedding_length=self._width(values, "embedding_length", architecture),
+            block_bytes=sum(size for name, size in sizes.items() if name.startswith("blk.")),
+            other_bytes=sum(size for name, size in sizes.items() if not name.startswith("blk.")),
+            kv_bytes=self._kv_bytes(values, architecture),
         )
+
+    def _kv_bytes(self, values: Mapping[str, Scalar], architecture: str) -> int:
+        """Heads that share keys are counted as stored; without the facts, an upper bound."""
+        width = self._width(values, "embedding_length", architecture)
+        heads = self._width(values, "attention.head_count", architecture) or 1
+        stored = self._width(values, "attention.head_count_kv", architecture) or heads
+        each = -(-width // heads)
+        key = self._width(values, "attention.key_length", architecture) or each
+        value = self._width(values, "attention.value_length", architecture) or each
+        return 2 * stored * (key + value)
+
+    def _width(self, values: Mapping[str, Scalar], name: str, architecture: str) -> int:
+        """A size that not every file states (or states per block); 0 when it does not."""
+        key = f"{architecture}.{name}"
+        return self._whole(values, key, 1 << 20) if key in values else 0
 
     def _metadata(self, keys: int) -> tuple[dict[str, Scalar], dict[str, int]]:
         values: dict[str, Scalar] = {}
@@ -173,6 +205,8 @@ class _Reader:
             if key in values or key in lengths:
                 raise self._bad(f"key {key[:60]!r} is there twice")
             kind = self._unsigned("I")
+            if key == _ALIGNMENT and kind != _UINT32:
+                raise self._bad(f"{key} is of type {kind}")  # llama.cpp asserts that it is not
             if kind == _ARRAY:
                 lengths[key] = self._skip_array(key)
             else:
@@ -197,6 +231,7 @@ class _Reader:
     def _skip_array(self, key: str) -> int:
         kind = self._unsigned("I")
         items = self._count(self._unsigned("Q"), MAX_ARRAY_ITEMS, f"items in {key[:60]!r}")
+        self._items = self._count(self._items + items, MAX_ITEMS, "items in all arrays")
         if kind == _ARRAY:
             raise self._bad(f"key {key[:60]!r} is an array of arrays")
         if kind != _STRING:
@@ -209,15 +244,15 @@ class _Reader:
             self._skip(length)
         return items
 
-    def _check_tensors(self, tensors: int, alignment: int) -> None:
-        names: set[str] = set()
+    def _check_tensors(self, tensors: int, alignment: int) -> Mapping[str, int]:
+        """Sizes in bytes by name."""
+        sizes: dict[str, int] = {}
         extents: list[tuple[int, int, str]] = []
         for _ in range(tensors):
             name = self._text(MAX_TENSOR_NAME_BYTES, "tensor name")
-            if name in names:
+            if name in sizes:
                 raise self._bad(f"tensor {name!r} is there twice")
-            names.add(name)
-            size = self._tensor_bytes(name)
+            size = sizes[name] = self._tensor_bytes(name)
             offset = self._unsigned("Q")
             if offset % alignment:
                 raise self._bad(f"tensor {name!r} at {offset} is not aligned to {alignment}")
@@ -230,6 +265,7 @@ class _Reader:
             end = offset + size
             if start + end > self._size:
                 raise self._bad(f"tensor {name!r} ends at {start + end}, file at {self._size}")
+        return sizes
 
     def _tensor_bytes(self, name: str) -> int:
         dimensions = self._unsigned("I")
@@ -250,9 +286,9 @@ class _Reader:
         return elements // block_elements * block_bytes
 
     def _alignment(self, values: Mapping[str, Scalar]) -> int:
-        value = values.get("general.alignment", DEFAULT_ALIGNMENT)
+        value = values.get(_ALIGNMENT, DEFAULT_ALIGNMENT)
         if not isinstance(value, int) or not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
-            raise self._bad(f"general.alignment is {value}")
+            raise self._bad(f"{_ALIGNMENT} is {value}")
         return value
 
     def _whole(self, values: Mapping[str, Scalar], key: str, limit: int) -> int:

@@ -32,6 +32,9 @@ def test_the_real_model_passes(model_path):
     header = read_header(model_path)
     assert (header.architecture, header.quantisation) == ("llama", "Q4_1")
     assert (header.context_length, header.vocabulary_size) == (8192, 49152)
+    assert (header.embedding_length, header.kv_bytes) == (576, 2 * 3 * (64 + 64))
+    assert header.block_bytes + header.other_bytes < model_path.stat().st_size
+    assert header.block_bytes > 2 * header.other_bytes
     assert "<|im_start|>" in header.chat_template
 
 
@@ -74,6 +77,13 @@ BAD = {
     "context": (replaced(2, gf.u32("llama.context_length", 0)), "context_length"),
     "no vocabulary": (replaced(5, gf.strings("t", ())), "tokenizer.ggml.tokens"),
     "alignment": (replaced(1, gf.u32("general.alignment", 24)), "alignment"),
+    "alignment 0": (replaced(1, gf.u32("general.alignment", 0)), "alignment"),
+    "alignment 2^31": (replaced(1, gf.u32("general.alignment", 1 << 31)), "alignment"),
+    "alignment of 64 bits": (
+        replaced(1, gf.key("general.alignment", gf.U64, struct.pack("<Q", 1 << 63))),
+        "alignment is of type",
+    ),
+    "width": (replaced(1, gf.u32("llama.embedding_length", 1 << 30)), "embedding_length"),
     "tensor cut off": (gf.gguf(data_bytes=gf.DATA_BYTES - 1), "ends at"),
     "tensor offset": (with_tensors(gf.tensor("a", (32,), 0, 1 << 60)), "ends at"),
     "tensor unaligned": (with_tensors(gf.tensor("a", (32,), 0, 3)), "aligned"),
@@ -104,6 +114,14 @@ def test_a_bad_file_is_refused_by_name(tmp_path, name):
     with pytest.raises(InvalidRequest, match=expected) as caught:
         read_header(write(tmp_path, data))
     assert "m.gguf" in caught.value.message
+
+
+def test_the_items_of_all_arrays_together_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("nodeapp.inference.gguf.MAX_ITEMS", 5)
+    assert read_header(write(tmp_path, gf.gguf())).vocabulary_size == 3
+    more = gf.gguf(keys=(*gf.DEFAULT_KEYS, gf.strings("t", ("a", "b", "c"))))
+    with pytest.raises(InvalidRequest, match="6 items in all arrays, limit 5"):
+        read_header(write(tmp_path, more))
 
 
 @pytest.mark.parametrize("length", range(24, len(gf.gguf()) - gf.DATA_BYTES, 7))
