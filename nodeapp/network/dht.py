@@ -1,8 +1,9 @@
-"""Kademlia provider records under our own protocol id, on the trio thread.
+"""Kademlia provider records and values under our own protocol id, on the trio thread.
 
 Workarounds for py-libp2p 0.8.1, all in this file: `protocol_prefix` is ignored, lookups answer
 from the local store only, answers repeat, routing tables are empty after a connect. A record
-says "peer X provides this" and nothing more: it may be stale or a lie.
+says "peer X provides this" and nothing more: it may be stale or a lie. A value is kept and
+believed only if the rule of its namespace accepts it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any, Final
 
 import trio
 
-from nodeapp.core.errors import NodeError, Unavailable
+from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.network.bridge import Bridge
-from nodeapp.network.settings import KAD_PROTOCOL_ID, DhtMode
+from nodeapp.network.settings import KAD_PROTOCOL_ID, DhtMode, NetworkSettings, RecordRule
 
 QUERY_SECONDS: Final = 5.0
 SETTLE_SECONDS: Final = 1.0
@@ -50,12 +51,15 @@ class Dht:
     """The asyncio side; `running` is entered on the trio thread by the host."""
 
     def __init__(
-        self, bridge: Bridge, connect: Callable[[str], Awaitable[PeerId]], mode: DhtMode
+        self,
+        bridge: Bridge,
+        connect: Callable[[str], Awaitable[PeerId]],
+        settings: NetworkSettings,
     ) -> None:
         """Built with the host."""
         self._bridge = bridge
         self._connect = connect
-        self._mode = mode
+        self._settings = settings
         self._kad: Any = None
         self._peers_changed = trio.Event()
 
@@ -127,12 +131,40 @@ class Dht:
             "find providers", lambda: self._find_providers(key), deadline_seconds
         )
 
+    async def put_value(self, key: str, value: bytes, deadline_seconds: float = 20.0) -> int:
+        """Store a value with the peers closest to its key; repeat it before they forget.
+
+        Args:
+            key: "/namespace/rest", the namespace is one of the settings' record_rules.
+            value: what the rule of the namespace accepts.
+            deadline_seconds: for all of it.
+        Returns:
+            How many peers took it.
+        Raises:
+            NodeError: the rule refuses it, or the deadline passed.
+        """
+        self._rule(key)(key, value)
+        return await self._bridge.call(
+            "put value", lambda: self._put_value(key, value), deadline_seconds
+        )
+
+    async def get_value(self, key: str, deadline_seconds: float = 20.0) -> bytes | None:
+        """The newest valid value that the peers closest to the key hold; always asks the network.
+
+        Raises:
+            Unavailable: the deadline passed or the trio thread has ended.
+        """
+        rule = self._rule(key)
+        return await self._bridge.call(
+            "get value", lambda: self._get_value(key, rule), deadline_seconds
+        )
+
     @contextlib.asynccontextmanager
     async def running(self, library_host: Any) -> AsyncIterator[None]:  # noqa: ANN401 - untyped library
         """Trio side: serve and maintain the DHT around a block."""
         from libp2p.tools.anyio_service import background_trio_service
 
-        self._kad = kad = _new_kad(library_host, self._mode)
+        self._kad = kad = _new_kad(library_host, self._settings)
         async with background_trio_service(kad):
             yield
 
@@ -163,25 +195,71 @@ class Dht:
         raw_key = _encode_key(key)
         found = _Found(str(self._kad.local_peer_id))
         found.add(store.get_providers(raw_key))
+
+        async def ask(peer: Any) -> bool:  # noqa: ANN401 - untyped library
+            # Its public twin answers from the local store once it has anything there.
+            answer, _ = await store._get_providers_from_peer_with_closers(peer, raw_key)  # noqa: SLF001
+            found.add(answer)
+            return bool(found.addresses)
+
+        await self._ask_closest(raw_key, ask)
+        return found.providers()
+
+    async def _put_value(self, key: str, value: bytes) -> int:
+        store, raw_key = self._kad.value_store, key.encode()
+        store.put(raw_key, value)
+        taken = 0
+
+        async def give(peer: Any) -> bool:  # noqa: ANN401 - untyped library
+            nonlocal taken
+            taken += bool(await store._store_at_peer(peer, raw_key, value))  # noqa: SLF001 - its public twin does not count
+            return False
+
+        await self._ask_closest(raw_key, give)
+        return taken
+
+    async def _get_value(self, key: str, rule: RecordRule) -> bytes | None:
+        store, raw_key = self._kad.value_store, key.encode()
+        best: tuple[int, bytes] | None = None
+
+        async def ask(peer: Any) -> bool:  # noqa: ANN401 - untyped library
+            nonlocal best
+            # Its public twin answers from the local store once it has anything there.
+            value = await store._get_from_peer(peer, raw_key)  # noqa: SLF001
+            if isinstance(value, bytes):
+                with contextlib.suppress(NodeError):  # a lying peer's value is no value
+                    best = max(best or (-1, b""), (rule(key, value), value))
+            return best is not None
+
+        await self._ask_closest(raw_key, ask)
+        return best[1] if best is not None else None
+
+    async def _ask_closest(self, raw_key: bytes, ask: Callable[[Any], Awaitable[bool]]) -> None:
+        """`ask` every peer closest to the key; once one says True the slower get SETTLE_SECONDS."""
         closest = await self._kad.peer_routing.find_closest_peers_network(raw_key)
         limiter = trio.CapacityLimiter(QUERIES_AT_ONCE)
         scope = trio.CancelScope()
 
-        async def ask(peer: Any) -> None:  # noqa: ANN401 - untyped library
+        async def one(peer: Any) -> None:  # noqa: ANN401 - untyped library
+            is_enough = False
             async with limiter:
                 with trio.move_on_after(QUERY_SECONDS):
-                    # Its public twin answers from the local store once it has anything there.
-                    answer, _ = await store._get_providers_from_peer_with_closers(peer, raw_key)  # noqa: SLF001
-                    found.add(answer)
-            if found.addresses:
+                    is_enough = await ask(peer)
+            if is_enough:
                 scope.deadline = min(scope.deadline, trio.current_time() + SETTLE_SECONDS)
 
         with scope:
             async with trio.open_nursery() as nursery:
                 for peer in closest:
                     if peer != self._kad.local_peer_id:
-                        nursery.start_soon(ask, peer)
-        return found.providers()
+                        nursery.start_soon(one, peer)
+
+    def _rule(self, key: str) -> RecordRule:
+        namespace = key.split("/")[1] if key.startswith("/") else ""
+        rule = self._settings.record_rules.get(namespace)
+        if rule is None:
+            raise InvalidRequest(f"dht key {key[:100]!r} has no rule for its namespace")
+        return rule
 
 
 class _Found:
@@ -213,7 +291,7 @@ def _with_peer_id(address: str, peer_id: str) -> str:
     return f"{address.partition('/p2p/')[0]}/p2p/{peer_id}"
 
 
-def _new_kad(library_host: Any, mode: DhtMode) -> Any:  # noqa: ANN401 - untyped library
+def _new_kad(library_host: Any, settings: NetworkSettings) -> Any:  # noqa: ANN401 - untyped library
     from libp2p.custom_types import TProtocol
     from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 
@@ -222,10 +300,28 @@ def _new_kad(library_host: Any, mode: DhtMode) -> Any:  # noqa: ANN401 - untyped
     for name in _MODULES:
         module = importlib.import_module(f"libp2p.kad_dht.{name}")
         module.PROTOCOL_ID = TProtocol(KAD_PROTOCOL_ID)  # type: ignore[attr-defined]
+    mode = settings.dht_mode
     library_mode = DHTMode.SERVER if mode is DhtMode.SERVER else DHTMode.CLIENT
     kad = KadDHT(library_host, library_mode, strict_validation=True)
+    for namespace, rule in settings.record_rules.items():
+        kad.register_validator(namespace, _validator(rule))
     if mode is DhtMode.SERVER and KAD_PROTOCOL_ID not in map(
         str, library_host.get_mux().get_protocols()
     ):
         raise Unavailable(f"libp2p does not offer {KAD_PROTOCOL_ID}: it is not version 0.8.1")
     return kad
+
+
+def _validator(rule: RecordRule) -> Any:  # noqa: ANN401 - untyped library
+    from libp2p.records.validator import Validator
+
+    class RuleValidator(Validator):
+        """The library's face of a RecordRule; what it raises resets the peer's stream."""
+
+        def validate(self, key: str, value: bytes) -> None:
+            rule(key, value)
+
+        def select(self, key: str, values: list[bytes]) -> int:
+            return max(range(len(values)), key=lambda place: (rule(key, values[place]), -place))
+
+    return RuleValidator()

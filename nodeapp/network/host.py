@@ -64,7 +64,7 @@ class Libp2pHost:
         self._bridge = Bridge(self._run, on_death)
         self._lock: IdentityLock | None = None
         self._library: Any = None
-        self.dht = Dht(self._bridge, self.connect, settings.dht_mode)
+        self.dht = Dht(self._bridge, self.connect, settings)
 
     @classmethod
     async def start(
@@ -121,6 +121,10 @@ class Libp2pHost:
     def addresses(self) -> tuple[str, ...]:
         """What others dial: multiaddrs with /p2p/, announced ones if there are any."""
         return self._addresses
+
+    def sign(self, message: bytes) -> bytes:
+        """Signature of the identity key, 64 bytes; see wire/peer_id.py for checking one."""
+        return self._identity.sign(message)
 
     def connected_peers(self) -> frozenset[PeerId]:
         """Peers with a live connection, as last told by the trio thread."""

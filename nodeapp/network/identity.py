@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import base58
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nodeapp.core.errors import Corrupt, Unavailable
 from nodeapp.core.ids import PeerId
+from nodeapp.wire.peer_id import peer_id_of
 
 _PRIVATE_KEY_PREFIX: Final = bytes.fromhex("08011240")
 """Protobuf: type = Ed25519 (1), then 64 bytes of seed and public key. Source: libp2p peer-ids."""
-_PUBLIC_KEY_PREFIX: Final = bytes.fromhex("0024080112" + "20")
-"""Identity multihash of 36 bytes: protobuf of type = Ed25519 and 32 bytes of public key."""
 _FILE_BYTES: Final = len(_PRIVATE_KEY_PREFIX) + 64
 
 
@@ -36,7 +34,11 @@ class Identity:
     @property
     def peer_id(self) -> PeerId:
         """Base58btc of the identity multihash of the public key ("12D3Koo…")."""
-        return PeerId(base58.b58encode(_PUBLIC_KEY_PREFIX + self.public_key).decode())
+        return peer_id_of(self.public_key)
+
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519 signature, 64 bytes; the caller separates what the key signs by a prefix."""
+        return Ed25519PrivateKey.from_private_bytes(self.seed).sign(message)
 
 
 def identity_from_seed(seed: bytes) -> Identity:

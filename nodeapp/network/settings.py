@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -27,6 +27,11 @@ class DhtMode(enum.Enum):
     CLIENT = "CLIENT"
 
 
+RecordRule = Callable[[str, bytes], int]
+"""(key, value) -> sequence of a DHT value; of two values the higher one stays. Raises NodeError
+for a value that must be neither kept nor believed. Called on the trio thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
     """One libp2p host.
@@ -39,6 +44,7 @@ class NetworkSettings:
         dht_mode: see DhtMode.
         max_connections: inbound and outbound together.
         deny: CIDR blocks that may not connect.
+        record_rules: DHT values taken, by the first part of their key; no others are.
         start_seconds: allowance for start, most of it the import of libp2p.
     """
 
@@ -48,4 +54,5 @@ class NetworkSettings:
     dht_mode: DhtMode = DhtMode.SERVER
     max_connections: int = 200
     deny: tuple[str, ...] = ()
+    record_rules: Mapping[str, RecordRule] = field(default_factory=dict)
     start_seconds: float = 60.0

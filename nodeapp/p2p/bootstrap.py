@@ -19,9 +19,12 @@ from pathlib import Path
 from nodeapp.core.errors import NodeError
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import DhtMode, NetworkSettings
+from nodeapp.security.capability import capability_rule
+from nodeapp.service.clock import SystemClock
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.logs import configure_logs, get_logger
 from nodeapp.service.settings import NodeSettings
+from nodeapp.wire.capability import DHT_NAMESPACE
 
 _log = get_logger(__name__)
 
@@ -57,6 +60,7 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
         listen=settings.listen,
         announce=settings.announce,
         dht_mode=DhtMode.SERVER,
+        record_rules={DHT_NAMESPACE: capability_rule(SystemClock().unix_seconds)},
     )
     async with Libp2pHost.running(network, on_death=on_death) as host:
         await asyncio.to_thread(_write_whole, settings.ready_file, host.addresses[0] + "\n")

@@ -20,15 +20,19 @@ from nodeapp.p2p.offer import Offer, OfferBook
 from nodeapp.p2p.relay import RelaySettings
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.rpc.inference import InferenceClient
+from nodeapp.security.capability import capability_rule
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.server import query
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import envelope
+from nodeapp.wire.capability import DHT_NAMESPACE, dht_key
 from nodeapp.wire.ipc_p2p import NetworkView
 from nodeapp.wire.provider_key import any_host_key, provider_key
 
 ANNOUNCE_RETRY_SECONDS = 5.0
+ANNOUNCE_REST_SECONDS = 15.0
+"""Between two announcements, however many renters come and go meanwhile."""
 _log = get_logger(__name__)
 
 
@@ -65,6 +69,7 @@ class P2pNode:
             listen=(self._settings.listen,),
             announce=self._settings.announce,
             max_connections=self._settings.max_connections,
+            record_rules={DHT_NAMESPACE: capability_rule(self._shell.clock.unix_seconds)},
         )
         host = await Libp2pHost.start(network, tasks, on_death=self._shell.fail)
         self._host = host
@@ -113,24 +118,32 @@ class P2pNode:
 
     async def _try_offer(self, host: Libp2pHost) -> None:
         try:
-            await self._offers.current(host.peer_id, host.addresses)
+            await self._offer(host)
         except NodeError as error:
             self._waits_for = error.message
             raise
+
+    async def _offer(self, host: Libp2pHost) -> Offer:
+        return await self._offers.current(host.peer_id, host.addresses, host.sign)
 
     async def _announce(self, host: Libp2pHost) -> None:
         """Keep provider records alive; a lost bootstrap is retried, never fatal."""
         while True:
             pause = ANNOUNCE_RETRY_SECONDS
+            rest = asyncio.get_running_loop().time() + ANNOUNCE_REST_SECONDS
             try:
                 await host.dht.join(self._settings.bootstrap)
-                offer = await self._offers.current(host.peer_id, host.addresses)
-                if await self._provide(host, offer):
-                    pause = self._settings.reprovide_seconds
+                offer = await self._offer(host)
+                if await self._provide(host, offer) and await self._publish(host, offer):
+                    # Half its life later the record is another one.
+                    half_life = self._settings.record_ttl_seconds / 2
+                    pause = min(self._settings.reprovide_seconds, half_life)
             except NodeError as error:
                 _log.warning("announcement failed", code=error.code, error=error.message)
             # Records live in other nodes' memory: a new or returned peer has none of ours.
             await host.peers_changed(host.connected_peers(), pause)
+            if pause != ANNOUNCE_RETRY_SECONDS:
+                await asyncio.sleep(rest - asyncio.get_running_loop().time())
 
     async def _provide(self, host: Libp2pHost, offer: Offer) -> bool:
         chain_id = offer.record.chain_id
@@ -143,9 +156,14 @@ class P2pNode:
             _log.info("announced", models=models)
         return done
 
+    async def _publish(self, host: Libp2pHost, offer: Offer) -> bool:
+        """Whether a peer keeps our record: who cannot reach us now still sees what we offer."""
+        value = offer.capability.SerializeToString()
+        return await host.dht.put_value(dht_key(host.peer_id), value) > 0
+
     async def _serve_inference(self, stream: Stream) -> None:
         host = self._require_host()
-        offer = await self._offers.current(host.peer_id, host.addresses)
+        offer = await self._offer(host)
         services = Services(
             self._chain,
             self._inference,
@@ -177,7 +195,7 @@ class P2pNode:
             return
         if envelope.decode(frame).WhichOneof("body") != "capability_request":
             raise ProtocolViolation("capability_request expected")
-        offer = await self._offers.current(host.peer_id, host.addresses)
+        offer = await self._offer(host)
         await stream.write_frame(envelope.encode(capability=offer.capability))
 
     def _require_host(self) -> Libp2pHost:

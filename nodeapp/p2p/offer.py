@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nodeapp.core.errors import InvalidRequest
@@ -11,11 +12,19 @@ from nodeapp.rpc.inference import InferenceClient
 from nodeapp.service.clock import Clock
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import fabstir_pb2 as pb
-from nodeapp.wire.capability import RECORD_VERSION, CapabilityRecord, ModelOffer, encode_record
+from nodeapp.wire.capability import (
+    RECORD_VERSION,
+    CapabilityRecord,
+    ModelOffer,
+    encode_record,
+    peer_signed_bytes,
+)
 from nodeapp.wire.ipc_chain import HostView
 from nodeapp.wire.ipc_inference import ModelFacts
 
 PROOF_MODE = "ledger"
+PeerSigner = Callable[[bytes], bytes]
+"""Signs with the libp2p key of this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,7 @@ class OfferBook:
         self._clock = clock
         self._current: Offer | None = None
 
-    async def current(self, peer_id: PeerId, addresses: tuple[str, ...]) -> Offer:
+    async def current(self, peer_id: PeerId, addresses: tuple[str, ...], sign: PeerSigner) -> Offer:
         """The record to hand out now; made again at half its life or at new addresses.
 
         Raises:
@@ -50,10 +59,12 @@ class OfferBook:
         half = self._settings.record_ttl_seconds / 2
         known = self._current
         if known is None or known.record.not_after - now < half or _moved(known, addresses):
-            known = self._current = await self._make(peer_id, addresses, now)
+            known = self._current = await self._make(peer_id, addresses, now, sign)
         return known
 
-    async def _make(self, peer_id: PeerId, addresses: tuple[str, ...], now: int) -> Offer:
+    async def _make(
+        self, peer_id: PeerId, addresses: tuple[str, ...], now: int, sign: PeerSigner
+    ) -> Offer:
         host = await self._chain.host()
         models = (await self._inference.models()).models
         record = CapabilityRecord(
@@ -79,7 +90,10 @@ class OfferBook:
             )
         encoded = encode_record(record)
         signature = await self._chain.sign_record(encoded)
-        return Offer(record, pb.Capability(record=encoded, signature=signature), host)
+        capability = pb.Capability(
+            record=encoded, signature=signature, peer_signature=sign(peer_signed_bytes(encoded))
+        )
+        return Offer(record, capability, host)
 
 
 def _moved(offer: Offer, addresses: tuple[str, ...]) -> bool:

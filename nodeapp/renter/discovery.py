@@ -14,14 +14,13 @@ from nodeapp.core.ids import ModelId, PeerId
 from nodeapp.evm.contracts import Contracts
 from nodeapp.network.dht import ProviderInfo
 from nodeapp.network.host import Libp2pHost
-from nodeapp.security.wallet import address_of, verify_digest
+from nodeapp.security.capability import check_capability
 from nodeapp.service.clock import Clock
 from nodeapp.service.logs import get_logger
 from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
-from nodeapp.wire.capability import CapabilityRecord, ModelOffer, decode_record
+from nodeapp.wire.capability import CapabilityRecord, ModelOffer
 from nodeapp.wire.provider_key import provider_key
-from nodeapp.wire.signed import capability_digest, domain_separator
 
 SEARCH_SECONDS = 30.0
 SEARCH_PAUSE_SECONDS = 0.5
@@ -158,19 +157,12 @@ class Discovery:
             NotFound: the model is not in it.
             Rejected: expired, or another price than on chain.
         """
-        record = decode_record(capability.record)
+        record = check_capability(capability, self._clock.unix_seconds())
         deployment = self._contracts.deployment
         if (record.chain_id, record.marketplace) != (deployment.chain_id, deployment.marketplace):
             raise Unauthorised(f"offer is for chain {record.chain_id}, {record.marketplace}")
-        separator = domain_separator(record.chain_id, record.marketplace)
-        digest = capability_digest(separator, capability.record)
-        verify_digest(digest, capability.signature, record.wallet)
         if record.peer_id != peer_id:
             raise Unauthorised(f"offer names peer {record.peer_id}, we speak to {peer_id}")
-        if address_of(record.public_key) != record.wallet:
-            raise Unauthorised("offer's public key is not the wallet's")
-        if record.not_after < self._clock.unix_seconds():
-            raise Rejected(f"offer expired at {record.not_after}")
         offers = [offer for offer in record.models if offer.model_id == model_id]
         if not offers:
             raise NotFound(f"host does not offer model {model_id}")

@@ -22,7 +22,9 @@ from nodeapp.renter.events import AnswerEnded, HostFound, Report, SessionClosed,
 from nodeapp.renter.payment import open_paid_session
 from nodeapp.renter.record import SessionHead, SessionRecord, newest_session
 from nodeapp.renter.settings import RenterSettings
+from nodeapp.security.capability import capability_rule
 from nodeapp.service.clock import Clock, SystemClock
+from nodeapp.wire.capability import DHT_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ async def running_renter(settings: RenterSettings, report: Report) -> AsyncItera
             identity_path=Path(settings.state_dir) / "identity.key",
             listen=(),
             dht_mode=DhtMode.CLIENT,
+            record_rules={DHT_NAMESPACE: capability_rule(SystemClock().unix_seconds)},
         )
         died = asyncio.Event()
         async with Libp2pHost.running(network, on_death=lambda _reason: died.set()) as host:

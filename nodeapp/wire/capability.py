@@ -1,10 +1,15 @@
 """The capability record: what a host offers, as CBOR that its wallet signs byte for byte.
 
-The record is fetched from the peer itself over an authenticated connection, so `peer_id` is
-checked against that connection and the wallet against the chain registry.
+Signed twice: by the wallet, that it may sell, and by the libp2p key of `peer_id`, that it is this
+peer; so a copy from the DHT or from gossip is as good as one from the peer itself. Whether the
+wallet is a host at all is for the chain registry to say.
 """
 
 from __future__ import annotations
+
+import base64
+import hashlib
+import re
 
 import cbor2
 import msgspec
@@ -17,6 +22,22 @@ from nodeapp.wire.plain_cbor import decode_plain
 RECORD_VERSION = 1
 MAX_RECORD_BYTES = 8192
 MAX_RECORD_ITEMS = 1024
+MAX_CHAIN_ID = 1 << 63
+_ACCOUNT = re.compile("0x[0-9a-fA-F]{40}")
+PEER_SIGNATURE_PREFIX = b"fabstir-capability-1:"
+"""Keeps the libp2p key's signature from meaning anything else."""
+DHT_NAMESPACE = "fabstir"
+
+
+def dht_key(peer_id: PeerId) -> str:
+    """Where the newest record of a peer lies in the DHT; py-libp2p takes at most 50 bytes."""
+    digest = hashlib.sha256(f"fabstir/caps/1/{peer_id}".encode()).digest()[:20]
+    return f"/{DHT_NAMESPACE}/{base64.b32encode(digest).decode().lower()}"
+
+
+def peer_signed_bytes(record: bytes) -> bytes:
+    """What the libp2p key signs for these exact record bytes."""
+    return PEER_SIGNATURE_PREFIX + record
 
 
 class ModelOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +98,13 @@ def decode_record(encoded: bytes) -> CapabilityRecord:
         )
     plain = decode_plain(encoded, "capability record", max_items=MAX_RECORD_ITEMS)
     try:
-        return msgspec.convert(plain, CapabilityRecord, builtin_types=(bytes,))
+        record = msgspec.convert(plain, CapabilityRecord, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"capability record: {error}") from error
+    # These are hashed before any signature is looked at.
+    for account in (record.marketplace, record.wallet):
+        if _ACCOUNT.fullmatch(account) is None:
+            raise InvalidRequest(f"capability record: {account[:80]!r} is not an address")
+    if not 0 < record.chain_id < MAX_CHAIN_ID:
+        raise InvalidRequest(f"capability record: chain id {record.chain_id} is out of range")
+    return record

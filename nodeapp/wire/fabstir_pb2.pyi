@@ -231,9 +231,11 @@ class CapabilityRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Capability(_message.Message):
-    __slots__ = ("record", "signature")
+    __slots__ = ("record", "signature", "peer_signature")
     RECORD_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    PEER_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     record: bytes
     signature: bytes
-    def __init__(self, record: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    peer_signature: bytes
+    def __init__(self, record: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., peer_signature: _Optional[bytes] = ...) -> None: ...

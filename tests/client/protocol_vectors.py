@@ -11,9 +11,16 @@ import sys
 from nodeapp.core.ids import Address, JobId, ModelId, PeerId
 from nodeapp.core.units import PricePerToken
 from nodeapp.core.usage import extend_hash, initial_hash
+from nodeapp.network.identity import identity_from_seed
 from nodeapp.security.wallet import address_of, public_key_of, sign_digest
 from nodeapp.wire import fabstir_pb2 as pb
-from nodeapp.wire.capability import RECORD_VERSION, CapabilityRecord, ModelOffer, encode_record
+from nodeapp.wire.capability import (
+    RECORD_VERSION,
+    CapabilityRecord,
+    ModelOffer,
+    encode_record,
+    peer_signed_bytes,
+)
 from nodeapp.wire.envelope import encode
 from nodeapp.wire.framing import encode_frame
 from nodeapp.wire.provider_key import any_host_key, provider_key
@@ -32,7 +39,8 @@ USDC = Address("0xe7f1725E7734CE288F8367e1Bb143E90bb3F0512")
 JOB = JobId(7)
 MODEL = ModelId("0x" + "ab" * 32)
 RENTER_PEER = PeerId("12D3KooWPqT2nMDSiXUSx5D7fasaxhxKigVhcqfkKqrLghCq9jxz")
-HOST_PEER = PeerId("12D3KooWLdJAwPtyQ5RFnr9wGXsQzpf3P2SeqFbYkqbfVehLu4Ns")
+HOST_IDENTITY = identity_from_seed(b"\x03" * 32)
+HOST_PEER = HOST_IDENTITY.peer_id
 REQUEST_ID = "000102030405060708090a0b0c0d0e0f"
 CHALLENGE = bytes(range(32))
 BATCHES = ((19556, 28), (339,))
@@ -78,6 +86,7 @@ def _signatures(separator, running_hash):
         "capability": {
             "record": record.hex(),
             **_signed(HOST_KEY, capability_digest(separator, record)),
+            "peer_signature": HOST_IDENTITY.sign(peer_signed_bytes(record)).hex(),
         },
     }
 
@@ -198,6 +207,7 @@ def _envelopes(signatures, running_hash):
             pb.Capability(
                 record=bytes.fromhex(signatures["capability"]["record"]),
                 signature=signature("capability"),
+                peer_signature=bytes.fromhex(signatures["capability"]["peer_signature"]),
             ),
         ),
     ]

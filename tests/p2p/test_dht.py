@@ -2,12 +2,13 @@ import asyncio
 
 import pytest
 
-from nodeapp.core.errors import NotFound, Unavailable
+from nodeapp.core.errors import InvalidRequest, NotFound, Unavailable
 from nodeapp.core.ids import ModelId
 from nodeapp.network.settings import KAD_PROTOCOL_ID, DhtMode
 from nodeapp.wire.provider_key import any_host_key, provider_key
 from tests.p2p.hosts import ECHO, echo, running, until
 
+VALUE_KEY = "/fabstir/caps/somebody"
 KEY = provider_key(ModelId("0x" + "ab" * 32), 31337)
 
 
@@ -87,3 +88,55 @@ async def test_a_lookup_passes_over_peers_that_are_gone(tmp_path):
         found = {found.peer_id for found in await renter.dht.find_providers(KEY)}
         # A record outlives its peer: the renter tries the next one.
         assert host.peer_id in found
+
+
+def counted(key, value):
+    """A rule for tests: "<sequence>:<rest>"."""
+    del key
+    sequence, separator, _rest = value.partition(b":")
+    if not separator or not sequence.isdigit():
+        raise InvalidRequest("value has no sequence")
+    return int(sequence)
+
+
+async def test_the_newest_value_wins_and_a_stale_or_bad_one_never_replaces_it(tmp_path):
+    rules = {"fabstir": counted}
+    async with (
+        running(tmp_path, "bootstrap", record_rules=rules) as bootstrap,
+        running(tmp_path, "host", record_rules=rules) as host,
+        running(tmp_path, "rival", record_rules=rules) as rival,
+        running(
+            tmp_path, "reader", listen=(), dht_mode=DhtMode.CLIENT, record_rules=rules
+        ) as reader,
+    ):
+        for node in (host, rival, reader):
+            await node.dht.join(bootstrap.addresses)
+        assert await reader.dht.get_value(VALUE_KEY) is None
+        assert await host.dht.put_value(VALUE_KEY, b"5:new") >= 1
+        assert await reader.dht.get_value(VALUE_KEY) == b"5:new"
+        await rival.dht.put_value(VALUE_KEY, b"4:old")
+        assert await reader.dht.get_value(VALUE_KEY) == b"5:new"
+        # What the reader saw before must not hide what is newer.
+        await host.dht.put_value(VALUE_KEY, b"6:newer")
+        assert await reader.dht.get_value(VALUE_KEY) == b"6:newer"
+        with pytest.raises(InvalidRequest, match="no sequence"):
+            await host.dht.put_value(VALUE_KEY, b"bad")
+        with pytest.raises(InvalidRequest, match="no rule"):
+            await host.dht.put_value("/other/key", b"7:x")
+
+
+async def test_a_peer_without_our_rule_cannot_plant_a_value(tmp_path):
+    rules = {"fabstir": counted}
+    async with (
+        running(tmp_path, "bootstrap", record_rules=rules) as bootstrap,
+        running(tmp_path, "liar", record_rules={"fabstir": lambda _key, _value: 99}) as liar,
+        running(
+            tmp_path, "reader", listen=(), dht_mode=DhtMode.CLIENT, record_rules=rules
+        ) as reader,
+    ):
+        for node in (liar, reader):
+            await node.dht.join(bootstrap.addresses)
+        assert await liar.dht.put_value(VALUE_KEY, b"not a value") == 0
+        # The liar itself answers with it; the reader does not believe that either.
+        await reader.connect(liar.addresses[0])
+        assert await reader.dht.get_value(VALUE_KEY) is None

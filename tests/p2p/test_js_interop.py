@@ -4,18 +4,31 @@ import asyncio
 import json
 import os
 import subprocess
+import time
 
+import msgspec
 import pytest
 
 from nodeapp.core.ids import Address, JobId
+from nodeapp.evm.accounts import new_wallet
+from nodeapp.network.identity import identity_from_seed
 from nodeapp.network.settings import KAD_PROTOCOL_ID, DhtMode
 from nodeapp.renter.payment import open_paid_session
 from nodeapp.renter.record import SessionHead, SessionRecord
 from nodeapp.renter.run import open_chain
 from nodeapp.renter.settings import load_renter_settings
-from nodeapp.wire.capability import decode_record
+from nodeapp.security.capability import capability_rule, decode_published
+from nodeapp.wire import fabstir_pb2 as pb
+from nodeapp.wire.capability import (
+    DHT_NAMESPACE,
+    decode_record,
+    dht_key,
+    encode_record,
+    peer_signed_bytes,
+)
 from nodeapp.wire.envelope import CAPABILITY_PROTOCOL, INFERENCE_PROTOCOL
 from nodeapp.wire.provider_key import provider_key
+from nodeapp.wire.signed import capability_digest, domain_separator
 from tests.p2p.hosts import running
 from tests.p2p.javascript import JavaScript, environment, workspace
 from tests.world import ROOT, STORY
@@ -117,6 +130,39 @@ def test_a_python_host_finds_and_reaches_a_javascript_provider(world, javascript
     assert javascript.stop() == 0
 
 
+def test_a_value_put_by_javascript_is_kept_by_our_nodes_only_if_it_is_signed(
+    world, javascript, tmp_path
+):
+    found = discovered(world, javascript)
+    identity = identity_from_seed(b"j" * 32)
+    wallet = new_wallet()
+    record = msgspec.structs.replace(
+        found, peer_id=identity.peer_id, wallet=wallet.address, public_key=wallet.public_key
+    )
+    encoded = encode_record(record)
+    separator = domain_separator(record.chain_id, record.marketplace)
+    good = pb.Capability(
+        record=encoded,
+        signature=wallet.sign_digest(capability_digest(separator, encoded)),
+        peer_signature=identity.sign(peer_signed_bytes(encoded)),
+    ).SerializeToString()
+    key = dht_key(identity.peer_id)
+    assert javascript.ask("put", seconds=40, key=key, value=good.hex())["taken"] >= 1
+    other = dht_key(identity_from_seed(b"o" * 32).peer_id)
+    assert javascript.ask("put", seconds=40, key=other, value=good.hex())["taken"] == 0
+
+    async def read():
+        rules = {DHT_NAMESPACE: capability_rule(time.time)}
+        async with running(
+            tmp_path, "reader", listen=(), dht_mode=DhtMode.CLIENT, record_rules=rules
+        ) as host:
+            await host.dht.join(world.renter_values["bootstrap"])
+            return await host.dht.get_value(key), await host.dht.get_value(other)
+
+    assert asyncio.run(read()) == (good, None)
+    assert javascript.stop() == 0
+
+
 def discovered(world, javascript):
     """Bootstrap, DHT, identify, ping and the signed record, all seen by JavaScript."""
     values = world.renter_values
@@ -128,6 +174,8 @@ def discovered(world, javascript):
     assert facts["peer_id"] == record.peer_id
     assert facts["address"] in record.addresses
     assert facts["signer"] == record.wallet
+    published = decode_published(bytes.fromhex(facts["published"]))
+    assert decode_record(published.record).wallet == record.wallet
     assert facts["agent"].startswith("py-libp2p/")
     assert {INFERENCE_PROTOCOL, CAPABILITY_PROTOCOL, KAD_PROTOCOL_ID} <= set(facts["protocols"])
     assert facts["ping_ms"] < 5000

@@ -4,6 +4,7 @@ import pytest
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.evm.accounts import new_wallet
+from nodeapp.network.identity import identity_from_seed
 from nodeapp.p2p.offer import OfferBook
 from nodeapp.security.wallet import verify_digest
 from nodeapp.service.settings import P2pSettings
@@ -14,6 +15,7 @@ from nodeapp.wire.signed import capability_digest
 from tests.fakes.clock import FakeClock
 from tests.fakes.paid_session import CHAIN_ID, MARKET, SEPARATOR
 
+IDENTITY = identity_from_seed(bytes(32))
 MODEL, OTHER = "0x" + "ab" * 32, "0x" + "cd" * 32
 ADDRESSES = ("/ip4/127.0.0.1/tcp/9000",)
 USDC = "0x" + "11" * 20
@@ -76,7 +78,7 @@ def book(ends):
 
 async def test_the_offer_is_signed_by_the_wallet_and_says_what_is_served(ends):
     chain, _, clock = ends
-    offer = await book(ends).current("12D3KooW", ADDRESSES)
+    offer = await book(ends).current("12D3KooW", ADDRESSES, IDENTITY.sign)
     digest = capability_digest(SEPARATOR, offer.capability.record)
     verify_digest(digest, offer.capability.signature, chain.wallet.address)
     record = decode_record(offer.capability.record)
@@ -91,32 +93,32 @@ async def test_the_offer_is_signed_by_the_wallet_and_says_what_is_served(ends):
 async def test_the_offer_is_kept_for_half_its_life_then_made_again(ends):
     chain, _, clock = ends
     offers = book(ends)
-    first = await offers.current("12D3KooW", ADDRESSES)
+    first = await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
     clock.now += 1800
-    assert await offers.current("12D3KooW", ADDRESSES) is first
+    assert await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign) is first
     clock.now += 1
-    second = await offers.current("12D3KooW", ADDRESSES)
+    second = await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
     assert second.record.sequence > first.record.sequence
     assert chain.asked == 2
 
 
 async def test_a_host_at_a_new_address_says_so_at_once(ends):
     offers = book(ends)
-    await offers.current("12D3KooW", ADDRESSES)
+    await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
     moved = ("/ip4/127.0.0.1/tcp/9001",)
-    assert (await offers.current("12D3KooW", moved)).record.addresses == moved
+    assert (await offers.current("12D3KooW", moved, IDENTITY.sign)).record.addresses == moved
 
 
 @pytest.mark.parametrize("prices", [{}, {OTHER: 2000}, {MODEL: 0}])
 async def test_a_model_without_a_price_on_chain_is_not_offered(ends, prices):
     ends[0].prices = prices
     with pytest.raises(InvalidRequest, match=f"model {MODEL} has no price on chain"):
-        await book(ends).current("12D3KooW", ADDRESSES)
+        await book(ends).current("12D3KooW", ADDRESSES, IDENTITY.sign)
 
 
 async def test_registered_models_that_are_not_loaded_are_left_out(ends):
     ends[0].prices = {OTHER: 5, MODEL: 7}
-    offer = await book(ends).current("12D3KooW", ADDRESSES)
+    offer = await book(ends).current("12D3KooW", ADDRESSES, IDENTITY.sign)
     assert [(model.model_id, model.price_per_token) for model in offer.record.models] == [
         (MODEL, 7)
     ]
@@ -126,6 +128,6 @@ async def test_an_engine_that_is_down_is_asked_again_next_time(ends):
     offers = book(ends)
     ends[1].is_down = True
     with pytest.raises(Unavailable):
-        await offers.current("12D3KooW", ADDRESSES)
+        await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
     ends[1].is_down = False
-    assert (await offers.current("12D3KooW", ADDRESSES)).record.models
+    assert (await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)).record.models

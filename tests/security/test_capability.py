@@ -11,14 +11,24 @@ from hypothesis import strategies as st
 from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected, Unauthorised
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.deployment import Deployment
+from nodeapp.network.identity import identity_from_seed
 from nodeapp.renter.discovery import Discovery
+from nodeapp.security.capability import capability_rule
 from nodeapp.wire import fabstir_pb2 as pb
-from nodeapp.wire.capability import CapabilityRecord, ModelOffer, decode_record, encode_record
-from nodeapp.wire.signed import capability_digest
+from nodeapp.wire.capability import (
+    CapabilityRecord,
+    ModelOffer,
+    decode_record,
+    dht_key,
+    encode_record,
+    peer_signed_bytes,
+)
+from nodeapp.wire.signed import capability_digest, domain_separator
 from tests.fakes.clock import FakeClock
-from tests.fakes.paid_session import CHAIN_ID, MARKET, SEPARATOR
+from tests.fakes.paid_session import CHAIN_ID, MARKET
 
-PEER = "12D3KooWHost"
+IDENTITY = identity_from_seed(bytes(32))
+PEER = IDENTITY.peer_id
 MODEL = "0x" + "ab" * 32
 USDC = "0x" + "11" * 20
 WALLET = new_wallet()
@@ -80,8 +90,13 @@ def record(**changes) -> CapabilityRecord:
 
 def signed(whole: CapabilityRecord, wallet=WALLET) -> pb.Capability:
     encoded = encode_record(whole)
-    digest = capability_digest(SEPARATOR, encoded)
-    return pb.Capability(record=encoded, signature=wallet.sign_digest(digest))
+    separator = domain_separator(whole.chain_id, whole.marketplace)
+    digest = capability_digest(separator, encoded)
+    return pb.Capability(
+        record=encoded,
+        signature=wallet.sign_digest(digest),
+        peer_signature=IDENTITY.sign(peer_signed_bytes(encoded)),
+    )
 
 
 async def check(capability, *, registry=None, peer=PEER, model=MODEL, now=NOW):
@@ -120,6 +135,29 @@ async def test_an_honest_offer_is_found_good():
 async def test_a_forged_offer_is_refused():
     with pytest.raises(Unauthorised):
         await check(signed(record(), new_wallet()))
+
+
+async def test_an_offer_not_signed_by_its_peer_is_refused():
+    good = signed(record())
+    for forged in (b"", identity_from_seed(b"x" * 32).sign(peer_signed_bytes(good.record))):
+        copy = pb.Capability(record=good.record, signature=good.signature, peer_signature=forged)
+        with pytest.raises(Unauthorised, match="not signed by peer"):
+            await check(copy)
+
+
+def test_a_published_offer_is_kept_only_under_the_key_of_its_peer_and_for_a_day():
+    rule = capability_rule(lambda: NOW)
+    value = signed(record()).SerializeToString()
+    assert rule(dht_key(PEER), value) == NOW
+    with pytest.raises(Unauthorised, match="does not belong under"):
+        rule(dht_key(identity_from_seed(b"x" * 32).peer_id), value)
+    with pytest.raises(Rejected, match="more than a day"):
+        rule(dht_key(PEER), signed(record(not_after=NOW + 90_000)).SerializeToString())
+    with pytest.raises(Rejected, match="expired"):
+        rule(dht_key(PEER), signed(record(not_after=NOW - 1)).SerializeToString())
+    for garbage in (b"", b"\xff" * 40, b"x" * 20_000):
+        with pytest.raises(NodeError):
+            rule(dht_key(PEER), garbage)
 
 
 async def test_an_offer_without_a_signature_is_refused():

@@ -2,17 +2,17 @@
 //
 //   node renter.js < commands > facts
 //
-// Commands: discover, converse, provide, stop. An error is one line { "error": … } and ends it.
+// Commands: discover, converse, provide, put, stop. An error is one line { "error": … } and ends it.
 import { createInterface } from 'node:readline'
 import { randomBytes } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { multiaddr } from '@multiformats/multiaddr'
 import { decode as decodeCbor } from 'cborg'
 import { CID } from 'multiformats/cid'
-import { findProvider, startNode, until } from './node.js'
+import { findProvider, getValue, putValue, startNode, until } from './node.js'
 import * as signing from './signing.js'
 import { Session } from './session.js'
-import { CAPABILITY, HostError, INFERENCE, Link } from './wire.js'
+import { CAPABILITY, decodeCapability, HostError, INFERENCE, Link } from './wire.js'
 
 const ECHO = '/fabstir/js-echo/1.0.0'
 const hex = (bytes) => Buffer.from(bytes).toString('hex')
@@ -54,8 +54,33 @@ class Renter {
   async capability () {
     const link = await Link.open(this.node, this.address, CAPABILITY)
     await link.send({ capability_request: {} })
-    const { record, signature } = await link.expect('capability')
+    const { record, signature, peer_signature: peerSignature } = await link.expect('capability')
     await link.stream.close()
+    const told = await this.check(record, signature, peerSignature)
+    this.terms = {
+      chainId: told.chain_id,
+      marketplace: told.marketplace,
+      wallet: told.wallet,
+      peerId: told.peer_id
+    }
+    return { record: hex(record), signer: told.wallet, published: await this.published(told) }
+  }
+
+  // The same record as the DHT keeps it, without asking the host.
+  async published ({ peer_id: peerId }) {
+    const key = signing.capabilityKey(peerId)
+    const value = await until('a published record', () => getValue(this.node, key), 30)
+    const { record, signature, peer_signature: peerSignature } = decodeCapability(value)
+    await this.check(record, signature, peerSignature)
+    return hex(value)
+  }
+
+  // Puts a value into the DHT from here.
+  async put ({ key, value }) {
+    return { taken: await putValue(this.node, new TextEncoder().encode(key), Buffer.from(value, 'hex')) }
+  }
+
+  async check (record, signature, peerSignature) {
     const told = decodeCbor(record)
     const separator = signing.domainSeparator(told.chain_id, told.marketplace)
     const signer = signing.signerOf(signing.capabilityDigest(separator, record), signature)
@@ -63,13 +88,10 @@ class Renter {
       throw new Error(`record of ${told.wallet} is signed by ${signer}`)
     }
     if (told.peer_id !== this.host.toString()) throw new Error(`record names peer ${told.peer_id}`)
-    this.terms = {
-      chainId: told.chain_id,
-      marketplace: told.marketplace,
-      wallet: told.wallet,
-      peerId: told.peer_id
+    if (!await signing.isSignedByPeer(told.peer_id, record, peerSignature)) {
+      throw new Error(`record is not signed by peer ${told.peer_id}`)
     }
-    return { record: hex(record), signer }
+    return told
   }
 
   // A whole paid answer, with the stream dropped in the middle and taken up again.

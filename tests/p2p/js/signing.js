@@ -3,6 +3,8 @@ import { secp256k1 } from '@noble/curves/secp256k1.js'
 import { sha256 } from '@noble/hashes/sha2.js'
 import { keccak_256 } from '@noble/hashes/sha3.js'
 import { bytesToHex, concatBytes, hexToBytes, utf8ToBytes } from '@noble/hashes/utils.js'
+import { base32 } from 'multiformats/bases/base32'
+import { peerIdFromString } from '@libp2p/peer-id'
 
 const DOMAIN = 'EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)'
 
@@ -72,4 +74,16 @@ export function extendHash (running, ids) {
     running = sha256(concatBytes(running, bytes))
   }
   return running
+}
+
+// Ed25519 over a fixed prefix and the record; the peer id holds the key.
+export async function isSignedByPeer (peerId, record, signature) {
+  const message = Buffer.concat([Buffer.from('fabstir-capability-1:'), record])
+  return peerIdFromString(peerId).publicKey.verify(message, signature)
+}
+
+// The DHT key of a peer's record.
+export function capabilityKey (peerId) {
+  const digest = sha256(utf8ToBytes(`fabstir/caps/1/${peerId}`)).subarray(0, 20)
+  return utf8ToBytes(`/fabstir/${base32.baseEncode(digest)}`)
 }

@@ -13,7 +13,7 @@ const check = (name, found, expected) => {
 }
 
 // Bytes fields are hex in the vectors; what is bytes is known from the name.
-const BYTES = new Set(['challenge', 'signature', 'running_hash', 'record'])
+const BYTES = new Set(['challenge', 'signature', 'peer_signature', 'running_hash', 'record'])
 const typed = (body) => Object.fromEntries(Object.entries(body).map(
   ([name, value]) => [name, BYTES.has(name) ? bytes(value) : value]
 ))
@@ -43,6 +43,9 @@ for (const [name, digest] of Object.entries(digests)) {
   check(`${name} signature`, hex(signing.sign(bytes(key), digest)), signature)
   check(`${name} signer`, signing.signerOf(digest, bytes(signature)), signer)
 }
-check('record', JSON.stringify(decodeCbor(bytes(capability.record)).wallet), JSON.stringify(capability.signer))
+const told = decodeCbor(bytes(capability.record))
+const isPeers = await signing.isSignedByPeer(told.peer_id, bytes(capability.record), bytes(capability.peer_signature))
+check('peer signature', isPeers, true)
+check('record', JSON.stringify(told.wallet), JSON.stringify(capability.signer))
 process.stdout.write(JSON.stringify({ wrong }) + '\n')
 process.exitCode = wrong.length === 0 ? 0 : 1

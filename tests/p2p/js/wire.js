@@ -5,8 +5,9 @@ import protobuf from 'protobufjs'
 
 const PROTO = process.env.FABSTIR_PROTO ??
   fileURLToPath(new URL('../../../nodeapp/wire/fabstir.proto', import.meta.url))
-const Envelope = new protobuf.Root().loadSync(PROTO, { keepCase: true })
-  .lookupType('fabstir.v1.Envelope')
+const root = new protobuf.Root().loadSync(PROTO, { keepCase: true })
+const Envelope = root.lookupType('fabstir.v1.Envelope')
+const Capability = root.lookupType('fabstir.v1.Capability')
 
 export const INFERENCE = '/fabstir/inference/1.0.0'
 export const CAPABILITY = '/fabstir/caps/1.0.0'
@@ -28,6 +29,11 @@ export function encode (body) {
 export function decode (bytes) {
   const made = Envelope.toObject(Envelope.decode(bytes), { longs: Number, defaults: true, oneofs: true })
   return { kind: made.body, ...made[made.body] }
+}
+
+// A capability as the DHT keeps it: the message alone.
+export function decodeCapability (bytes) {
+  return Capability.toObject(Capability.decode(bytes), { defaults: true })
 }
 
 export class Link {
