@@ -32,6 +32,7 @@ OWNERS = {
     "trio": {"network"},
     "web3": {"evm"},
     "llama_cpp": {"inference"},
+    "llguidance": {"inference"},
     "pynvml": {"inference"},
     "ezkl": {"prover"},
     "sqlite3": {"store"},
