@@ -14,8 +14,16 @@ from pathlib import Path
 
 import msgspec
 
+from nodeapp.core import outbox as transactions
 from nodeapp.core.errors import Corrupt, NodeError, NotFound, Unavailable
-from nodeapp.core.ids import Address, JobId, TxHash
+from nodeapp.core.ids import Address, JobId
+from nodeapp.core.outbox import (
+    Outbox,
+    TransactionChange,
+    TransactionDropped,
+    TransactionMined,
+    TransactionSigned,
+)
 from nodeapp.core.session import Change, ContractReceiveSessionOpened, Session
 from nodeapp.core.transitions import apply, open_session
 from nodeapp.core.units import BlockNumber
@@ -31,34 +39,10 @@ class CursorMoved(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=T
     block_hash: str
 
 
-class TransactionSigned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """Written before the bytes leave; `key` names what the transaction is for."""
-
-    key: str
-    nonce: int
-    tx_hash: TxHash
-    raw: bytes
-
-
-class TransactionMined(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """The receipt says it was done."""
-
-    key: str
-    tx_hash: TxHash
-    gas_used: int
-    block_number: BlockNumber
-
-
-class TransactionDropped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
-    """It failed or can never be mined; the key is free again."""
-
-    key: str
-    reason: str
-
-
-TransactionChange = TransactionSigned | TransactionMined | TransactionDropped
 Entry = Change | CursorMoved | TransactionChange
 
+OUTBOX_BLOCKS = 1024
+"""For so long an own transaction is kept ready to be sent again; above any reorg window."""
 SNAPSHOT_RECORDS = 20_000
 """At about 60000 records a second, what a restart replays at most takes a third of a second."""
 
@@ -68,8 +52,9 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sessions: dict[JobId, Session]
     cursor: CursorMoved | None
-    signed: dict[str, TransactionSigned]
+    outbox: Outbox
     mined: dict[str, TransactionMined]
+    failed: tuple[TransactionDropped, ...]
 
 
 _log = get_logger(__name__)
@@ -90,8 +75,11 @@ class Ledger:
         self.unsettled: dict[JobId, Session] = {}
         """What still needs work: a host has many more sessions behind it than open."""
         self.cursor: CursorMoved | None = None
-        self.signed: dict[str, TransactionSigned] = {}
+        self.outbox = Outbox()
         self.mined: dict[str, TransactionMined] = {}
+        """Purposes served, for good or still in the reorganisation window."""
+        self.failed: list[TransactionDropped] = []
+        """What cost gas and served nothing."""
 
     @classmethod
     async def open(cls, path: Path, *, owner: Address, marker: Path) -> Ledger:
@@ -133,11 +121,11 @@ class Ledger:
             entries = tuple(choose())
             if not entries:
                 return
-            updated = self._apply_all(entries)
+            updated, outbox = self._apply_all(entries)
             await self._book.append(
                 [journal.Change(type(entry).__name__, _encode(entry)) for entry in entries]
             )
-            self._publish(entries, updated)
+            self._publish(entries, updated, outbox)
             if self._book.last_sequence - self._snapshot_at >= SNAPSHOT_RECORDS:
                 await self._save_snapshot()
 
@@ -165,35 +153,36 @@ class Ledger:
         async with self._lock:
             await self._book.close()
 
-    def _apply_all(self, entries: tuple[Entry, ...]) -> Mapping[JobId, Session]:
+    def _apply_all(self, entries: tuple[Entry, ...]) -> tuple[Mapping[JobId, Session], Outbox]:
         updated: dict[JobId, Session] = {}
+        outbox = self.outbox
         for entry in entries:
             match entry:
-                case CursorMoved() | TransactionSigned() | TransactionMined():
-                    continue
-                case TransactionDropped():
-                    continue
+                case CursorMoved(block_number=number):
+                    outbox = transactions.pruned(outbox, BlockNumber(number - OUTBOX_BLOCKS))
+                case TransactionSigned() | TransactionMined() | TransactionDropped():
+                    outbox = transactions.apply(outbox, entry)
                 case ContractReceiveSessionOpened(job_id=job_id):
                     if job_id not in self.sessions and job_id not in updated:
                         updated[job_id] = open_session(entry)
                 case _:
                     known = updated.get(entry.job_id) or self.session(entry.job_id)
                     updated[entry.job_id] = apply(known, entry)
-        return updated
+        return updated, outbox
 
-    def _publish(self, entries: tuple[Entry, ...], updated: Mapping[JobId, Session]) -> None:
+    def _publish(
+        self, entries: tuple[Entry, ...], updated: Mapping[JobId, Session], outbox: Outbox
+    ) -> None:
         self._show(updated)
+        self.outbox = outbox
         for entry in entries:
             match entry:
                 case CursorMoved():
                     self.cursor = entry
-                case TransactionSigned(key=key):
-                    self.signed[key] = entry
                 case TransactionMined(key=key):
                     self.mined[key] = entry
-                    self.signed.pop(key, None)
-                case TransactionDropped(key=key):
-                    self.signed.pop(key, None)
+                case TransactionDropped(cost=cost) if cost > 0:
+                    self.failed.append(entry)
                 case _:
                     pass
         self._changed.set()
@@ -210,7 +199,7 @@ class Ledger:
     async def _save_snapshot(self) -> None:
         """Under the lock: the state is that of the newest record."""
         sequence = self._book.last_sequence
-        state = _State(self.sessions, self.cursor, self.signed, self.mined)
+        state = _State(self.sessions, self.cursor, self.outbox, self.mined, tuple(self.failed))
         try:
             await self._book.save_snapshot(_encode(state), sequence=sequence)
         except Unavailable as error:
@@ -229,8 +218,9 @@ class Ledger:
             return 0
         self._show(state.sessions)
         self.cursor, self._snapshot_at = state.cursor, snapshot.sequence
-        self.signed.update(state.signed)
+        self.outbox = state.outbox
         self.mined.update(state.mined)
+        self.failed.extend(state.failed)
         return snapshot.sequence
 
     async def _replay(self) -> None:
@@ -239,7 +229,7 @@ class Ledger:
             for record in records:
                 try:
                     entry = _decode(record.payload)
-                    self._publish((entry,), self._apply_all((entry,)))
+                    self._publish((entry,), *self._apply_all((entry,)))
                 except (msgspec.DecodeError, NodeError) as error:
                     raise Corrupt(
                         f"journal record {record.sequence} ({record.kind}) does not replay: {error}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
-from nodeapp.chain.ledger import Ledger, TransactionDropped, TransactionMined, TransactionSigned
+from nodeapp.chain.ledger import Ledger
 from nodeapp.core.errors import Rejected, Unavailable
+from nodeapp.core.outbox import TransactionDropped, TransactionMined, TransactionSigned
 from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import Wallet
 from nodeapp.evm.transactions import SignedTransaction, Transactions
@@ -73,8 +74,9 @@ class TransactionQueue:
         return mined
 
     async def _signed(self, key: str, call: Call) -> SignedTransaction:
-        known = self._ledger.signed.get(key)
-        if known is not None:
+        errand = self._ledger.outbox.pending.get(key)
+        if errand is not None:
+            known = errand.newest
             return SignedTransaction(known.raw, known.tx_hash, known.nonce)
         nonce = await self._transactions.nonce(self._wallet.address)
         signed = await self._transactions.prepare(call, self._wallet, nonce)

@@ -156,7 +156,7 @@ class Runner:
         job_id, asset = session.terms.job_id, session.terms.asset
         key = f"withdraw/{job_id}"
         balance = await self.contracts.earnings(self.host, asset)
-        if balance > 0 or key in self.ledger.signed:
+        if balance > 0 or key in self.ledger.outbox.pending:
             await self.queue.execute(key, self.calls.withdraw_all_earnings(asset))
         payout = self.settings.payout_address
         if payout and payout != self.host:

@@ -5,14 +5,9 @@ import threading
 
 import pytest
 
-from nodeapp.chain.ledger import (
-    CursorMoved,
-    Ledger,
-    TransactionDropped,
-    TransactionMined,
-    TransactionSigned,
-)
+from nodeapp.chain.ledger import CursorMoved, Ledger
 from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound, Unavailable
+from nodeapp.core.outbox import TransactionDropped, TransactionMined, TransactionSigned
 from nodeapp.core.session import RequestAuthorised, TokensProduced
 from nodeapp.store import journal
 from tests.fakes.paid_session import HOST, JOB, opened, request_id
@@ -42,10 +37,10 @@ async def test_replay_gives_the_same_state(tmp_path):
     await ledger.record(TransactionSigned("b", 1, "0xbb", b"raw"))
     await ledger.record(TransactionSigned("c", 2, "0xcc", b"raw"))
     await ledger.record(TransactionMined("a", "0xaa", 1, 6), TransactionDropped("b", "refused"))
-    before = (dict(ledger.sessions), dict(ledger.signed), dict(ledger.mined), ledger.cursor)
+    before = (dict(ledger.sessions), ledger.outbox, dict(ledger.mined), ledger.cursor)
     again = await reopened(ledger, tmp_path)
-    assert (again.sessions, again.signed, again.mined, again.cursor) == before
-    assert list(again.signed) == ["c"]
+    assert (again.sessions, again.outbox, again.mined, again.cursor) == before
+    assert list(again.outbox.pending) == ["c"]
     assert again.session(JOB).stream == (1, 2, 3)
     await again.close()
 

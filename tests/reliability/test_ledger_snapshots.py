@@ -6,7 +6,8 @@ from contextlib import closing
 import pytest
 
 from nodeapp.chain import ledger as module
-from nodeapp.chain.ledger import CursorMoved, Ledger, TransactionMined, TransactionSigned
+from nodeapp.chain.ledger import CursorMoved, Ledger
+from nodeapp.core.outbox import TransactionMined, TransactionSigned
 from nodeapp.core.session import (
     ClaimPrepared,
     ContractReceiveProofAccepted,
@@ -36,7 +37,7 @@ async def open_ledger(tmp_path):
 
 
 def seen(ledger):
-    return (ledger.sessions, ledger.unsettled, ledger.cursor, ledger.signed, ledger.mined)
+    return (ledger.sessions, ledger.unsettled, ledger.cursor, ledger.outbox, ledger.mined)
 
 
 async def live(ledger):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from nodeapp.chain.ledger import Ledger, TransactionSigned
+from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.core.errors import Rejected, Unavailable
+from nodeapp.core.outbox import TransactionSigned
 from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.errors import Reverted
@@ -30,7 +31,7 @@ async def test_a_purpose_is_served_once(tmp_path):
     ledger, queue = await start(tmp_path, chain)
     first = await queue.execute(KEY, call())
     assert await queue.execute(KEY, call()) == first
-    assert (chain.effects, chain.broadcasts, ledger.signed) == (["claim"], 1, {})
+    assert (chain.effects, chain.broadcasts, ledger.outbox.pending) == (["claim"], 1, {})
     await ledger.close()
 
 
@@ -64,7 +65,7 @@ async def test_the_same_bytes_are_sent_again_after_a_crash(tmp_path):
     ledger, queue = await start(tmp_path, chain)
     with pytest.raises(Died):
         await queue.execute(KEY, call())
-    signed = ledger.signed[KEY]
+    signed = ledger.outbox.pending[KEY].newest
     assert isinstance(signed, TransactionSigned)
     await ledger.close()
     ledger, queue = await start(tmp_path, chain)
@@ -77,7 +78,7 @@ async def test_a_refused_broadcast_frees_the_key(tmp_path):
     ledger, queue = await start(tmp_path, chain)
     with pytest.raises(Rejected, match="insufficient funds"):
         await queue.execute(KEY, call())
-    assert ledger.signed == {}
+    assert ledger.outbox.pending == {}
     await queue.execute(KEY, call())
     assert chain.effects == ["claim"]
     await ledger.close()
@@ -88,7 +89,7 @@ async def test_a_reverted_transaction_frees_the_key(tmp_path):
     ledger, queue = await start(tmp_path, chain)
     with pytest.raises(Reverted):
         await queue.execute(KEY, call())
-    assert (ledger.signed, ledger.mined) == ({}, {})
+    assert (ledger.outbox.pending, ledger.mined) == ({}, {})
     chain.revert = False
     await queue.execute(KEY, call())
     assert chain.effects == ["claim"]
@@ -103,7 +104,7 @@ async def test_a_chain_that_does_not_answer_keeps_what_was_signed(tmp_path):
     chain.is_down = True
     with pytest.raises(Unavailable):
         await queue.execute(KEY, call())
-    assert list(ledger.signed) == [KEY]
+    assert list(ledger.outbox.pending) == [KEY]
     chain.is_down = False
     await queue.execute(KEY, call())
     assert chain.effects == ["claim"]
