@@ -6,6 +6,8 @@ from typing import NewType
 
 Address = NewType("Address", str)
 """EIP-55 checksummed 0x address of an account or contract."""
+NATIVE = Address("0x" + "0" * 40)
+"""The native coin where an asset's address is expected."""
 JobId = NewType("JobId", int)
 """The marketplace's session number."""
 ModelId = NewType("ModelId", str)

@@ -90,7 +90,7 @@ def creations(planned: Deployment, treasury: Address, rules: Rules) -> tuple[Cal
         _creation("Erc20", "Fabstir", "FAB", 18),
         _creation("Erc20", "USD Coin", "USDC", 6),
         _creation("ModelRegistry"),
-        _creation("NodeRegistry", planned.fab, planned.model_registry),
+        _creation("NodeRegistry", planned.fab, planned.model_registry, treasury),
         _creation("ProofSystem"),
         _creation("HostEarnings"),
         _creation(

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nodeapp.core import ids
 from nodeapp.core.ids import Address, JobId, ModelId
 from nodeapp.core.units import PricePerToken, Tokens, Wei
 from nodeapp.evm.abi import Call, ContractAbi, load_abi
 from nodeapp.evm.deployment import Deployment
 
-NATIVE = Address("0x0000000000000000000000000000000000000000")
-"""The native coin where an asset's address is expected."""
+NATIVE = ids.NATIVE
 UNLIMITED = 2**256 - 1
 _ASSET = load_abi("Erc20")
 _NODES = load_abi("NodeRegistry")
@@ -41,6 +41,20 @@ class SessionTerms:
             self.proof_interval,
             self.proof_timeout_seconds,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DelegateLimits:
+    """What a delegate may spend of its owner's money; 0, NATIVE and None mean no limit.
+
+    Amounts are base units, `valid_until` is block time in seconds.
+    """
+
+    max_per_session: int = 0
+    total_cap: int = 0
+    valid_until: int = 0
+    host: Address = NATIVE
+    model_id: ModelId | None = None
 
 
 def model_bytes(model_id: ModelId) -> bytes:
@@ -195,6 +209,44 @@ class Calls:
             *terms.arguments(),
         )
 
+    def create_session_as_delegate(
+        self,
+        payer: Address,
+        host: Address,
+        model_id: ModelId,
+        *,
+        asset: Address,
+        deposit: int,
+        terms: SessionTerms,
+    ) -> Call:
+        """Open a session that `payer` owns and pays; it authorised the sender and approved us."""
+        return self._marketplace(
+            "createSessionForModelAsDelegate",
+            payer,
+            model_bytes(model_id),
+            host,
+            asset,
+            deposit,
+            *terms.arguments(),
+        )
+
+    def configure_delegate(self, delegate: Address, limits: DelegateLimits) -> Call:
+        """Let another account open sessions with the sender's money, within limits."""
+        model = bytes(32) if limits.model_id is None else model_bytes(limits.model_id)
+        return self._marketplace(
+            "configureDelegate",
+            delegate,
+            limits.max_per_session,
+            limits.total_cap,
+            limits.valid_until,
+            limits.host,
+            model,
+        )
+
+    def authorize_delegate(self, delegate: Address, *, authorized: bool) -> Call:
+        """Switch a delegate on or off; limits and what it spent stay, an expiry is lifted."""
+        return self._marketplace("authorizeDelegate", delegate, authorized)
+
     def deposit_native(self, amount: Wei) -> Call:
         """Put native coin into the marketplace."""
         return self._marketplace("depositNative", value=amount)
@@ -232,6 +284,18 @@ class Calls:
             _call(self.deployment.proof_system, _PROOFS, *arguments),
             _call(self.deployment.host_earnings, _EARNINGS, *arguments),
         )
+
+    def pause(self) -> Call:
+        """Stop new sessions and claims; sessions can still be ended."""
+        return self._marketplace("pause")
+
+    def unpause(self) -> Call:
+        """Accept sessions and claims again."""
+        return self._marketplace("unpause")
+
+    def slash(self, host: Address, amount: int, *, evidence_cid: str, reason: str) -> Call:
+        """Take FAB base units, at most half of the stake; the slashing authority only."""
+        return self._nodes("slashStake", host, amount, evidence_cid, reason)
 
     def _nodes(self, function: str, *arguments: object) -> Call:
         return _call(self.deployment.node_registry, _NODES, function, *arguments)

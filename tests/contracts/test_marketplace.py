@@ -73,8 +73,8 @@ def test_creation_tells_renter_and_host_by_event(world: World) -> None:
     ("change", "reason"),
     [
         ({"price_per_token": STABLE_PRICE - 1}, "Low price"),
-        ({"max_duration_seconds": 0}, "Bad duration"),
-        ({"max_duration_seconds": 365 * 86_400 + 1}, "Bad duration"),
+        ({"max_duration_seconds": 0}, "Bad dur"),
+        ({"max_duration_seconds": 365 * 86_400 + 1}, "Bad dur"),
         ({"proof_interval": 99}, "Low interval"),
         ({"proof_timeout_seconds": 59}, "Bad timeout"),
         ({"proof_timeout_seconds": 3601}, "Bad timeout"),
@@ -97,7 +97,7 @@ def test_terms_at_the_bounds_are_accepted(world: World) -> None:
 def test_a_usdc_deposit_has_a_floor_and_a_ceiling(world: World) -> None:
     with refused("Low deposit"):
         world.open(deposit=499_999, terms=replace(TERMS, proof_interval=100))
-    with refused("High deposit"):
+    with refused("Over max"):
         world.open(deposit=10**12 + 1)
 
 
@@ -110,7 +110,7 @@ def test_a_native_deposit_has_a_floor_and_a_ceiling(world: World) -> None:
 
     with refused("Low deposit"):
         create(10**14 - 1)
-    with refused("High deposit"):
+    with refused("Over max"):
         create(1000 * ETHER + 1)
     create(ETHER)
 
@@ -119,10 +119,10 @@ def test_an_asset_that_is_not_accepted_is_refused(world: World) -> None:
     call = world.calls.create_session(
         world.host, MODEL.model_id, world.deployment.fab, ETHER, TERMS
     )
-    with refused("Token not accepted"):
+    with refused("Bad token"):
         world.send(call, world.renter)
     native = world.calls.create_session(world.host, MODEL.model_id, NATIVE, ETHER, NATIVE_TERMS)
-    with refused("Token not accepted"):
+    with refused("Bad token"):
         world.send(native, world.renter)
 
 
@@ -132,11 +132,11 @@ def test_a_session_needs_a_model_the_host_sells(world: World) -> None:
     def create(model_id: str, host: str = world.host) -> None:
         world.send(world.calls.create_session(host, model_id, usdc, DEPOSIT, TERMS), world.renter)
 
-    with refused("No model"):
+    with refused("Bad model"):
         create("0x" + "00" * 32)
     with refused("Bad model"):
         create("0x" + "77" * 32)
-    with refused("Bad model"):
+    with refused("No model"):
         create(OTHER_MODEL.model_id)
     with refused("Host not active"):
         create(MODEL.model_id, world.stranger)
@@ -177,7 +177,7 @@ def test_a_native_balance_is_deposited_used_and_withdrawn(world: World) -> None:
     receipt = world.send(call, world.renter)
     assert world.events(receipt)["SessionCreatedByDepositor"]["deposit"] == ETHER
     assert world.market("userDepositsNative", world.renter) == 2 * ETHER
-    with refused("Insufficient balance"):
+    with refused("Low balance"):
         world.send(world.calls.withdraw_native(Wei(2 * ETHER + 1)), world.renter)
     receipt = world.send(world.calls.withdraw_native(Wei(2 * ETHER)), world.renter)
     assert world.events(receipt)["WithdrawalProcessed"]["amount"] == 2 * ETHER
@@ -193,13 +193,13 @@ def test_a_usdc_balance_is_deposited_used_and_withdrawn(world: World) -> None:
     world.send(call, world.renter)
     world.send(world.calls.withdraw_asset(usdc, 2 * DEPOSIT), world.renter)
     assert world.market("userDepositsToken", world.renter, usdc) == 0
-    with refused("Insufficient balance"):
+    with refused("Low balance"):
         world.send(call, world.renter)
 
 
 def test_nobody_withdraws_anothers_balance(world: World) -> None:
     world.send(world.calls.deposit_native(Wei(ETHER)), world.renter)
-    with refused("Insufficient balance"):
+    with refused("Low balance"):
         world.send(world.calls.withdraw_native(Wei(1)), world.stranger)
 
 
@@ -221,7 +221,7 @@ def test_a_claim_is_a_delta_and_is_recorded(world: World) -> None:
     assert proof_hash == session["proof_hash"] == (job * 1000 + 2).to_bytes(32, "big")
     proof_system = world.deployment.proof_system
     assert world.read(proof_system, "ProofSystem", "verifiedProofs", proof_hash) is True
-    with refused("No proof"):
+    with refused("Bad index"):
         world.market("getProofSubmission", job, 2)
 
 
@@ -473,7 +473,7 @@ def test_a_session_times_out_after_its_duration_and_pays_what_was_proven(world: 
 def test_pause_stops_creation_and_proofs_but_not_the_end(world: World) -> None:
     first, second = world.open(), world.open()
     world.pass_seconds(10)
-    with refused("Not owner"):
+    with refused("Not admin"):
         world.send(world.market_call("pause"), world.renter)
     world.send(world.market_call("pause"), world.owner)
     assert world.market("paused") is True
@@ -495,7 +495,7 @@ def test_only_the_treasury_withdraws_fees(world: World) -> None:
     world.claim(job, 1000)
     world.complete(job, world.renter)
     for sender in (world.owner, world.host):
-        with refused("Not treasury"):
+        with refused("Only treasury"):
             world.send(world.market_call("withdrawTreasuryTokens", usdc), sender)
     world.send(world.market_call("withdrawTreasuryTokens", usdc), world.treasury)
     assert world.usdc(world.treasury) == 200
@@ -506,7 +506,7 @@ def test_only_the_treasury_withdraws_fees(world: World) -> None:
 
 def test_a_further_asset_can_be_accepted(world: World) -> None:
     fab = world.deployment.fab
-    with refused("Not owner"):
+    with refused("Not admin"):
         world.send(world.market_call("addAcceptedToken", fab, 1, 10), world.renter)
     world.send(world.market_call("addAcceptedToken", fab, 1, 10 * ETHER), world.owner)
     world.send(world.calls.set_model_price(MODEL.model_id, fab, STABLE_PRICE), world.host)

@@ -60,6 +60,16 @@ struct Terms:
     proofInterval: uint256
     proofTimeoutWindow: uint256
 
+# Zero means no limit, no expiry, any host, any model.
+struct DelegateConfig:
+    maxPerSession: uint128
+    totalCap: uint128
+    spent: uint128
+    validUntil: uint64
+    active: bool
+    allowedHost: address
+    allowedModel: bytes32
+
 event SessionJobCreated:
     jobId: indexed(uint256)
     depositor: indexed(address)
@@ -78,6 +88,28 @@ event SessionCreatedByDepositor:
     depositor: indexed(address)
     host: indexed(address)
     deposit: uint256
+
+event SessionCreatedByDelegate:
+    sessionId: indexed(uint256)
+    payer: indexed(address)
+    delegate: indexed(address)
+    host: address
+    modelId: bytes32
+    amount: uint256
+
+event DelegateAuthorized:
+    depositor: indexed(address)
+    delegate: indexed(address)
+    authorized: bool
+
+event DelegateConfigured:
+    depositor: indexed(address)
+    delegate: indexed(address)
+    maxPerSession: uint128
+    totalCap: uint128
+    validUntil: uint64
+    allowedHost: address
+    allowedModel: bytes32
 
 event ProofSubmitted:
     jobId: indexed(uint256)
@@ -131,6 +163,21 @@ event Paused:
 event Unpaused:
     account: address
 
+event ContractPaused:
+    by: indexed(address)
+
+event ContractUnpaused:
+    by: indexed(address)
+
+event TokenAccepted:
+    token: indexed(address)
+    minDeposit: uint256
+    maxDeposit: uint256
+
+event TreasuryWithdrawal:
+    token: indexed(address)
+    amount: uint256
+
 ACTIVE: constant(uint8) = 0
 COMPLETED: constant(uint8) = 1
 TIMED_OUT: constant(uint8) = 2
@@ -147,6 +194,7 @@ MIN_PROVEN_TOKENS: public(constant(uint256)) = 100
 MIN_PROOF_TIMEOUT: public(constant(uint256)) = 60
 MAX_PROOF_TIMEOUT: public(constant(uint256)) = 3600
 DEFAULT_PROOF_TIMEOUT: public(constant(uint256)) = 300
+MAX_MIN_TOKENS_FEE: public(constant(uint256)) = 10_000
 
 owner: public(address)
 paused: public(bool)
@@ -169,6 +217,7 @@ userDepositsToken: public(HashMap[address, HashMap[address, uint256]])
 accumulatedTreasuryNative: public(uint256)
 accumulatedTreasuryTokens: public(HashMap[address, uint256])
 sessionModel: public(HashMap[uint256, bytes32])
+_delegates: HashMap[address, HashMap[address, DelegateConfig]]
 userSessions: public(HashMap[address, DynArray[uint256, 1_000_000]])
 hostSessions: public(HashMap[address, DynArray[uint256, 1_000_000]])
 _sessions: HashMap[uint256, Session]
@@ -191,6 +240,8 @@ def __init__(
     @param minTokensFee_ tokens a depositor pays who cancels before the first proof
     """
     assert feeBasisPoints_ <= BASIS_POINTS, "Bad fee"
+    assert disputeWindow_ > 0 and disputeWindow_ <= 7 * 86_400, "Bad window"
+    assert minTokensFee_ <= MAX_MIN_TOKENS_FEE, "Fee too high"
     nodeRegistry = registries[0]
     modelRegistry = registries[1]
     proofSystem = registries[2]
@@ -211,9 +262,15 @@ def __init__(
 
 
 @internal
-def _pull(token: address, amount: uint256):
+@view
+def _requireRunning():
+    assert not self.paused, "Paused"
+
+
+@internal
+def _pull(payer: address, token: address, amount: uint256):
     assert extcall Asset(token).transferFrom(
-        msg.sender, self, amount, default_return_value=True
+        payer, self, amount, default_return_value=True
     ), "Transfer failed"
 
 
@@ -252,6 +309,7 @@ def _creditDeposit(depositor: address, token: address, amount: uint256):
 @external
 @payable
 def depositNative():
+    self._requireRunning()
     assert msg.value > 0, "Zero amount"
     self._creditDeposit(msg.sender, NATIVE, msg.value)
     log DepositReceived(depositor=msg.sender, amount=msg.value, token=NATIVE)
@@ -260,9 +318,10 @@ def depositNative():
 @external
 @nonreentrant
 def depositToken(token: address, amount: uint256):
-    assert self.acceptedTokens[token], "Token not accepted"
+    self._requireRunning()
+    assert self.acceptedTokens[token], "Bad token"
     assert amount > 0, "Zero amount"
-    self._pull(token, amount)
+    self._pull(msg.sender, token, amount)
     self._creditDeposit(msg.sender, token, amount)
     log DepositReceived(depositor=msg.sender, amount=amount, token=token)
 
@@ -271,7 +330,7 @@ def depositToken(token: address, amount: uint256):
 @nonreentrant
 def withdrawNative(amount: uint256):
     assert amount > 0, "Zero amount"
-    assert self.userDepositsNative[msg.sender] >= amount, "Insufficient balance"
+    assert self.userDepositsNative[msg.sender] >= amount, "Low balance"
     self.userDepositsNative[msg.sender] -= amount
     self._send(msg.sender, NATIVE, amount)
     log WithdrawalProcessed(depositor=msg.sender, amount=amount, token=NATIVE)
@@ -281,7 +340,7 @@ def withdrawNative(amount: uint256):
 @nonreentrant
 def withdrawToken(token: address, amount: uint256):
     assert amount > 0, "Zero amount"
-    assert self.userDepositsToken[msg.sender][token] >= amount, "Insufficient balance"
+    assert self.userDepositsToken[msg.sender][token] >= amount, "Low balance"
     self.userDepositsToken[msg.sender][token] -= amount
     self._send(msg.sender, token, amount)
     log WithdrawalProcessed(depositor=msg.sender, amount=amount, token=token)
@@ -295,23 +354,23 @@ def withdrawToken(token: address, amount: uint256):
 def _checkDeposit(token: address, deposit: uint256):
     if token == NATIVE:
         assert deposit >= MIN_DEPOSIT, "Low deposit"
-        assert deposit <= MAX_NATIVE_DEPOSIT, "High deposit"
+        assert deposit <= MAX_NATIVE_DEPOSIT, "Over max"
     else:
-        assert self.acceptedTokens[token], "Token not accepted"
+        assert self.acceptedTokens[token], "Bad token"
         assert deposit >= self.tokenMinDeposits[token], "Low deposit"
-        assert deposit <= self.tokenMaxDeposits[token], "High deposit"
+        assert deposit <= self.tokenMaxDeposits[token], "Over max"
 
 
 @internal
 @view
 def _checkTerms(host: address, modelId: bytes32, token: address, deposit: uint256, terms: Terms):
-    assert modelId != empty(bytes32), "No model"
     assert staticcall Models(modelRegistry).isModelApproved(modelId), "Bad model"
     assert staticcall Nodes(nodeRegistry).isActiveNode(host), "Host not active"
-    assert staticcall Nodes(nodeRegistry).nodeSupportsModel(host, modelId), "Bad model"
+    assert staticcall Nodes(nodeRegistry).nodeSupportsModel(host, modelId), "No model"
+    assert terms.pricePerToken > 0, "Bad price"
     asked: uint256 = staticcall Nodes(nodeRegistry).getModelPricing(host, modelId, token)
     assert terms.pricePerToken >= asked, "Low price"
-    assert terms.maxDuration > 0 and terms.maxDuration <= MAX_DURATION, "Bad duration"
+    assert terms.maxDuration > 0 and terms.maxDuration <= MAX_DURATION, "Bad dur"
     assert terms.proofInterval >= MIN_PROVEN_TOKENS, "Low interval"
     assert terms.proofTimeoutWindow >= MIN_PROOF_TIMEOUT, "Bad timeout"
     assert terms.proofTimeoutWindow <= MAX_PROOF_TIMEOUT, "Bad timeout"
@@ -321,15 +380,20 @@ def _checkTerms(host: address, modelId: bytes32, token: address, deposit: uint25
 
 @internal
 def _create(
-    host: address, modelId: bytes32, token: address, deposit: uint256, terms: Terms
+    depositor: address,
+    host: address,
+    modelId: bytes32,
+    token: address,
+    deposit: uint256,
+    terms: Terms,
 ) -> uint256:
-    assert not self.paused, "Paused"
+    self._requireRunning()
     self._checkDeposit(token, deposit)
     self._checkTerms(host, modelId, token, deposit, terms)
     jobId: uint256 = self.nextJobId
     self.nextJobId = jobId + 1
     self._sessions[jobId].id = jobId
-    self._sessions[jobId].depositor = msg.sender
+    self._sessions[jobId].depositor = depositor
     self._sessions[jobId].host = host
     self._sessions[jobId].paymentToken = token
     self._sessions[jobId].deposit = deposit
@@ -340,11 +404,11 @@ def _create(
     self._sessions[jobId].proofInterval = terms.proofInterval
     self._sessions[jobId].proofTimeoutWindow = terms.proofTimeoutWindow
     self.sessionModel[jobId] = modelId
-    self.userSessions[msg.sender].append(jobId)
+    self.userSessions[depositor].append(jobId)
     self.hostSessions[host].append(jobId)
-    log SessionJobCreated(jobId=jobId, depositor=msg.sender, host=host, deposit=deposit)
+    log SessionJobCreated(jobId=jobId, depositor=depositor, host=host, deposit=deposit)
     log SessionJobCreatedForModel(
-        jobId=jobId, depositor=msg.sender, host=host, modelId=modelId, deposit=deposit
+        jobId=jobId, depositor=depositor, host=host, modelId=modelId, deposit=deposit
     )
     return jobId
 
@@ -361,6 +425,7 @@ def createSessionJobForModel(
     proofTimeoutWindow: uint256,
 ) -> uint256:
     return self._create(
+        msg.sender,
         host,
         modelId,
         NATIVE,
@@ -386,8 +451,9 @@ def createSessionJobForModelWithToken(
     proofInterval: uint256,
     proofTimeoutWindow: uint256,
 ) -> uint256:
-    assert token != NATIVE, "Token not accepted"
+    assert token != NATIVE, "Bad token"
     jobId: uint256 = self._create(
+        msg.sender,
         host,
         modelId,
         token,
@@ -399,7 +465,7 @@ def createSessionJobForModelWithToken(
             proofTimeoutWindow=proofTimeoutWindow,
         ),
     )
-    self._pull(token, deposit)
+    self._pull(msg.sender, token, deposit)
     return jobId
 
 
@@ -416,12 +482,13 @@ def createSessionFromDepositForModel(
     proofTimeoutWindow: uint256,
 ) -> uint256:
     if paymentToken == NATIVE:
-        assert self.userDepositsNative[msg.sender] >= deposit, "Insufficient balance"
+        assert self.userDepositsNative[msg.sender] >= deposit, "Low balance"
         self.userDepositsNative[msg.sender] -= deposit
     else:
-        assert self.userDepositsToken[msg.sender][paymentToken] >= deposit, "Insufficient balance"
+        assert self.userDepositsToken[msg.sender][paymentToken] >= deposit, "Low balance"
         self.userDepositsToken[msg.sender][paymentToken] -= deposit
     jobId: uint256 = self._create(
+        msg.sender,
         host,
         modelId,
         paymentToken,
@@ -435,6 +502,122 @@ def createSessionFromDepositForModel(
     )
     log SessionCreatedByDepositor(
         sessionId=jobId, depositor=msg.sender, host=host, deposit=deposit
+    )
+    return jobId
+
+
+# --- delegates ---------------------------------------------------------------
+
+
+@internal
+@view
+def _requireDelegable(delegate: address):
+    assert delegate != empty(address), "Zero addr"
+    assert delegate != msg.sender, "Self deleg"
+
+
+@external
+def authorizeDelegate(delegate: address, authorized: bool):
+    """
+    @notice Switch a delegate on or off; its limits and what it spent stay, an expiry is lifted.
+    """
+    self._requireDelegable(delegate)
+    self._delegates[msg.sender][delegate].active = authorized
+    if authorized:
+        self._delegates[msg.sender][delegate].validUntil = 0
+    log DelegateAuthorized(depositor=msg.sender, delegate=delegate, authorized=authorized)
+
+
+@external
+def configureDelegate(
+    delegate: address,
+    maxPerSession: uint128,
+    totalCap: uint128,
+    validUntil: uint64,
+    allowedHost: address,
+    allowedModel: bytes32,
+):
+    """
+    @notice Authorise a delegate within limits; what it spent is counted from zero again.
+    """
+    self._requireDelegable(delegate)
+    self._delegates[msg.sender][delegate] = DelegateConfig(
+        maxPerSession=maxPerSession,
+        totalCap=totalCap,
+        spent=0,
+        validUntil=validUntil,
+        active=True,
+        allowedHost=allowedHost,
+        allowedModel=allowedModel,
+    )
+    log DelegateAuthorized(depositor=msg.sender, delegate=delegate, authorized=True)
+    log DelegateConfigured(
+        depositor=msg.sender,
+        delegate=delegate,
+        maxPerSession=maxPerSession,
+        totalCap=totalCap,
+        validUntil=validUntil,
+        allowedHost=allowedHost,
+        allowedModel=allowedModel,
+    )
+
+
+@internal
+def _spendAsDelegate(payer: address, host: address, modelId: bytes32, amount: uint256):
+    limits: DelegateConfig = self._delegates[payer][msg.sender]
+    assert limits.active, "Not delegate"
+    assert limits.validUntil == 0 or block.timestamp <= convert(limits.validUntil, uint256), "Expired"
+    assert amount <= convert(max_value(uint128), uint256), "Overflow"
+    spends: uint128 = convert(amount, uint128)
+    assert limits.maxPerSession == 0 or spends <= limits.maxPerSession, "Over limit"
+    assert limits.totalCap == 0 or limits.spent + spends <= limits.totalCap, "Over cap"
+    assert limits.allowedHost in [empty(address), host], "Wrong host"
+    assert limits.allowedModel in [empty(bytes32), modelId], "Wrong model"
+    self._delegates[payer][msg.sender].spent = limits.spent + spends
+
+
+@external
+@nonreentrant
+def createSessionForModelAsDelegate(
+    payer: address,
+    modelId: bytes32,
+    host: address,
+    paymentToken: address,
+    amount: uint256,
+    pricePerToken: uint256,
+    maxDuration: uint256,
+    proofInterval: uint256,
+    proofTimeoutWindow: uint256,
+) -> uint256:
+    """
+    @notice Open a session that `payer` owns and pays from its own wallet (it approved this
+            contract). The delegate can neither settle nor touch the refund.
+    """
+    assert payer != empty(address), "No payer"
+    if msg.sender != payer:
+        self._spendAsDelegate(payer, host, modelId, amount)
+    assert paymentToken != NATIVE, "ERC20 only"
+    jobId: uint256 = self._create(
+        payer,
+        host,
+        modelId,
+        paymentToken,
+        amount,
+        Terms(
+            pricePerToken=pricePerToken,
+            maxDuration=maxDuration,
+            proofInterval=proofInterval,
+            proofTimeoutWindow=proofTimeoutWindow,
+        ),
+    )
+    self._pull(payer, paymentToken, amount)
+    log SessionCreatedByDelegate(
+        sessionId=jobId,
+        payer=payer,
+        delegate=msg.sender,
+        host=host,
+        modelId=modelId,
+        amount=amount,
     )
     return jobId
 
@@ -467,7 +650,7 @@ def submitProofOfWork(
     proofCID: String[256],
     deltaCID: String[256],
 ):
-    assert not self.paused, "Paused"
+    self._requireRunning()
     assert self._isActive(jobId), "Not active"
     assert msg.sender == self._sessions[jobId].host, "Not host"
     assert staticcall Nodes(nodeRegistry).isActiveNode(msg.sender), "Host not active"
@@ -539,7 +722,9 @@ def _split(jobId: uint256, cancelled: bool) -> (uint256, uint256):
             return 0, 0
         # A renter who leaves before the first proof pays a small sum, all of it to the host.
         return min(self.minTokensFee * price // PRICE_PRECISION, deposit), 0
-    payment: uint256 = min(used * price // PRICE_PRECISION, deposit)
+    # The first claim covers one interval, so this floor never lifts a session of this contract.
+    billable: uint256 = max(used, self._sessions[jobId].proofInterval)
+    payment: uint256 = min(billable * price // PRICE_PRECISION, deposit)
     return payment, payment * feeBasisPoints // BASIS_POINTS
 
 
@@ -568,7 +753,8 @@ def _settle(jobId: uint256, status: uint8, cancelled: bool):
         jobId=jobId,
         completedBy=msg.sender,
         tokensUsed=used,
-        paymentAmount=payment,
+        # What was proven; the fee of a renter who cancelled is not in it.
+        paymentAmount=payment if used > 0 else 0,
         refundAmount=refund,
     )
     if status == TIMED_OUT:
@@ -607,35 +793,47 @@ def _requireOwner():
     assert msg.sender == self.owner, "Not owner"
 
 
+@internal
+@view
+def _requireAdmin():
+    assert msg.sender in [self.owner, treasuryAddress], "Not admin"
+
+
 @external
 def pause():
-    self._requireOwner()
-    assert not self.paused, "Paused"
+    self._requireAdmin()
+    self._requireRunning()
     self.paused = True
     log Paused(account=msg.sender)
+    log ContractPaused(by=msg.sender)
 
 
 @external
 def unpause():
-    self._requireOwner()
+    self._requireAdmin()
     assert self.paused, "Not paused"
     self.paused = False
     log Unpaused(account=msg.sender)
+    log ContractUnpaused(by=msg.sender)
 
 
 @external
 def addAcceptedToken(token: address, minDeposit: uint256, maxDeposit: uint256):
-    self._requireOwner()
-    assert token != NATIVE, "Zero address"
-    assert minDeposit > 0 and minDeposit <= maxDeposit, "Bad limits"
+    self._requireAdmin()
+    assert not self.acceptedTokens[token], "Already set"
+    assert minDeposit > 0, "Bad min"
+    assert maxDeposit > minDeposit, "Max < min"
+    assert token != NATIVE, "Zero addr"
     self.acceptedTokens[token] = True
     self.tokenMinDeposits[token] = minDeposit
     self.tokenMaxDeposits[token] = maxDeposit
+    log TokenAccepted(token=token, minDeposit=minDeposit, maxDeposit=maxDeposit)
 
 
 @external
 def setMinTokensFee(tokens: uint256):
     self._requireOwner()
+    assert tokens <= MAX_MIN_TOKENS_FEE, "Fee too high"
     log MinTokensFeeUpdated(oldFee=self.minTokensFee, newFee=tokens)
     self.minTokensFee = tokens
 
@@ -643,21 +841,23 @@ def setMinTokensFee(tokens: uint256):
 @external
 @nonreentrant
 def withdrawTreasuryNative():
-    assert msg.sender == treasuryAddress, "Not treasury"
+    assert msg.sender == treasuryAddress, "Only treasury"
     amount: uint256 = self.accumulatedTreasuryNative
     assert amount > 0, "Zero amount"
     self.accumulatedTreasuryNative = 0
     self._send(treasuryAddress, NATIVE, amount)
+    log TreasuryWithdrawal(token=NATIVE, amount=amount)
 
 
 @external
 @nonreentrant
 def withdrawTreasuryTokens(token: address):
-    assert msg.sender == treasuryAddress, "Not treasury"
+    assert msg.sender == treasuryAddress, "Only treasury"
     amount: uint256 = self.accumulatedTreasuryTokens[token]
     assert amount > 0, "Zero amount"
     self.accumulatedTreasuryTokens[token] = 0
     self._send(treasuryAddress, token, amount)
+    log TreasuryWithdrawal(token=token, amount=amount)
 
 
 # --- views -------------------------------------------------------------------
@@ -684,6 +884,31 @@ def sessionJobs(jobId: uint256) -> (
 def getProofSubmission(
     jobId: uint256, index: uint256
 ) -> (bytes32, uint256, uint256, bool, String[256]):
-    assert index < self._proofCount[jobId], "No proof"
+    assert index < self._proofCount[jobId], "Bad index"
     p: Proof = self._proofs[jobId][index]
     return p.proofHash, p.tokensClaimed, p.timestamp, p.verified, p.deltaCID
+
+
+@external
+@view
+def delegateConfigs(
+    depositor: address, delegate: address
+) -> (uint128, uint128, uint128, uint64, bool, address, bytes32):
+    d: DelegateConfig = self._delegates[depositor][delegate]
+    return (
+        d.maxPerSession, d.totalCap, d.spent, d.validUntil, d.active, d.allowedHost, d.allowedModel,
+    )
+
+
+@external
+@view
+def isDelegateAuthorized(depositor: address, delegate: address) -> bool:
+    return self._delegates[depositor][delegate].active
+
+
+@external
+@view
+def getDepositBalance(account: address, token: address) -> uint256:
+    if token == NATIVE:
+        return self.userDepositsNative[account]
+    return self.userDepositsToken[account][token]

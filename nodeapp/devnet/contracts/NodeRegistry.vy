@@ -53,9 +53,31 @@ event ModelTokenPricingUpdated:
     token: indexed(address)
     price: uint256
 
+event SlashExecuted:
+    host: indexed(address)
+    amount: uint256
+    remainingStake: uint256
+    evidenceCID: String[256]
+    reason: String[256]
+    executor: indexed(address)
+    timestamp: uint256
+
+event HostAutoUnregistered:
+    host: indexed(address)
+    slashedAmount: uint256
+    returnedAmount: uint256
+    reason: String[256]
+
+event SlashingAuthorityUpdated:
+    previousAuthority: indexed(address)
+    newAuthority: indexed(address)
+
 MAX_MODELS: constant(uint256) = 64
 MAX_NODES: constant(uint256) = 1024
 MIN_STAKE: public(constant(uint256)) = 1000 * 10**18
+MAX_SLASH_PERCENTAGE: public(constant(uint256)) = 50
+MIN_STAKE_AFTER_SLASH: public(constant(uint256)) = 100 * 10**18
+SLASH_COOLDOWN: public(constant(uint256)) = 86_400
 PRICE_PRECISION: public(constant(uint256)) = 1000
 MIN_PRICE_PER_TOKEN_NATIVE: public(constant(uint256)) = 227_273
 MAX_PRICE_PER_TOKEN_NATIVE: public(constant(uint256)) = 22_727_272_727_273_000
@@ -64,6 +86,10 @@ MAX_PRICE_PER_TOKEN_STABLE: public(constant(uint256)) = 100_000_000
 
 fabToken: public(immutable(address))
 modelRegistry: public(immutable(address))
+treasury: public(immutable(address))
+owner: public(address)
+slashingAuthority: public(address)
+lastSlashTime: public(HashMap[address, uint256])
 modelTokenPricing: public(HashMap[address, HashMap[bytes32, HashMap[address, uint256]]])
 
 _nodes: HashMap[address, Node]
@@ -74,9 +100,15 @@ _activeIndex: HashMap[address, uint256]
 
 
 @deploy
-def __init__(fabToken_: address, modelRegistry_: address):
+def __init__(fabToken_: address, modelRegistry_: address, treasury_: address):
+    """
+    @param treasury_ who receives what is slashed; the deployer may slash until it names another
+    """
     fabToken = fabToken_
     modelRegistry = modelRegistry_
+    treasury = treasury_
+    self.owner = msg.sender
+    self.slashingAuthority = msg.sender
 
 
 @internal
@@ -142,25 +174,83 @@ def registerNode(
     )
 
 
+@internal
+def _remove(operator: address) -> uint256:
+    """
+    @return the stake to give back
+    """
+    returned: uint256 = self._nodes[operator].stakedAmount
+    # The last active node takes the freed place, so that the list has no holes.
+    last: address = self._activeNodes.pop()
+    if last != operator:
+        place: uint256 = self._activeIndex[operator]
+        self._activeNodes[place] = last
+        self._activeIndex[last] = place
+    for modelId: bytes32 in self._models[operator]:
+        self._supports[operator][modelId] = False
+    self._models[operator] = []
+    self._nodes[operator] = empty(Node)
+    return returned
+
+
+@internal
+def _payStake(to: address, amount: uint256):
+    assert extcall Asset(fabToken).transfer(to, amount, default_return_value=True), "Return failed"
+
+
 @external
 @nonreentrant
 def unregisterNode():
     self._requireRegistered(msg.sender)
-    returned: uint256 = self._nodes[msg.sender].stakedAmount
-    # The last active node takes the freed place, so that the list has no holes.
-    last: address = self._activeNodes.pop()
-    if last != msg.sender:
-        place: uint256 = self._activeIndex[msg.sender]
-        self._activeNodes[place] = last
-        self._activeIndex[last] = place
-    for modelId: bytes32 in self._models[msg.sender]:
-        self._supports[msg.sender][modelId] = False
-    self._models[msg.sender] = []
-    self._nodes[msg.sender] = empty(Node)
-    assert extcall Asset(fabToken).transfer(
-        msg.sender, returned, default_return_value=True
-    ), "Return failed"
+    returned: uint256 = self._remove(msg.sender)
+    self._payStake(msg.sender, returned)
     log NodeUnregistered(operator=msg.sender, returnedAmount=returned)
+
+
+@external
+@nonreentrant
+def slashStake(host: address, amount: uint256, evidenceCID: String[256], reason: String[256]):
+    """
+    @notice Take up to half of a host's stake, at most once a day; who keeps less than 100 FAB
+            is unregistered and gets the rest back.
+    """
+    assert msg.sender == self.slashingAuthority, "Not slashing authority"
+    assert self._nodes[host].active, "Host not active"
+    assert len(evidenceCID) > 0, "Evidence CID required"
+    assert len(reason) > 0, "Reason required"
+    staked: uint256 = self._nodes[host].stakedAmount
+    assert amount > 0, "Zero amount"
+    assert amount <= staked * MAX_SLASH_PERCENTAGE // 100, "Amount exceeds maximum"
+    last: uint256 = self.lastSlashTime[host]
+    assert last == 0 or block.timestamp >= last + SLASH_COOLDOWN, "Slash cooldown active"
+    self.lastSlashTime[host] = block.timestamp
+    self._nodes[host].stakedAmount = staked - amount
+    self._payStake(treasury, amount)
+    log SlashExecuted(
+        host=host,
+        amount=amount,
+        remainingStake=staked - amount,
+        evidenceCID=evidenceCID,
+        reason=reason,
+        executor=msg.sender,
+        timestamp=block.timestamp,
+    )
+    if staked - amount < MIN_STAKE_AFTER_SLASH:
+        returned: uint256 = self._remove(host)
+        self._payStake(host, returned)
+        log HostAutoUnregistered(
+            host=host, slashedAmount=amount, returnedAmount=returned, reason=reason
+        )
+
+
+@external
+def setSlashingAuthority(newAuthority: address):
+    assert msg.sender == self.owner, "Not owner"
+    assert newAuthority != empty(address), "Invalid authority"
+    log SlashingAuthorityUpdated(
+        previousAuthority=self.slashingAuthority, newAuthority=newAuthority
+    )
+    self.slashingAuthority = newAuthority
 
 
 @external
