@@ -13,6 +13,12 @@ MAX_TEXT_CHARACTERS = 1 << 20
 MAX_TOKEN_IDS = 1 << 20
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 128
+MAX_TOOLS = 128
+MAX_TOOL_CALLS = 128
+MAX_TOOL_CHARACTERS = 1 << 16
+MAX_SCHEMA_CHARACTERS = 1 << 16
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 20
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -23,11 +29,32 @@ StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_CHARA
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
-class ChatMessage(Message, frozen=True):
-    """One turn of a conversation."""
+ToolName = Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
-    role: Literal["system", "user", "assistant"]
+
+class ToolCall(Message, frozen=True):
+    """A call the model made in an earlier turn; `arguments` is a JSON object as text."""
+
+    call_id: Annotated[str, msgspec.Meta(max_length=128)]
+    name: ToolName
+    arguments: Annotated[str, msgspec.Meta(max_length=MAX_TOOL_CHARACTERS)]
+
+
+class ChatMessage(Message, frozen=True):
+    """One turn of a conversation; `tool_call_id` is of a tool's answer."""
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: Text
+    tool_calls: Annotated[tuple[ToolCall, ...], msgspec.Meta(max_length=MAX_TOOL_CALLS)] = ()
+    tool_call_id: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+
+class Tool(Message, frozen=True):
+    """A function the model may call; `parameters` is a JSON schema as text, "" for none."""
+
+    name: ToolName
+    description: Annotated[str, msgspec.Meta(max_length=8192)] = ""
+    parameters: Annotated[str, msgspec.Meta(max_length=MAX_TOOL_CHARACTERS)] = ""
 
 
 class Sampling(Message, frozen=True):
@@ -40,10 +67,23 @@ class Sampling(Message, frozen=True):
     min_p: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     """Same seed, same prompt: same answer, also when resumed."""
+    typical_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+    repeat_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=4.0)] = 1.0
+    """Divides positive and multiplies negative logits of the last tokens; 1: off."""
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] = 0.0
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] = 0.0
+    penalty_last_n: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 64
+    """Tokens the three penalties look back on."""
+    logit_bias: Annotated[
+        tuple[tuple[TokenIdField, Annotated[float, msgspec.Meta(ge=-100.0, le=100.0)]], ...],
+        msgspec.Meta(max_length=MAX_LOGIT_BIAS),
+    ] = ()
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """None: no logprobs; else the chosen token's and those of so many best ones."""
 
 
 class GenerateRequest(Message, frozen=True):
-    """Generate an answer to `messages`, or the continuation of `prompt_token_ids`; one of them.
+    """Answer `messages`, or continue `prompt_token_ids` or `prompt_text`: one of the three.
 
     `continue_token_ids` were delivered in an earlier life of this request: generation goes on
     after them, and `max_tokens` counts only what is still to come. `cache_scope` names who may
@@ -60,6 +100,13 @@ class GenerateRequest(Message, frozen=True):
     sampling: Sampling = Sampling()
     stop: Annotated[tuple[StopString, ...], msgspec.Meta(max_length=MAX_STOP_STRINGS)] = ()
     cache_scope: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    prompt_text: Text = ""
+    tools: Annotated[tuple[Tool, ...], msgspec.Meta(max_length=MAX_TOOLS)] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """With "required": the one tool to call; "": any of them."""
+    json_schema: Annotated[str, msgspec.Meta(max_length=MAX_SCHEMA_CHARACTERS)] = ""
+    """The answer is a JSON value of this schema (JSON as text); "": no rule."""
 
 
 class Started(Message, frozen=True, tag="started"):
@@ -69,11 +116,28 @@ class Started(Message, frozen=True, tag="started"):
     context_length: int
 
 
+class Alternative(Message, frozen=True, array_like=True):
+    """A token, its bytes, and the logarithm of its probability before temperature."""
+
+    token_id: TokenIdField
+    piece: bytes
+    logprob: float
+
+
+class TokenLogprob(Message, frozen=True, array_like=True):
+    """The chosen token and the most probable ones, best first."""
+
+    chosen: Alternative
+    top: tuple[Alternative, ...] = ()
+
+
 class Produced(Message, frozen=True, tag="produced"):
     """Tokens and exactly the text they stand for; the end-of-generation token is never here."""
 
     token_ids: TokenIds
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token when `Sampling.top_logprobs` was given."""
 
 
 class Finished(Message, frozen=True, tag="finished"):
@@ -82,6 +146,8 @@ class Finished(Message, frozen=True, tag="finished"):
     reason: FinishReason
     completion_tokens: int
     detail: str = ""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were taken from the KV cache."""
 
 
 Event = Started | Produced | Finished
