@@ -358,6 +358,13 @@ def test_the_renter_completes_at_any_time_and_the_money_is_split(world: World) -
     assert "SessionTimedOut" not in events
 
 
+def test_a_balance_can_be_withdrawn_while_paused(world: World) -> None:
+    world.send(world.calls.deposit_native(Wei(ETHER)), world.renter)
+    world.send(world.calls.pause(), world.treasury)
+    world.send(world.calls.withdraw_native(Wei(ETHER)), world.renter)
+    assert world.native(world.deployment.marketplace) == 0
+
+
 def test_the_host_waits_for_the_dispute_window_after_its_last_proof(world: World) -> None:
     job = world.open()
     world.pass_seconds(60)
@@ -413,6 +420,8 @@ def test_a_host_that_ends_a_session_without_proof_gets_nothing(world: World) -> 
 def test_the_minimum_fee_is_the_owners_to_set(world: World) -> None:
     with refused("Not owner"):
         world.send(world.market_call("setMinTokensFee", 0), world.renter)
+    with refused("Fee too high"):
+        world.send(world.market_call("setMinTokensFee", 10_001), world.owner)
     world.send(world.market_call("setMinTokensFee", 0), world.owner)
     job = world.open()
     world.complete(job, world.renter)
@@ -481,6 +490,10 @@ def test_pause_stops_creation_and_proofs_but_not_the_end(world: World) -> None:
         world.open()
     with refused("Paused"):
         world.claim(first, 1000)
+    with refused("Paused"):
+        world.send(world.calls.deposit_native(Wei(1)), world.renter)
+    with refused("Paused"):
+        world.send(world.calls.deposit_asset(world.deployment.usdc, 1), world.renter)
     world.complete(first, world.renter)
     world.pass_seconds(400)
     world.send(world.calls.trigger_timeout(second), world.stranger)
