@@ -17,7 +17,6 @@ from tests.contracts.world import (
     refused,
 )
 
-
 NO_LIMITS = DelegateLimits()
 
 
