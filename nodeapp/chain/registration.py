@@ -39,6 +39,7 @@ from nodeapp.core.listing import (
     findings,
     plan,
 )
+from nodeapp.core.session import Phase
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import Wallet
@@ -47,7 +48,6 @@ from nodeapp.evm.contracts import Contracts
 from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, query, stream_endpoint
 from nodeapp.wire import ipc_listing as wire
-from nodeapp.wire.ipc import Empty
 
 READ_BACK_SECONDS = 30.0
 READ_BACK_POLL_SECONDS = 0.5
@@ -95,7 +95,15 @@ class Registrar:
 
     async def plan(self, request: wire.ListingRequest) -> wire.ListingPlan:
         """What a change would do; models are checked against the model registry."""
-        return wire.ListingPlan(await self._plan(request.wish))
+        steps = await self._plan(request.wish)
+        return wire.ListingPlan(
+            tuple(
+                wire.PlannedStep(
+                    describe(step), step.metadata if isinstance(step, SetMetadata) else ""
+                )
+                for step in steps
+            )
+        )
 
     async def change(self, request: wire.ListingRequest) -> AsyncIterator[wire.ListingDone]:
         """Carry a wish out; asked for again after an interruption it goes on.
@@ -115,12 +123,20 @@ class Registrar:
             block = done.block_number
             yield done
 
-    async def unregister(self, _request: Empty) -> wire.ListingDone:
+    async def unregister(self, request: wire.UnregisterRequest) -> wire.ListingDone:
         """Leave; the stake comes back to the account.
 
         Raises:
             NotFound: not registered.
+            Rejected: sessions are open; the marketplace takes claims of active hosts only.
         """
+        unended = (Phase.ACTIVE, Phase.CLOSING)
+        count = sum(session.phase in unended for session in self.ledger.unsettled.values())
+        if count and not request.force:
+            raise Rejected(
+                f"{count} sessions are open and their claims would be refused; wait until they"
+                " are settled, or give up what they still owe with --force"
+            )
         listing = await read_listing(self.contracts, self.wallet.address)
         if not listing.is_active:
             raise NotFound(f"host {self.wallet.address} is not registered")
@@ -262,7 +278,8 @@ def routes(registrar: Callable[[], Registrar]) -> Sequence[web.RouteDef]:
         ),
         web.post("/v1/listing/change", stream_endpoint(wire.ListingRequest, change)),
         web.post(
-            "/v1/listing/unregister", endpoint(Empty, lambda ask: registrar().unregister(ask))
+            "/v1/listing/unregister",
+            endpoint(wire.UnregisterRequest, lambda ask: registrar().unregister(ask)),
         ),
         web.post(
             "/v1/listing/withdraw",

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from nodeapp.cli import backup, config, demo, devnet, doctor, renter, run, status
+from nodeapp.cli import backup, config, demo, devnet, doctor, host, renter, run, status
 from nodeapp.core.errors import NodeError
 
 EXIT_FAILURE = 1
@@ -26,6 +26,7 @@ status.register(app)
 doctor.register(app)
 config.register(app)
 backup.register(app)
+host.register(app)
 
 
 def main() -> int:

@@ -66,8 +66,8 @@ class Wish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_ids: tuple[ModelId, ...] | None = None
     prices: tuple[ModelPrice, ...] = ()
     """Only these are touched; price 0 takes a model from sale."""
-    stake: BaseUnits = BaseUnits(0)
-    """At least so much; the marketplace's minimum is asked for anyway when registering."""
+    stake_fab: Decimal = Decimal(0)
+    """At least so many whole FAB; the minimum is asked for anyway when registering."""
 
 
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,8 +167,8 @@ def plan(listing: Listing, wish: Wish, bounds: Bounds, purse: Purse) -> tuple[Li
     if not listing.is_active:
         return (*_stake(bounds.min_stake, purse), _registration(wish, bounds), *prices)
     steps: list[ListingStep] = []
-    if wish.stake > listing.stake:
-        more = BaseUnits(wish.stake - listing.stake)
+    more = BaseUnits(int(wish.stake_fab * FAB_UNIT) - listing.stake)
+    if more > 0:
         steps += [*_stake(more, purse), AddStake(more)]
     if wish.api_url not in (None, listing.api_url):
         steps.append(SetApiUrl(str(wish.api_url)))

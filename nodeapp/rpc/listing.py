@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Self
 
 from nodeapp.core.ids import Address, ModelId
-from nodeapp.core.listing import ListingStep, Wish
+from nodeapp.core.listing import Wish
 from nodeapp.service.client import RpcClient
 from nodeapp.wire import ipc_listing as wire
-from nodeapp.wire.ipc import Empty
 
 READ_SECONDS = 30.0
 CHANGE_SECONDS = 900.0
@@ -35,7 +34,7 @@ class ListingClient:
         """The listing as the chain shows it now."""
         return await self._rpc.get("/v1/listing", wire.ListingView, deadline_seconds=READ_SECONDS)
 
-    async def plan(self, wish: Wish) -> tuple[ListingStep, ...]:
+    async def plan(self, wish: Wish) -> tuple[wire.PlannedStep, ...]:
         """What a change would do.
 
         Raises:
@@ -56,10 +55,17 @@ class ListingClient:
             deadline_seconds=CHANGE_SECONDS,
         )
 
-    async def unregister(self) -> wire.ListingDone:
-        """Leave the marketplace."""
+    async def unregister(self, *, force: bool = False) -> wire.ListingDone:
+        """Leave the marketplace.
+
+        Raises:
+            Rejected: sessions are open and not `force`.
+        """
         return await self._rpc.call(
-            "/v1/listing/unregister", Empty(), wire.ListingDone, deadline_seconds=CHANGE_SECONDS
+            "/v1/listing/unregister",
+            wire.UnregisterRequest(force),
+            wire.ListingDone,
+            deadline_seconds=CHANGE_SECONDS,
         )
 
     async def withdraw(self, asset: Address) -> wire.ListingDone:

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from nodeapp.core.ids import Address, ModelId, TxHash
-from nodeapp.core.listing import Bounds, Listing, ListingStep, Purse, Wish
+from nodeapp.core.listing import Bounds, Listing, Purse, Wish
 from nodeapp.core.units import BaseUnits, BlockNumber, PricePerToken, Wei
 from nodeapp.wire.ipc import Message
 
@@ -44,10 +44,20 @@ class ListingRequest(Message, frozen=True):
     wish: Wish
 
 
+class PlannedStep(Message, frozen=True):
+    """One transaction that would be sent; `metadata` is the new registration JSON, if it is that.
+
+    Stakes are over 2**64 base units, which MessagePack cannot carry: they are in the text.
+    """
+
+    text: str
+    metadata: str = ""
+
+
 class ListingPlan(Message, frozen=True):
     """What would be done, in order."""
 
-    steps: tuple[ListingStep, ...]
+    steps: tuple[PlannedStep, ...]
 
 
 class ListingDone(Message, frozen=True):
@@ -58,6 +68,13 @@ class ListingDone(Message, frozen=True):
     tx_hash: TxHash
     gas_used: int
     block_number: BlockNumber
+
+
+class UnregisterRequest(Message, frozen=True):
+    """Leave the marketplace."""
+
+    force: bool = False
+    """Also while sessions are open, whose claims the marketplace may refuse afterwards."""
 
 
 class WithdrawRequest(Message, frozen=True):

@@ -1,0 +1,244 @@
+"""Changing the listing from the command line: wish, plan, consent, progress.
+
+A plan is shown and asked about before anything is sent. Nothing is decided twice: the chain process
+plans again before each step, so that what was done meanwhile is not done again.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+import msgspec
+import typer
+
+from nodeapp.cli.host_text import done_json, done_line, step_lines
+from nodeapp.core.errors import InvalidRequest, NotFound, Rejected
+from nodeapp.core.ids import NATIVE
+from nodeapp.core.listing import (
+    ALL_MODELS,
+    FAB_UNIT,
+    Wish,
+    fab,
+    is_native,
+    parse_model,
+    parse_prices,
+)
+from nodeapp.core.model_card import model_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from typing import TypeVar
+
+    from nodeapp.core.ids import ModelId
+    from nodeapp.core.listing import ModelPrice
+    from nodeapp.rpc.listing import ListingClient
+    from nodeapp.service.settings import Settings
+    from nodeapp.wire.ipc_listing import ListingDone, ListingView, PlannedStep
+
+    Result = TypeVar("Result")
+
+MAX_STAKE_FAB = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """Whether to ask, only to show, and for whom to print."""
+
+    yes: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a command changes. Models and prices as the user wrote them."""
+
+    from_settings: bool = False
+    """Start from what chain.listing_… says, not from what the chain shows."""
+    is_registration: bool = False
+    api_url: str = ""
+    models: tuple[str, ...] = ()
+    add_models: tuple[str, ...] = ()
+    remove_models: tuple[str, ...] = ()
+    prices: tuple[str, ...] = ()
+    off_sale: tuple[tuple[str, bool], ...] = ()
+    """Model (or *) and whether it is the price in native coin."""
+    stake: str = ""
+
+
+def ask_chain(settings: Settings, question: Callable[[ListingClient], Awaitable[Result]]) -> Result:
+    """Ask the process that holds the wallet; it is started for this when the node is down."""
+    from nodeapp.cli.interrupt import run_interruptible
+    from nodeapp.rpc.listing import ListingClient
+    from nodeapp.service.single import reachable_process
+
+    async def ask() -> Result:
+        async with reachable_process(settings, "chain") as socket, ListingClient(socket) as chain:
+            return await question(chain)
+
+    return run_interruptible(ask())
+
+
+def read_view(settings: Settings) -> ListingView:
+    """The listing as the chain shows it now."""
+    return ask_chain(settings, lambda chain: chain.view())
+
+
+def change(settings: Settings, overrides: Overrides, consent: Consent) -> None:
+    """Plan, show, ask, carry out.
+
+    Raises:
+        Rejected: the registry would refuse it, the user said no, or nobody can be asked.
+    """
+
+    async def propose(chain: ListingClient) -> tuple[ListingView, Wish, tuple[PlannedStep, ...]]:
+        view = await chain.view()
+        wish = wish_of(view, settings, overrides)
+        return view, wish, await chain.plan(wish)
+
+    view, wish, steps = ask_chain(settings, propose)
+    if not consent.as_json:
+        say(step_lines(view, steps))
+    if consent.dry_run or not steps:
+        if consent.as_json:
+            sys.stdout.write(done_json(steps, ()) + "\n")
+        return
+    confirm(consent, f"send {len(steps)} transaction(s) from {view.address}?")
+    done = ask_chain(settings, lambda chain: _carry_out(chain, wish, consent))
+    if consent.as_json:
+        sys.stdout.write(done_json(steps, done) + "\n")
+
+
+async def _carry_out(chain: ListingClient, wish: Wish, consent: Consent) -> tuple[ListingDone, ...]:
+    done: list[ListingDone] = []
+    async with chain.change(wish) as events:
+        async for event in events:
+            done.append(event)
+            if not consent.as_json:
+                say([done_line(event)])
+    return tuple(done)
+
+
+def withdraw(settings: Settings, asset: str, consent: Consent) -> tuple[ListingDone, ...]:
+    """Pull credited earnings of one asset or all.
+
+    Raises:
+        NotFound: nothing is credited.
+    """
+    if asset not in ("usd", "native", "all"):
+        raise InvalidRequest(f"asset {asset!r} is not usd, native or all")
+    view = read_view(settings)
+    wanted = [
+        item.asset
+        for item in view.earnings
+        if item.amount and asset in ("all", "native" if is_native(item.asset) else "usd")
+    ]
+    if not wanted:
+        raise NotFound("no earnings are credited; `fabstir-node earnings` shows what is pending")
+    confirm(consent, f"withdraw to {view.address}?")
+
+    async def pull(chain: ListingClient) -> tuple[ListingDone, ...]:
+        return tuple([await chain.withdraw(item) for item in wanted])
+
+    return ask_chain(settings, pull)
+
+
+def leave(settings: Settings, consent: Consent, *, force: bool) -> ListingDone:
+    """Unregister.
+
+    Raises:
+        Rejected: sessions are open and not `force`, or the user said no.
+    """
+    view = read_view(settings)
+    if not view.listing.is_active:
+        raise NotFound(f"host {view.address} is not registered")
+    confirm(
+        consent,
+        f"leave the marketplace? renters no longer find {view.address}, and"
+        f" {fab(view.listing.stake)} FAB of stake return to it",
+    )
+    return ask_chain(settings, lambda chain: chain.unregister(force=force))
+
+
+def wish_of(view: ListingView, settings: Settings, overrides: Overrides) -> Wish:
+    """What a command asks for, in full."""
+    base = view.wish if overrides.from_settings else Wish()
+    models = _models(view, settings, overrides)
+    listed = models if models is not None else view.listing.model_ids
+    lines = [*(settings.chain.listing_prices if overrides.from_settings else ())]
+    lines += overrides.prices
+    prices = {
+        (item.model_id, item.asset): item
+        for item in parse_prices(lines, listed, usdc=view.usdc, native=NATIVE)
+    }
+    for item in view.listing.prices:
+        if item.model_id not in listed or _is_off_sale(item, overrides):
+            prices[item.model_id, item.asset] = msgspec.structs.replace(item, price=0)
+    return Wish(
+        api_url=overrides.api_url or base.api_url,
+        metadata=base.metadata,
+        model_ids=models,
+        prices=tuple(prices.values()),
+        stake_fab=_fab(overrides.stake or "0"),
+    )
+
+
+def _models(
+    view: ListingView, settings: Settings, overrides: Overrides
+) -> tuple[ModelId, ...] | None:
+    if overrides.models:
+        return tuple(parse_model(text) for text in overrides.models)
+    if overrides.add_models or overrides.remove_models:
+        gone = {parse_model(text) for text in overrides.remove_models}
+        unknown = gone - set(view.listing.model_ids)
+        if unknown:
+            raise NotFound(f"model {unknown.pop()} is not listed")
+        added = [parse_model(text) for text in overrides.add_models]
+        return tuple(dict.fromkeys([*(m for m in view.listing.model_ids if m not in gone), *added]))
+    if overrides.from_settings and view.wish.model_ids is not None:
+        return view.wish.model_ids
+    if overrides.is_registration and not view.listing.is_active:
+        return (model_id(settings.inference.model_repo, settings.inference.model_file),)
+    return None
+
+
+def _is_off_sale(item: ModelPrice, overrides: Overrides) -> bool:
+    return any(
+        is_native(item.asset) == native
+        and (text == ALL_MODELS or parse_model(text) == item.model_id)
+        for text, native in overrides.off_sale
+    )
+
+
+def _fab(text: str) -> Decimal:
+    try:
+        amount = Decimal(text)
+        is_right = 0 <= amount <= MAX_STAKE_FAB and amount * FAB_UNIT % 1 == 0
+    except InvalidOperation:
+        is_right = False
+    if not is_right:
+        raise InvalidRequest(f"stake {text!r} is not an amount of FAB")
+    return amount
+
+
+def confirm(consent: Consent, question: str) -> None:
+    """Ask, unless the user said yes before.
+
+    Raises:
+        Rejected: no, or nobody sits at the terminal.
+    """
+    if consent.yes:
+        return
+    if not sys.stdin.isatty():
+        raise InvalidRequest("this sends transactions: add --yes, or --dry-run to see which")
+    if not typer.confirm(question, err=True):
+        raise Rejected("nothing was sent")
+
+
+def say(lines: Iterable[str]) -> None:
+    """Lines on standard output, at once."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
