@@ -268,8 +268,8 @@ class Demo:
             case events.AnswerEnded(tokens=tokens, first_token_seconds=first):
                 self._console.print()
                 self._say(f"{tokens} tokens received and acknowledged, first after {first:.2f} s")
-            case events.AnswerStarted() | events.SessionClosed():
-                pass
+            case events.AnswerStarted() | events.SessionClosed() | events.FailedOver():
+                pass  # one host only: nothing to fail over to
 
     def _note_claim(self, detail: SessionDetail) -> str:
         """Tell every new stage once; returns the status line."""

@@ -116,11 +116,12 @@ async def _chat(
     settings: RenterSettings, model: str, question: Question, *, keep: bool, report: Report
 ) -> None:
     from nodeapp.core.ids import ModelId
+    from nodeapp.renter.failover import ask_anywhere
     from nodeapp.renter.run import running_renter
 
     async with running_renter(settings, report) as renter:
         model_id = ModelId(model or settings.model_id)
-        record = await renter.ask_on(await renter.reopen(model_id), model_id, question)
+        record = await ask_anywhere(renter, await renter.reopen(model_id), model_id, question)
         if not keep:
             await renter.close(record)
 
@@ -231,8 +232,10 @@ class _Console:
             case events.TokensReceived(text=text):
                 sys.stdout.write(text)
                 sys.stdout.flush()
-            case events.Reconnecting(reason=reason):
-                self._say(f"host lost ({reason}), reconnecting")
+            case events.Reconnecting() | events.FailedOver():
+                is_lost = isinstance(event, events.FailedOver)
+                then = "another host goes on" if is_lost else "reconnecting"
+                self._say(f"host lost ({event.reason}), {then}")
             case events.AnswerEnded(tokens=tokens, tokens_per_second=speed, finish_reason=reason):
                 sys.stdout.write("\n")
                 self._say(f"{tokens} tokens, {speed:g} tokens/s, {reason}")

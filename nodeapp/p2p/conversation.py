@@ -226,7 +226,7 @@ class Conversation:
             raise NotFound(f"model {command.model_id} is not served here; {', '.join(offered)} is")
         if command.model_id != session.model_id:
             raise PaymentRequired(f"session {session.job_id} pays for model {session.model_id}")
-        prompt = msgspec.json.encode([(turn.role, turn.content) for turn in command.messages])
+        prompt = _prompt_record(command)
         authorised = await self._services.chain.authorise(
             AuthoriseRequest(
                 job_id=session.job_id,
@@ -346,6 +346,14 @@ class Conversation:
     def _note_first_token(self) -> None:
         waited = asyncio.get_running_loop().time() - self._asked_seconds
         self._services.metrics.first_token.observe(waited)
+
+
+def _prompt_record(command: GenerateCommand) -> bytes:
+    """What the transcript keeps of a question: its turns, and the ids another host gave."""
+    turns = [(turn.role, turn.content) for turn in command.messages]
+    if command.continue_ids:
+        turns.append(("continue_ids", " ".join(map(str, command.continue_ids))))
+    return msgspec.json.encode(turns)
 
 
 def _state(view: SessionView) -> pb.SessionState:

@@ -273,7 +273,7 @@ def _request(answer: Answer, left: int) -> GenerateRequest:
         request_id=command.request_id,
         model_id=command.model_id,
         messages=tuple(ChatMessage(role=m.role, content=m.content) for m in command.messages),  # type: ignore[arg-type]
-        continue_token_ids=tuple(answer.ids),
+        continue_token_ids=(*command.continue_ids, *answer.ids),
         max_tokens=left,
         sampling=Sampling(
             temperature=choice.temperature,

@@ -51,6 +51,8 @@ class Question:
     top_p: float = 0.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    continue_ids: tuple[int, ...] = ()
+    """Ids of this answer that another host gave; the answer goes on after them."""
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ class _Progress:
 
 
 class Asker:
-    """Asks on one paid session."""
+    """Asks one question on one paid session; asking again takes the same answer up."""
 
     def __init__(
         self,
@@ -80,52 +82,55 @@ class Asker:
         wallet: Wallet,
         record: SessionRecord,
         *,
-        resume_seconds: float,
         clock: Clock,
         report: Report,
     ) -> None:
         self._host = host
         self._wallet = wallet
         self._record = record
-        self._resume_seconds = resume_seconds
+        self._progress: _Progress | None = None
         self._clock = clock
         self._report = report
         head = record.head
         self._separator = domain_separator(head.chain_id, head.marketplace)
 
-    async def ask(self, question: Question) -> AnswerEnded:
-        """Stream one answer; reconnects for `resume_seconds` after the last progress.
+    async def ask(self, question: Question, *, patience_seconds: float) -> AnswerEnded:
+        """Stream one answer; reconnects for `patience_seconds` after the last progress.
 
         Raises:
             Rejected: the host refuses (no money, unknown model, prompt too long …).
             Unavailable: the host did not come back.
         """
-        start = len(self._record.token_ids)
-        now = self._clock.monotonic_seconds()
-        progress = _Progress(
-            secrets.token_hex(16), now, start, start + question.max_tokens, receipted=start
-        )
-        deadline = Deadline.after(self._resume_seconds, self._clock)
+        progress = self._progress = self._progress or self._begin(question)
+        start = progress.session_start
+        deadline = Deadline.after(patience_seconds, self._clock)
         while True:
             received = len(self._record.token_ids)
             try:
                 return await self._attempt(question, progress)
             except (Unavailable, Busy) as error:
                 if len(self._record.token_ids) > received:
-                    deadline = Deadline.after(self._resume_seconds, self._clock)
+                    deadline = Deadline.after(patience_seconds, self._clock)
                 if not deadline.remaining_seconds():
                     raise
                 progress.reconnects += 1
                 self._report(Reconnecting(error.message, len(self._record.token_ids) - start))
                 await asyncio.sleep(_pause_seconds(error, deadline))
 
-    async def close(self) -> pb.SessionState:
+    def _begin(self, question: Question) -> _Progress:
+        start = len(self._record.token_ids)
+        now = self._clock.monotonic_seconds()
+        return _Progress(
+            secrets.token_hex(16), now, start, start + question.max_tokens, receipted=start
+        )
+
+    async def close(self, *, patience_seconds: float) -> pb.SessionState:
         """Tell the host that the session is over; it claims, completes and refunds.
 
         Raises:
             Unavailable: the host did not come back; it will close by itself when idle.
         """
-        deadline = Deadline.after(self._resume_seconds, self._clock)
+        deadline = Deadline.after(patience_seconds, self._clock)
         was_lost = False
         while True:
             try:
@@ -264,4 +269,5 @@ def _generate(question: Question, record: SessionRecord, request_id: str) -> pb.
             temperature=question.temperature, top_p=question.top_p, seed=question.seed
         ),
         stop=question.stop,
+        continue_ids=question.continue_ids,
     )

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 
 from nodeapp.core.errors import NodeError, NotFound, Rejected, Unauthorised, Unavailable
-from nodeapp.core.ids import ModelId, PeerId
+from nodeapp.core.ids import Address, ModelId, PeerId
 from nodeapp.evm.contracts import Contracts
 from nodeapp.network.dht import ProviderInfo
 from nodeapp.network.host import Libp2pHost
@@ -42,6 +42,18 @@ class FoundHost:
     offer: ModelOffer
     address: str
     providers: int
+    answer_seconds: float
+    """How long it took to tell its offer, connecting included."""
+
+    @property
+    def wallet(self) -> Address:
+        """Who sells."""
+        return self.record.wallet
+
+    @property
+    def price_per_token(self) -> int:
+        """Base units per 1000 tokens."""
+        return self.offer.price_per_token
 
 
 class Discovery:
@@ -56,7 +68,7 @@ class Discovery:
         self._clock = clock
 
     async def find(self, model_id: ModelId, *, max_price: int) -> list[FoundHost]:
-        """Hosts that sell the model now, cheapest first; searched until one is found.
+        """Hosts that sell the model now; searched until one is found.
 
         Raises:
             NotFound: the registry does not list the model, or no host offers it in time.
@@ -72,7 +84,7 @@ class Discovery:
                     providers = await self._host.dht.find_providers(key)
                     found = await self._ask_all(providers, model_id, max_price, reasons)
                     if found:
-                        return sorted(found, key=lambda host: host.offer.price_per_token)
+                        return found
                     await asyncio.sleep(SEARCH_PAUSE_SECONDS)
         except TimeoutError as error:
             why = "; ".join(f"{peer}: {reason}" for peer, reason in reasons.items())
@@ -119,6 +131,7 @@ class Discovery:
     async def _ask(
         self, provider: ProviderInfo, model_id: ModelId, max_price: int, count: int
     ) -> FoundHost:
+        begun = self._clock.monotonic_seconds()
         address = await self._connect(provider)
         stream = await self._host.open_stream(provider.peer_id, [envelope.CAPABILITY_PROTOCOL])
         try:
@@ -134,7 +147,8 @@ class Discovery:
         record, offer = await self.check(reply.capability, provider.peer_id, model_id)
         if offer.price_per_token > max_price:
             raise Rejected(f"price {offer.price_per_token} is over the limit {max_price}")
-        return FoundHost(record, offer, address, count)
+        seconds = round(self._clock.monotonic_seconds() - begun, 4)
+        return FoundHost(record, offer, address, count, seconds)
 
     async def _connect(self, provider: ProviderInfo) -> str:
         failure: NodeError = Unavailable("provider record has no address")

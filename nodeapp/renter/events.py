@@ -72,6 +72,14 @@ class Reconnecting(RenterEvent, frozen=True):
     received_tokens: int
 
 
+class FailedOver(RenterEvent, frozen=True):
+    """The host is given up for this answer; another one goes on after the tokens received."""
+
+    reason: str
+    host: Address
+    received_tokens: int
+
+
 class AnswerEnded(RenterEvent, frozen=True):
     """All tokens received and acknowledged by a signed receipt."""
 
@@ -89,6 +97,8 @@ class AnswerEnded(RenterEvent, frozen=True):
     tokens_per_second: float
     """After the first token."""
     reconnects: int
+    hosts: int = 1
+    """How many hosts took part; speed and connection are those of the last one."""
 
 
 class SessionClosed(RenterEvent, frozen=True):
@@ -105,6 +115,7 @@ AnyEvent = (
     | AnswerStarted
     | TokensReceived
     | Reconnecting
+    | FailedOver
     | AnswerEnded
     | SessionClosed
 )

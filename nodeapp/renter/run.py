@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodeapp.core.errors import NotFound, PaymentRequired
-from nodeapp.core.ids import ModelId
+from nodeapp.core.errors import NotFound, Unavailable
+from nodeapp.core.ids import Address, ModelId
 from nodeapp.evm.accounts import Wallet, load_keystore
 from nodeapp.evm.contracts import Contracts, SessionStatus
 from nodeapp.evm.deployment import load_deployment
@@ -22,6 +22,7 @@ from nodeapp.renter.events import AnswerEnded, HostFound, Report, SessionClosed,
 from nodeapp.renter.payment import open_paid_session
 from nodeapp.renter.record import SessionHead, SessionRecord, newest_session
 from nodeapp.renter.settings import RenterSettings
+from nodeapp.renter.standing import Standings, ranked
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.clock import Clock, SystemClock
 from nodeapp.wire.capability import DHT_NAMESPACE
@@ -37,6 +38,7 @@ class Renter:
     host: Libp2pHost
     clock: Clock
     report: Report
+    standings: Standings
 
     @property
     def state_dir(self) -> Path:
@@ -44,14 +46,33 @@ class Renter:
         return Path(self.settings.state_dir)
 
     async def find_hosts(self, model_id: ModelId) -> list[FoundHost]:
-        """Checked hosts, cheapest first."""
+        """Checked hosts, best first."""
         discovery = Discovery(self.host, self.contracts, self.settings.bootstrap, self.clock)
-        return await discovery.find(model_id, max_price=self.settings.max_price_per_token)
+        found = await discovery.find(model_id, max_price=self.settings.max_price_per_token)
+        now = self.clock.unix_seconds()
+        return ranked(found, self.standings, self.settings.prefer, now)
 
-    async def pay(self, model_id: ModelId) -> SessionRecord:
-        """Find a host and open a paid session with it."""
+    async def others(self, model_id: ModelId, tried: Collection[Address]) -> list[FoundHost]:
+        """Hosts that were not tried yet, best first."""
+        try:
+            found = await self.find_hosts(model_id)
+        except (NotFound, Unavailable):
+            return []
+        return [host for host in found if host.wallet not in tried]
+
+    async def pay(
+        self, model_id: ModelId, *, avoid: Collection[Address] = frozenset()
+    ) -> SessionRecord:
+        """Find a host and open a paid session with it.
+
+        Raises:
+            NotFound: nobody but the hosts to avoid offers the model.
+        """
         begun = self.clock.monotonic_seconds()
-        found = (await self.find_hosts(model_id))[0]
+        choice = [host for host in await self.find_hosts(model_id) if host.wallet not in avoid]
+        if not choice:
+            raise NotFound(f"no other host offers model {model_id} now")
+        found = choice[0]
         self.report(
             HostFound(
                 peer_id=found.record.peer_id,
@@ -96,45 +117,19 @@ class Renter:
         return record if paid == known and record.head.model_id == model_id else None
 
     async def ask(self, record: SessionRecord, question: Question) -> AnswerEnded:
-        """One question on a paid session."""
-        return await self._asker(record).ask(question)
-
-    async def ask_on(
-        self, kept: SessionRecord | None, model_id: ModelId, question: Question
-    ) -> SessionRecord:
-        """One question, on a kept session while that is of use, else on a new one.
-
-        Raises:
-            PaymentRequired: the session ended inside the answer, which is not begun again.
-        """
-        if kept is not None:
-            before = len(kept.token_ids)
-            try:
-                await self.ask(kept, question)
-            except PaymentRequired:
-                # Used up, or being closed by the host although the chain has it active still.
-                if len(kept.token_ids) > before:
-                    raise
-            else:
-                return kept
-        record = await self.pay(model_id)
-        await self.ask(record, question)
-        return record
+        """One question on a paid session, of this host alone."""
+        asker = self.asker(record, self.report)
+        return await asker.ask(question, patience_seconds=self.settings.resume_seconds)
 
     async def close(self, record: SessionRecord) -> None:
         """Tell the host that the session is over."""
-        state = await self._asker(record).close()
+        asker = self.asker(record, self.report)
+        state = await asker.close(patience_seconds=self.settings.resume_seconds)
         self.report(SessionClosed(record.head.job_id, state.phase))
 
-    def _asker(self, record: SessionRecord) -> Asker:
-        return Asker(
-            self.host,
-            self.wallet,
-            record,
-            resume_seconds=self.settings.resume_seconds,
-            clock=self.clock,
-            report=self.report,
-        )
+    def asker(self, record: SessionRecord, report: Report) -> Asker:
+        """For one question on a paid session."""
+        return Asker(self.host, self.wallet, record, clock=self.clock, report=report)
 
 
 @asynccontextmanager
@@ -154,7 +149,8 @@ async def running_renter(settings: RenterSettings, report: Report) -> AsyncItera
         )
         died = asyncio.Event()
         async with Libp2pHost.running(network, on_death=lambda _reason: died.set()) as host:
-            yield Renter(settings, wallet, contracts, host, SystemClock(), report)
+            standings = await asyncio.to_thread(Standings.load, Path(settings.state_dir))
+            yield Renter(settings, wallet, contracts, host, SystemClock(), report, standings)
 
 
 @asynccontextmanager

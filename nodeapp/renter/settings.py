@@ -9,6 +9,7 @@ import msgspec
 import tomli
 
 from nodeapp.core.errors import InvalidRequest
+from nodeapp.renter.standing import Preference
 
 
 class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +37,12 @@ class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_duration_seconds: Annotated[int, msgspec.Meta(ge=60, le=365 * 86_400)] = 86_400
     resume_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 60.0
     """A lost host is called again for so long."""
+    failover_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 20.0
+    """A lost host is called again for so long while there is another one to go on with."""
+    max_hosts: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3
+    """Sessions paid for one answer at most, a kept one included."""
+    prefer: Preference = "balanced"
+    """Which host is taken first; see renter/standing.py."""
 
 
 def load_renter_settings(path: Path) -> RenterSettings:

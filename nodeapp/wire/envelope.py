@@ -34,6 +34,8 @@ MAX_TEMPERATURE = 4
 MAX_TOP_K = 4096
 MAX_SEED = (1 << 63) - 1
 """The three are what the engine takes: what passes here is not refused behind the reservation."""
+MAX_CONTINUE_IDS = 1 << 17
+MAX_TOKEN_ID = (1 << 31) - 1
 ROLES = frozenset({"system", "user", "assistant"})
 _HEX = frozenset("0123456789abcdef")
 
@@ -67,6 +69,7 @@ class GenerateCommand:
     max_tokens: int
     sampling: SamplingChoice
     stop: tuple[str, ...]
+    continue_ids: tuple[int, ...] = ()
 
 
 def encode(**body: object) -> bytes:
@@ -137,7 +140,17 @@ def check_generate(message: pb.Generate) -> GenerateCommand:
         max_tokens=message.max_tokens,
         sampling=_check_sampling(message.sampling),
         stop=tuple(message.stop),
+        continue_ids=_check_continue_ids(message),
     )
+
+
+def _check_continue_ids(message: pb.Generate) -> tuple[int, ...]:
+    ids = tuple(message.continue_ids)
+    if len(ids) > MAX_CONTINUE_IDS or max(ids, default=0) > MAX_TOKEN_ID:
+        raise InvalidRequest(
+            f"continue_ids allows {MAX_CONTINUE_IDS} ids of at most {MAX_TOKEN_ID}"
+        )
+    return ids
 
 
 def _check_sampling(choice: pb.Sampling) -> SamplingChoice:

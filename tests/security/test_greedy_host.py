@@ -29,7 +29,7 @@ HEAD = SessionHead(
 def asker(tmp_path):
     record = SessionRecord.create(tmp_path, HEAD)
     return Asker(
-        None, new_wallet(), record, resume_seconds=1, clock=SystemClock(), report=lambda _: None
+        None, new_wallet(), record, clock=SystemClock(), report=lambda _: None
     )
 
 
@@ -64,7 +64,7 @@ async def test_a_host_cannot_make_the_renter_sleep_for_days(asker, monkeypatch):
     monkeypatch.setattr(asker, "_attempt", refuse)
     async with asyncio.timeout(5):
         with pytest.raises(Busy):
-            await asker.ask(Question((("user", "hello"),), 10))
+            await asker.ask(Question((("user", "hello"),), 10), patience_seconds=1)
 
 
 def test_corruption_at_the_host_is_not_taken_for_our_own():
