@@ -16,12 +16,14 @@ from typing import Protocol
 from nodeapp.core.errors import Busy, Corrupt, NodeError, Unavailable
 from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.engine import Engine
-from nodeapp.inference.models import ModelFile
+from nodeapp.inference.model_store import BlobHold
+from nodeapp.inference.models import FileIdentity, ModelFile
 from nodeapp.service.logs import get_logger
 from nodeapp.wire.ipc_inference import ModelPhase, ModelState
 
 DRAIN_SECONDS = 30.0
 RETRY_SECONDS = 3.0
+LOOK_SECONDS = 30.0
 _log = get_logger(__name__)
 
 Report = Callable[[str], None]
@@ -29,12 +31,18 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A loaded model and the engine that answers with it; `detail` is one line for people."""
+    """A loaded model and the engine that answers with it.
+
+    `detail` is one line for people; `identity` is that of the file as it was checked; `hold`
+    keeps a file of the store from being removed.
+    """
 
     model: ModelFile
     card: ModelCard
     engine: Engine
     detail: str
+    identity: FileIdentity
+    hold: BlobHold | None = None
 
 
 class EngineProvider(Protocol):
@@ -68,13 +76,31 @@ class Loader(Protocol):
         """
         ...
 
+    async def look_again(self, served: Served) -> None:
+        """See that nobody writes into the file that is served.
+
+        Raises:
+            Corrupt: somebody did; its bytes are not the checked ones any more.
+        """
+        ...
+
 
 class ModelHost:
     """Owned by the inference process."""
 
-    def __init__(self, loader: Loader, *, drain_seconds: float = DRAIN_SECONDS) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        *,
+        remember: Callable[[ModelFile], None],
+        drain_seconds: float = DRAIN_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        """`remember` is told, in a thread, of every model that a change brought up."""
         self._loader = loader
+        self._remember = remember
         self._drain_seconds = drain_seconds
+        self._look_seconds = look_seconds
         self._served: Served | None = None
         self._phase: ModelPhase = "none"
         self._progress = "no model is loaded"
@@ -94,9 +120,10 @@ class ModelHost:
         """Make the changes that are asked for, until cancelled.
 
         Raises:
-            Corrupt: the decode thread of the serving engine ended by itself.
+            Corrupt: the decode thread of the serving engine ended by itself, or its file changed.
         """
         async with asyncio.TaskGroup() as watches:
+            watches.create_task(self._look_forever())
             if self._served is not None:
                 watches.create_task(_watch(self._served.engine))
             while True:
@@ -148,7 +175,13 @@ class ModelHost:
         """Free the model."""
         served, self._served = self._served, None
         if served is not None:
-            await served.engine.stop()
+            await _free(served)
+
+    async def _look_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            if self._served is not None:
+                await self._loader.look_again(self._served)
 
     async def _change(self, model: ModelFile | None) -> None:
         former = self._served
@@ -165,6 +198,8 @@ class ModelHost:
             await self._bring_up(model, card)
         except NodeError as error:
             await self._go_back(error, former)
+        else:
+            await asyncio.to_thread(self._remember, model)
 
     async def _bring_up(self, model: ModelFile, card: ModelCard) -> None:
         self._enter("loading", f"loading {model.file_name}")
@@ -192,7 +227,7 @@ class ModelHost:
         except TimeoutError:
             _log.warning("drain deadline passed", seconds=self._drain_seconds)
         self._served = None
-        await served.engine.stop()
+        await _free(served)
 
     def _failed(self, error: NodeError, former: Served | None) -> None:
         self._error = error.message
@@ -212,6 +247,12 @@ class ModelHost:
 
     def _report(self, progress: str) -> None:
         self._progress = progress
+
+
+async def _free(served: Served) -> None:
+    await served.engine.stop()
+    if served.hold is not None:
+        served.hold.close()
 
 
 async def _watch(engine: Engine) -> None:

@@ -46,6 +46,15 @@ class LoadOptions:
     gpu_layers: int
     decode_threads: int = 0
     """For a batch of one token, which waits for memory, not for cores; 0: as `threads`."""
+    check_tensors: bool = False
+    """Look at every weight for values that are none; reads the whole file."""
+
+
+def load_library() -> None:
+    """Map llama.cpp's libraries and start its backends; files may be out of reach later."""
+    import llama_cpp
+
+    llama_cpp.llama_backend_init()
 
 
 class NoRoom(Exception):
@@ -150,6 +159,7 @@ class LlamaModel:
         api = self._api
         model_parameters = api.llama_model_default_params()
         model_parameters.n_gpu_layers = options.gpu_layers
+        model_parameters.check_tensors = options.check_tensors
         self._model = api.llama_model_load_from_file(str(options.path).encode(), model_parameters)
         if not self._model:
             self._model = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from nodeapp.core.errors import Corrupt, NodeError, NotFound, Rejected
 from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.engine import Engine, EngineOptions
 from nodeapp.inference.gguf import read_header
@@ -14,12 +16,31 @@ from nodeapp.inference.gpu import GpuInventory, layers_that_fit
 from nodeapp.inference.host import Report, Served
 from nodeapp.inference.llama import LoadOptions
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.models import ModelFile, check_model
+from nodeapp.inference.model_store import ModelStore
+from nodeapp.inference.models import (
+    FileIdentity,
+    ModelFile,
+    check_model,
+    file_sha256,
+    identity_of,
+    require_same,
+)
+from nodeapp.inference.probe import Prober
 from nodeapp.service.clock import Clock
+from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import InferenceSettings
 
+_log = get_logger(__name__)
 _KV_BYTES_PER_TOKEN_AND_BLOCK = 4096
 """Upper guess for placement only: f16 keys and values of 1024 dimensions each."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderFiles:
+    """What is remembered of files: their digests, and what the sandboxed loader said of them."""
+
+    digests: Path
+    verdicts: Path
 
 
 class ModelLoader:
@@ -32,30 +53,81 @@ class ModelLoader:
         metrics: InferenceMetrics,
         clock: Clock,
         *,
-        digests: Path,
+        store: ModelStore,
+        files: LoaderFiles,
     ) -> None:
         self._settings = settings
         self._gpus = gpus
         self._metrics = metrics
         self._clock = clock
-        self._digests = digests
+        self._store = store
+        self._digests = files.digests
+        self._prober = Prober(files.verdicts)
 
     async def check(self, model: ModelFile, report: Report) -> ModelCard:
         """See host.Loader."""
         report(f"checking {model.path.name}")
-        return await asyncio.to_thread(check_model, model, self._digests)
+        card = await asyncio.to_thread(check_model, model, self._digests)
+        report(f"loading {model.path.name} in the sandbox first")
+        await self._prober.probe(model.path, card.sha256)
+        return card
 
     async def load(self, model: ModelFile, card: ModelCard, report: Report) -> Served:
         """See host.Loader."""
         report(f"loading {model.path.name}, {card.size_bytes >> 20} MiB")
-        load = await asyncio.to_thread(self._load_options, model.path)
+        hold = await asyncio.to_thread(self._store.hold, card.sha256) if model.name else None
+        try:
+            identity = await asyncio.to_thread(self._checked_identity, model, card)
+            load = await asyncio.to_thread(self._load_options, model.path)
+            engine = await self._engine(card, load)
+            try:
+                # llama.cpp opened the path itself: what it opened must be what was checked.
+                await asyncio.to_thread(require_same, model.path, identity)
+            except NodeError:
+                await engine.stop()
+                raise
+        except BaseException:
+            if hold is not None:
+                hold.close()
+            raise
+        if model.name:
+            used_at = int(self._clock.unix_seconds())
+            await asyncio.to_thread(self._store.change, model.name, used_at=used_at)
+        return Served(model, card, engine, _describe(card, engine, load), identity, hold)
+
+    async def look_again(self, served: Served) -> None:
+        """See host.Loader; a file whose bytes are still the same is taken as it is now."""
+        path = served.model.path
+        try:
+            await asyncio.to_thread(require_same, path, served.identity)
+        except NotFound as error:
+            # What is mapped stays; only the next load will miss it.
+            _log.warning("served model file is gone", error=error.message)
+        except Rejected:
+            found = await asyncio.to_thread(file_sha256, path, self._digests)
+            if found != served.card.sha256:
+                raise Corrupt(
+                    f"model file {path} changed while it is served: sha256 {found}, "
+                    f"verified was {served.card.sha256}"
+                ) from None
+
+    async def _engine(self, card: ModelCard, load: LoadOptions) -> Engine:
         engine = Engine(card, load, engine_options(self._settings), clock=self._clock)
         try:
             await engine.start(self._metrics)
         except BaseException:
             await engine.stop()
             raise
-        return Served(model, card, engine, _describe(card, engine, load))
+        return engine
+
+    def _checked_identity(self, model: ModelFile, card: ModelCard) -> FileIdentity:
+        """Of the file whose digest is the card's; hashes again only when it changed."""
+        identity = identity_of(model.path)
+        found = file_sha256(model.path, self._digests)
+        require_same(model.path, identity)
+        if found != card.sha256:
+            raise Rejected(f"model file {model.path} was replaced since it was verified")
+        return identity
 
     def _load_options(self, path: Path) -> LoadOptions:
         settings = self._settings

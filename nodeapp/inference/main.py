@@ -12,44 +12,48 @@ from aiohttp import web
 from nodeapp.inference.api import InferenceApi
 from nodeapp.inference.gpu import GpuInventory
 from nodeapp.inference.host import ModelHost
-from nodeapp.inference.loading import ModelLoader
+from nodeapp.inference.loading import LoaderFiles, ModelLoader
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.models import ModelFile
+from nodeapp.inference.model_desk import ModelChoice, ModelDesk, model_store, verdicts_file
 from nodeapp.inference.nvml import NvmlInventory
+from nodeapp.security.sandbox import (
+    ResourceLimits,
+    confine_files,
+    give_up_new_privileges,
+    limit_resources,
+)
 from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
-from nodeapp.service.settings import InferenceSettings
+from nodeapp.service.paths import resolve_paths
+from nodeapp.service.settings import InferenceSettings, Settings
 
 
 class InferenceProcess:
     """The Process of run_service."""
 
     def __init__(self, shell: Shell, settings: InferenceSettings, gpus: GpuInventory) -> None:
-        self._settings = settings
+        own = shell.paths.process_state("inference")
+        store = model_store(settings, shell.paths)
         loader = ModelLoader(
             settings,
             gpus,
             InferenceMetrics(shell.metrics),
             shell.clock,
-            digests=shell.paths.process_state("inference") / "digests.json",
+            store=store,
+            files=LoaderFiles(own / "digests.json", verdicts_file(shell.paths)),
         )
-        self._host = ModelHost(loader)
+        self._choice = ModelChoice(settings, store, own / "chosen.json")
+        self._host = ModelHost(loader, remember=self._choice.remember)
+        self._desk = ModelDesk(self._choice, self._host)
         self._api = InferenceApi(self._host)
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """See api.py."""
-        return self._api.routes()
+        """See api.py and model_desk.py."""
+        return [*self._api.routes(), *self._desk.routes()]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Check the file, load it, watch the decode thread."""
-        settings = self._settings
-        model = ModelFile(
-            Path(settings.model_path),
-            settings.model_sha256,
-            settings.model_repo,
-            settings.model_file,
-        )
-        await self._host.start(model)
+        await self._host.start(await asyncio.to_thread(self._choice.first))
         tasks.create_task(self._host.run())
 
     def readiness(self) -> str:
@@ -65,10 +69,28 @@ class InferenceProcess:
         await self._host.stop()
 
 
+def give_up_what_is_not_needed(settings: Settings) -> None:
+    """Write only here, connect nowhere, gain nothing: for when a model takes the process over.
+
+    Reading stays open: drivers and libraries lie in places that nobody can list beforehand.
+    """
+    paths = resolve_paths(settings.node)
+    store = model_store(settings.inference, paths)
+    verdicts = verdicts_file(paths).parent
+    own = paths.process_state("inference")
+    for directory in (paths.run, own, store.root, verdicts):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    limit_resources(ResourceLimits())
+    give_up_new_privileges()
+    devices = (Path("/dev"), Path("/proc"))
+    confine_files(readable=None, writable=(paths.run, own, store.root, verdicts, *devices))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until told to stop; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     settings = settings_from_arguments(given)
+    give_up_what_is_not_needed(settings)
 
     def build(shell: Shell) -> InferenceProcess:
         return InferenceProcess(shell, settings.inference, NvmlInventory())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound
+from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound, Rejected
 from nodeapp.core.model_card import ModelCard, model_id
 from nodeapp.inference.gguf import read_header
 
@@ -24,13 +24,25 @@ MAX_REMEMBERED = 256
 class ModelFile:
     """Which file is to be served and under which registry name.
 
-    `sha256`: lower-case hex expected, "" to accept whatever the file has.
+    `sha256`: lower-case hex expected, "" to accept whatever the file has. `name`: in the
+    catalogue, "" for a file that the settings name by its path.
     """
 
     path: Path
     sha256: str
     repo: str
     file_name: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Changes when a file is replaced or written to."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
 
 
 class _Remembered(msgspec.Struct, frozen=True):
@@ -39,6 +51,32 @@ class _Remembered(msgspec.Struct, frozen=True):
     size: int
     mtime_ns: int
     sha256: str
+
+
+def identity_of(path: Path) -> FileIdentity:
+    """Of the file that the path names now.
+
+    Raises:
+        NotFound: there is none.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise NotFound(f"model file {path} is gone: fetch it again") from error
+    return FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def require_same(path: Path, checked: FileIdentity) -> None:
+    """Nobody has touched the file since it was checked.
+
+    Raises:
+        Rejected: somebody has.
+    """
+    if identity_of(path) != checked:
+        raise Rejected(
+            f"model file {path} was changed after it was verified: "
+            "see who writes there, then load it again"
+        )
 
 
 def check_model(model: ModelFile, digests: Path) -> ModelCard:
@@ -52,6 +90,7 @@ def check_model(model: ModelFile, digests: Path) -> ModelCard:
         InvalidRequest: no path configured, or not a GGUF this node serves.
         NotFound: no such file.
         Corrupt: the bytes are not the ones expected.
+        Rejected: the file changed meanwhile.
     """
     if str(model.path) in ("", "."):
         raise InvalidRequest("inference.model_path is empty: name a GGUF file")
@@ -59,8 +98,10 @@ def check_model(model: ModelFile, digests: Path) -> ModelCard:
         raise NotFound(
             f"model file {model.path} does not exist: run `make setup` or set inference.model_path"
         )
+    before = identity_of(model.path)
     header = read_header(model.path)
     found = file_sha256(model.path, digests)
+    require_same(model.path, before)
     if model.sha256 and found != model.sha256.lower():
         raise Corrupt(
             f"model file {model.path} has sha256 {found}, expected {model.sha256.lower()}: "

@@ -8,7 +8,17 @@ from typing import Self
 
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.service.client import RpcClient
-from nodeapp.wire.ipc_inference import Event, Finished, GenerateRequest, Models, Produced, Started
+from nodeapp.wire.ipc import Empty
+from nodeapp.wire.ipc_inference import (
+    Event,
+    Finished,
+    GenerateRequest,
+    Models,
+    ModelState,
+    Produced,
+    Started,
+    UseModel,
+)
 
 GENERATE = "/v1/generate"
 MODELS = "/v1/models"
@@ -46,6 +56,33 @@ class InferenceClient:
         async with stream as events:
             async for event in events:
                 yield event
+
+    async def use_model(self, name: str, *, deadline_seconds: float = 10.0) -> ModelState:
+        """Ask for another model; returns at once, `model_state` tells how far it is.
+
+        Raises:
+            NotFound: not in the catalogue.
+            Busy: another change is under way.
+        """
+        return await self._rpc.call(
+            "/v1/models/load", UseModel(name), ModelState, deadline_seconds=deadline_seconds
+        )
+
+    async def unload_model(self, *, deadline_seconds: float = 10.0) -> ModelState:
+        """Ask to serve nothing; returns at once.
+
+        Raises:
+            Busy: another change is under way.
+        """
+        return await self._rpc.call(
+            "/v1/models/unload", Empty(), ModelState, deadline_seconds=deadline_seconds
+        )
+
+    async def model_state(self, *, deadline_seconds: float = 5.0) -> ModelState:
+        """What is served, or happens."""
+        return await self._rpc.get(
+            "/v1/models/state", ModelState, deadline_seconds=deadline_seconds
+        )
 
     async def models(self, *, deadline_seconds: float = 5.0) -> Models:
         """The models this process serves."""

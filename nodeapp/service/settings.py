@@ -71,11 +71,19 @@ class ChainSettings(Section, frozen=True):
 class InferenceSettings(Section, frozen=True):
     """[inference]: one model on one backend."""
 
+    model: str = ""
+    """Name in the catalogue (`fabstir-node model list`); used when model_path is empty."""
     model_path: str = ""
     model_sha256: str = ""
     model_repo: str = "bartowski/SmolLM2-135M-Instruct-GGUF"
     model_file: str = "SmolLM2-135M-Instruct-Q4_1.gguf"
-    """repo + "/" + file is what the model registry hashes to the model id."""
+    """repo + "/" + file is what the model registry hashes to the model id; for model_path."""
+    store_dir: str = ""
+    """Where `fabstir-node model` keeps files; empty: <state_dir>/models."""
+    store_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Bound of all kept files; the ones used longest ago make room. 0: only the disk's."""
+    hub_url: str = ""
+    """Base address for `fabstir-node model add hub:…`; none is built in."""
     context_length: Annotated[int, msgspec.Meta(ge=256, le=1_048_576)] = 4096
     """Tokens per request, prompt and answer together."""
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4

@@ -179,9 +179,9 @@ ModelPhase = Literal["none", "checking", "draining", "loading", "serving"]
 
 
 class UseModel(Message, frozen=True):
-    """Serve a model of the catalogue instead of the one that is loaded."""
+    """Serve a model of the catalogue instead of the one that is loaded; "": the configured one."""
 
-    name: Name
+    name: Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class ModelState(Message, frozen=True):
