@@ -152,7 +152,8 @@ class ListingWatch:
         self._stake = metrics.gauge("listing_stake_fab", "staked FAB, whole units")
         self.listing: Listing | None = None
         self.findings: tuple[str, ...] = ()
-        self.version = 0
+        # Other than in the life before: who waits for a change may have missed one.
+        self.version = int(clock.unix_seconds() * 1000)
 
     async def step(self, block: BlockNumber) -> None:
         """Look whether the listing changed up to this confirmed block.

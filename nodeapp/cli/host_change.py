@@ -216,12 +216,11 @@ def _is_off_sale(item: ModelPrice, overrides: Overrides) -> bool:
 def _fab(text: str) -> Decimal:
     try:
         amount = Decimal(text)
-        is_right = 0 <= amount <= MAX_STAKE_FAB and amount * FAB_UNIT % 1 == 0
-    except InvalidOperation:
-        is_right = False
-    if not is_right:
-        raise InvalidRequest(f"stake {text!r} is not an amount of FAB")
-    return amount
+        if 0 <= amount <= MAX_STAKE_FAB and amount * FAB_UNIT % 1 == 0:
+            return amount
+    except InvalidOperation as error:
+        raise InvalidRequest(f"stake {text!r} is not a number") from error
+    raise InvalidRequest(f"stake {text} FAB is not possible: 0 to {MAX_STAKE_FAB}, 18 decimals")
 
 
 def confirm(consent: Consent, question: str) -> None:

@@ -20,6 +20,7 @@ from nodeapp.p2p.offer import Offer, OfferBook
 from nodeapp.p2p.relay import RelaySettings
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.rpc.inference import InferenceClient
+from nodeapp.rpc.listing import ListingClient
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
@@ -33,6 +34,8 @@ from nodeapp.wire.provider_key import any_host_key, provider_key
 ANNOUNCE_RETRY_SECONDS = 5.0
 ANNOUNCE_REST_SECONDS = 15.0
 """Between two announcements, however many renters come and go meanwhile."""
+LISTING_WAIT_SECONDS = 25.0
+"""How long one question after the listing's version stays open."""
 _log = get_logger(__name__)
 
 
@@ -43,6 +46,7 @@ class P2pNode:
         self._shell = shell
         self._settings = settings
         self._chain = ChainClient(shell.paths.socket("chain"))
+        self._listing = ListingClient(shell.paths.socket("chain"))
         self._inference = InferenceClient(shell.paths.socket("inference"))
         self._offers = OfferBook(settings, self._chain, self._inference, shell.clock)
         self._admission = Admission(
@@ -63,6 +67,7 @@ class P2pNode:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Ready when renters can be served; announcing goes on in the background."""
         await self._resources.enter_async_context(self._chain)
+        await self._resources.enter_async_context(self._listing)
         await self._resources.enter_async_context(self._inference)
         network = NetworkSettings(
             identity_path=self._shell.paths.process_state("p2p") / "identity.key",
@@ -78,6 +83,7 @@ class P2pNode:
         host.set_handler(envelope.CAPABILITY_PROTOCOL, self._serve_capability)
         self._waits_for = ""
         tasks.create_task(self._announce(host))
+        tasks.create_task(self._follow_listing(host))
 
     def readiness(self) -> str:
         """What is served or waited for."""
@@ -144,6 +150,23 @@ class P2pNode:
             await host.peers_changed(host.connected_peers(), pause)
             if pause != ANNOUNCE_RETRY_SECONDS:
                 await asyncio.sleep(rest - asyncio.get_running_loop().time())
+
+    async def _follow_listing(self, host: Libp2pHost) -> None:
+        """A price or a model that changed on chain is offered at once, not an hour later."""
+        known = 0
+        while True:
+            try:
+                version = await self._listing.version(known, wait_seconds=LISTING_WAIT_SECONDS)
+                if version != known:
+                    known = version
+                    self._offers.renew()
+                    offer = await self._offer(host)
+                    await self._provide(host, offer)
+                    await self._publish(host, offer)
+            except NodeError as error:
+                # Not sold any more, or chain restarts: who asks now is told the same.
+                _log.warning("listing cannot be offered", code=error.code, error=error.message)
+                await asyncio.sleep(ANNOUNCE_RETRY_SECONDS)
 
     async def _provide(self, host: Libp2pHost, offer: Offer) -> bool:
         chain_id = offer.record.chain_id

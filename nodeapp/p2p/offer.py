@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nodeapp.core.errors import InvalidRequest
+from nodeapp.core.errors import InvalidRequest, NodeError
 from nodeapp.core.ids import PeerId
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.rpc.inference import InferenceClient
@@ -47,6 +47,7 @@ class OfferBook:
         self._inference = inference
         self._clock = clock
         self._current: Offer | None = None
+        self._is_stale = True
 
     async def current(self, peer_id: PeerId, addresses: tuple[str, ...], sign: PeerSigner) -> Offer:
         """The record to hand out now; made again at half its life or at new addresses.
@@ -58,9 +59,20 @@ class OfferBook:
         now = int(self._clock.unix_seconds())
         half = self._settings.record_ttl_seconds / 2
         known = self._current
-        if known is None or known.record.not_after - now < half or _moved(known, addresses):
-            known = self._current = await self._make(peer_id, addresses, now, sign)
+        is_old = known is None or known.record.not_after - now < half or _moved(known, addresses)
+        if known is None or self._is_stale or is_old:
+            # Cleared before asking: what changes meanwhile makes it stale again.
+            self._is_stale = False
+            try:
+                known = self._current = await self._make(peer_id, addresses, now, sign)
+            except NodeError:
+                self._is_stale = True
+                raise
         return known
+
+    def renew(self) -> None:
+        """What is known is out of date: the next question makes a new record."""
+        self._is_stale = True
 
     async def _make(
         self, peer_id: PeerId, addresses: tuple[str, ...], now: int, sign: PeerSigner
@@ -79,14 +91,14 @@ class OfferBook:
             models=tuple(offer for model in models if (offer := _offer(model, host))),
             free_slots=self._settings.max_requests_per_peer,
             proof_mode=PROOF_MODE,
-            sequence=now,
+            sequence=max(now, self._current.record.sequence + 1 if self._current else 0),
             not_after=now + int(self._settings.record_ttl_seconds),
         )
         if not record.models:
             loaded = ", ".join(model.model_id for model in models)
             raise InvalidRequest(
                 f"model {loaded} has no price on chain for {host.address};"
-                " register the host with this model and set its price"
+                " register the host with this model and set its price: `fabstir-node host register`"
             )
         encoded = encode_record(record)
         signature = await self._chain.sign_record(encoded)

@@ -131,3 +131,29 @@ async def test_an_engine_that_is_down_is_asked_again_next_time(ends):
         await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
     ends[1].is_down = False
     assert (await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)).record.models
+
+
+async def test_a_changed_listing_is_offered_at_once_under_a_higher_sequence(ends):
+    chain, _, _ = ends
+    offers = book(ends)
+    first = await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
+    chain.prices = {MODEL: 3000}
+    assert await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign) is first
+    offers.renew()
+    second = await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
+    assert second.record.models[0].price_per_token == 3000
+    assert second.record.sequence > first.record.sequence
+    assert await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign) is second
+
+
+async def test_a_listing_that_is_gone_stays_refused_until_it_is_back(ends):
+    chain, _, _ = ends
+    offers = book(ends)
+    await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
+    chain.prices = {}
+    offers.renew()
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="host register"):
+            await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
+    chain.prices = {MODEL: 2000}
+    await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
