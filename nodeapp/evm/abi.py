@@ -18,8 +18,9 @@ from eth_utils.abi import collapse_if_tuple
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
-from nodeapp.core.errors import Corrupt, InvalidRequest
+from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.ids import Address
+from nodeapp.evm.errors import WrongShape
 
 ERROR_STRING = bytes.fromhex("08c379a0")
 PANIC = bytes.fromhex("4e487b71")
@@ -59,12 +60,12 @@ class FunctionAbi:
         """Values of an `eth_call` answer.
 
         Raises:
-            Corrupt: the answer does not fit, so another contract stands at the address.
+            WrongShape: the answer does not fit: a broken endpoint, or another contract.
         """
         try:
             return decode(self.outputs, answer)
         except (DecodingError, OverflowError) as error:
-            raise Corrupt(
+            raise WrongShape(
                 f"{self.name} answered {len(answer)} bytes that are no {self.outputs}: "
                 "is the deployment file right"
             ) from error
@@ -83,7 +84,7 @@ class EventAbi:
         """Parameter values by name.
 
         Raises:
-            Corrupt: the log does not fit the event.
+            WrongShape: the log does not fit the event.
         """
         try:
             values = {
@@ -92,7 +93,7 @@ class EventAbi:
             }
             plain = decode([kind for _, kind in self.plain], data)
         except (DecodingError, ValueError) as error:
-            raise Corrupt(f"log does not fit event {self.name}: {error}") from error
+            raise WrongShape(f"log does not fit event {self.name}: {error}") from error
         values.update(zip([name for name, _ in self.plain], plain, strict=True))
         return values
 

@@ -18,6 +18,7 @@ from nodeapp.evm.calls import model_bytes
 from nodeapp.evm.deployment import Deployment
 from nodeapp.evm.errors import Reverted
 from nodeapp.evm.provider import BlockTag, Provider, block_parameter
+from nodeapp.evm.rpc import as_bytes
 
 _ASSET = load_abi("Erc20")
 _NODES = load_abi("NodeRegistry")
@@ -408,7 +409,14 @@ class Contracts:
     ) -> tuple[Any, ...]:
         entry = abi.functions[function]
         call = {"to": to, "data": "0x" + entry.encode(arguments).hex()}
-        answer = await self.provider.request(
-            "eth_call", [call, block_parameter(block)], subject=function
+
+        def decode(answer: object) -> tuple[Any, ...]:
+            return entry.decode(as_bytes(answer))
+
+        return await self.provider.call(
+            "eth_call",
+            [call, block_parameter(block)],
+            decode,
+            subject=function,
+            needs_block=block,
         )
-        return entry.decode(bytes.fromhex(answer[2:]))

@@ -15,10 +15,8 @@ from nodeapp.core.ids import Address, JobId, ModelId, TxHash
 from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken, Tokens
 from nodeapp.evm.abi import EventAbi, checksum, load_abi
 from nodeapp.evm.deployment import Deployment
-from nodeapp.evm.provider import Provider, quantity
+from nodeapp.evm.provider import Provider
 
-MAX_BLOCK_SPAN = 2000
-"""Blocks per `eth_getLogs`; public endpoints refuse more."""
 _EVENTS = load_abi("JobMarketplace").events
 _REGISTRY_EVENTS = load_abi("NodeRegistry").events
 
@@ -443,13 +441,7 @@ class MarketplaceEvents:
         filters: Sequence[list[object]],
     ) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = []
-        for first in range(from_block, to_block + 1, MAX_BLOCK_SPAN):
-            span = {
-                "address": contracts,
-                "fromBlock": quantity(first),
-                "toBlock": quantity(min(first + MAX_BLOCK_SPAN - 1, to_block)),
-            }
-            for topics in filters:
-                query = {**span, "topics": topics}
-                found.extend(await self._provider.request("eth_getLogs", [query]))
+        for topics in filters:
+            query = {"address": contracts, "topics": topics}
+            found.extend(await self._provider.logs(query, from_block, to_block))
         return found

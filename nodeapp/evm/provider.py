@@ -1,121 +1,82 @@
 """JSON-RPC to an ordered list of endpoints with failover.
 
-Every endpoint is asked for its chain id before its first answer counts. An endpoint that cannot be
-reached rests for a while; the list's order is the preference. Errors name host and port only: an
-RPC address may carry a secret in its path.
+The list's order is the preference; latency, errors and rests after failures decide who is asked
+now. An endpoint that does not have a block yet is not asked about it: its empty answer would look
+like the truth. What belongs together is read through `pinned_to` from one endpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
-from urllib.parse import urlsplit
-
-import aiohttp
-from web3 import AsyncHTTPProvider
-from web3.exceptions import Web3Exception
-from web3.types import RPCEndpoint
+from typing import Any, Self, TypeVar
 
 from nodeapp.core.errors import InvalidRequest, Rejected, Unavailable
 from nodeapp.core.ids import Address
-from nodeapp.core.units import BlockNumber, BlockTime, Wei
-from nodeapp.evm.abi import revert_reason
-from nodeapp.evm.errors import Reverted
+from nodeapp.core.units import BlockNumber, Wei
+from nodeapp.evm.endpoint import LARGEST_LOG_SPAN, NO_BLOCK, Endpoint, LogsTooLarge, WrongChain
+from nodeapp.evm.errors import Reverted, WrongShape
+from nodeapp.evm.rpc import (
+    Block,
+    BlockTag,
+    Decode,
+    Decoded,
+    Request,
+    RpcAnswer,
+    RpcFailure,
+    as_any,
+    as_block,
+    as_logs,
+    as_quantity,
+    block_parameter,
+    quantity,
+)
 
-REST_SECONDS = 15.0
-LIMIT_EXCEEDED = -32005
-BlockTag = BlockNumber | str
-"""A number, or "latest", "pending", "safe", "finalized", "earliest"."""
+__all__ = ["Block", "BlockTag", "Provider", "RpcAnswer", "block_parameter", "quantity"]
 
-
-@dataclass(frozen=True, slots=True)
-class RpcFailure:
-    """The `error` of a JSON-RPC answer; `reason` is the revert string, None if it is no revert."""
-
-    code: int
-    message: str
-    reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RpcAnswer:
-    """Either a result or a failure that the endpoint stated."""
-
-    result: Any
-    failure: RpcFailure | None
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A block header; `base_fee` is wei per gas, 0 before EIP-1559."""
-
-    number: BlockNumber
-    hash: str
-    parent_hash: str
-    timestamp: BlockTime
-    base_fee: Wei
-
-
-@dataclass(slots=True)
-class _Endpoint:
-    name: str
-    http: AsyncHTTPProvider
-    verified: bool = False
-    rests_until: float = 0.0
-
-
-def quantity(value: int) -> str:
-    """An integer as JSON-RPC writes it."""
-    return hex(value)
-
-
-def block_parameter(tag: BlockTag) -> str:
-    """A block number or tag as a JSON-RPC parameter."""
-    return tag if isinstance(tag, str) else hex(tag)
-
-
-def _name(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise InvalidRequest(f"rpc address with scheme {parts.scheme!r} is not http or https")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def _failure(error: object) -> RpcFailure:
-    fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": str(error)}
-    code = fields.get("code", 0)
-    message = str(fields.get("message", "no message"))[:500]
-    return RpcFailure(
-        code=code if isinstance(code, int) else 0,
-        message=message,
-        reason=revert_reason(message, fields.get("data")),
-    )
+BATCH_SIZE = 50
+"""Blocks asked for in one batch."""
+_NEWEST = frozenset({"latest", "pending"})
+Found = TypeVar("Found")
 
 
 class Provider:
     """One chain behind one or more RPC addresses."""
 
     def __init__(
-        self, urls: Sequence[str], *, chain_id: int, call_timeout_seconds: float = 10.0
+        self,
+        urls: Sequence[str],
+        *,
+        chain_id: int,
+        call_timeout_seconds: float = 10.0,
+        requests_per_second: float = 0.0,
     ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            urls: http and https addresses, the preferred one first.
+            chain_id: what every endpoint must serve.
+            call_timeout_seconds: for one request to one endpoint.
+            requests_per_second: most for one endpoint, 0 = no limit; never for loopback.
+
+        Raises:
+            InvalidRequest: no address, or not one of http or https.
+        """
         if not urls:
             raise InvalidRequest("no rpc address is configured")
         self.chain_id = chain_id
-        self._timeout_seconds = call_timeout_seconds
-        self._endpoints = tuple(
-            _Endpoint(
-                _name(url),
-                AsyncHTTPProvider(
-                    url,
-                    request_kwargs={"timeout": aiohttp.ClientTimeout(total=call_timeout_seconds)},
-                    exception_retry_configuration=None,
-                ),
+        self.endpoints = tuple(
+            Endpoint(
+                url,
+                chain_id=chain_id,
+                call_timeout_seconds=call_timeout_seconds,
+                requests_per_second=requests_per_second,
             )
             for url in urls
         )
+        self._current: Endpoint | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -130,111 +91,324 @@ class Provider:
 
     async def close(self) -> None:
         """Close every connection."""
-        for endpoint in self._endpoints:
-            await endpoint.http.disconnect()
+        for endpoint in self.endpoints:
+            await endpoint.close()
 
-    async def ask(self, method: str, params: Sequence[object]) -> RpcAnswer:
-        """One JSON-RPC request, to the first endpoint that answers.
+    def pinned_to(self, endpoints: Iterable[Endpoint]) -> Provider:
+        """The same chain read through some of the endpoints only; close it with the whole."""
+        some = copy.copy(self)
+        some.endpoints = tuple(endpoints)
+        return some
 
-        Raises:
-            Unavailable: no endpoint answered.
-            Rejected: an endpoint serves another chain.
+    def available(self) -> tuple[Endpoint, ...]:
+        """Endpoints to ask now, best first.
+
+        One that rests comes only when all do, and not before the time that it asked for itself.
         """
         now = asyncio.get_running_loop().time()
-        troubles: list[str] = []
-        for endpoint in sorted(self._endpoints, key=lambda e: e.rests_until > now):
-            try:
-                async with asyncio.timeout(self._timeout_seconds):
-                    await self._verify(endpoint)
-                    answer = await self._post(endpoint, method, params)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, Web3Exception) as error:
-                endpoint.rests_until = asyncio.get_running_loop().time() + REST_SECONDS
-                troubles.append(f"{endpoint.name} ({_describe(error)})")
-                continue
-            if answer.failure is not None and answer.failure.code == LIMIT_EXCEEDED:
-                troubles.append(f"{endpoint.name} ({answer.failure.message})")
-                continue
-            endpoint.rests_until = 0.0
-            return answer
-        raise Unavailable(f"no rpc endpoint answered {method}: {'; '.join(troubles)}")
+        awake = [e for e in self.endpoints if not e.health.is_resting(now)]
+        if awake:
+            return tuple(sorted(awake, key=self._cost))
+        free = [e for e in self.endpoints if not e.must_rest(now)]
+        return tuple(sorted(free, key=lambda e: e.health.rests_until))
 
-    async def request(self, method: str, params: Sequence[object], *, subject: str = "") -> Any:  # noqa: ANN401 (JSON; each caller names its type)
-        """The JSON result of one request.
+    async def ask(
+        self, method: str, params: Sequence[object], *, needs_block: BlockTag | None = None
+    ) -> RpcAnswer:
+        """One JSON-RPC request, to the first endpoint that answers.
 
         Args:
             method: JSON-RPC method.
             params: its parameters, JSON values.
+            needs_block: a block that the endpoint must have, None or a tag if any will do.
+
+        Raises:
+            Unavailable: no endpoint answered.
+            WrongChain: every endpoint serves another chain.
+        """
+        return await self._ask(Request(method, tuple(params)), as_any, needs_block)
+
+    async def call(
+        self,
+        method: str,
+        params: Sequence[object],
+        decode: Decode[Decoded],
+        *,
+        subject: str = "",
+        needs_block: BlockTag | None = None,
+    ) -> Decoded:
+        """The decoded result of one request; an answer of the wrong shape is not taken.
+
+        Args:
+            method: JSON-RPC method.
+            params: its parameters, JSON values.
+            decode: raises WrongShape for what the method never answers.
             subject: what to name in a revert; the method itself if empty.
+            needs_block: a block that the endpoint must have.
 
         Raises:
             Reverted: a contract refused.
-            Rejected: the endpoint refused, or serves another chain.
+            Rejected: the endpoint refused.
+            WrongChain: every endpoint serves another chain.
             Unavailable: no endpoint answered.
         """
-        answer = await self.ask(method, params)
+        answer = await self._ask(Request(method, tuple(params)), decode, needs_block)
         failure = answer.failure
-        if failure is None:
-            return answer.result
-        if failure.reason is not None:
-            raise Reverted(subject or method, failure.reason)
-        raise Rejected(f"{subject or method} refused: {failure.message}")
+        if failure is not None:
+            raise _refused(subject or method, failure)
+        result: Decoded = answer.result
+        return result
+
+    async def request(
+        self,
+        method: str,
+        params: Sequence[object],
+        *,
+        subject: str = "",
+        needs_block: BlockTag | None = None,
+    ) -> Any:  # noqa: ANN401 (JSON; each caller names its type)
+        """`call` with the JSON result as it came."""
+        return await self.call(method, params, as_any, subject=subject, needs_block=needs_block)
+
+    async def find(self, method: str, params: Sequence[object]) -> Any:  # noqa: ANN401 (JSON)
+        """The first result that is not null; null only when every endpoint says so.
+
+        For what one endpoint may not have heard of yet: transactions and receipts.
+
+        Raises:
+            Rejected: an endpoint refused.
+            Unavailable: no endpoint answered.
+        """
+        request = Request(method, tuple(params))
+
+        async def some(endpoint: Endpoint) -> RpcAnswer | None:
+            answer = await self._read(endpoint, request, as_any)
+            return None if answer.failure is None and answer.result is None else answer
+
+        answer = await self._first(method, None, some)
+        if answer is None:
+            return None
+        if answer.failure is not None:
+            raise _refused(method, answer.failure)
+        return answer.result
 
     async def block(self, tag: BlockTag = "latest") -> Block:
-        """A header; Unavailable when the endpoint does not have the block (yet)."""
-        found = await self.request("eth_getBlockByNumber", [block_parameter(tag), False])
+        """A header; Unavailable when no endpoint has the block (yet)."""
+
+        async def read(endpoint: Endpoint) -> Block | None:
+            return await read_block(endpoint, tag)
+
+        found = await self._first("eth_getBlockByNumber", tag, read)
         if found is None:
             raise Unavailable(f"block {tag} is not known to the rpc endpoint")
-        return Block(
-            number=BlockNumber(int(found["number"], 16)),
-            hash=str(found["hash"]),
-            parent_hash=str(found["parentHash"]),
-            timestamp=BlockTime(int(found["timestamp"], 16)),
-            base_fee=Wei(int(found.get("baseFeePerGas") or "0x0", 16)),
-        )
+        return found
+
+    async def blocks(self, numbers: Iterable[BlockNumber]) -> Mapping[BlockNumber, Block]:
+        """Headers of many blocks, by batches where the endpoint does them.
+
+        Raises:
+            Unavailable: no endpoint answered, or one of the blocks is not known.
+        """
+        wanted = sorted(set(numbers))
+        found: dict[BlockNumber, Block] = {}
+        for start in range(0, len(wanted), BATCH_SIZE):
+            part = wanted[start : start + BATCH_SIZE]
+
+            async def read(
+                endpoint: Endpoint, part: Sequence[BlockNumber] = part
+            ) -> list[Block] | None:
+                return await _read_blocks(endpoint, part)
+
+            headers = await self._first("eth_getBlockByNumber", part[-1], read)
+            if headers is None:
+                raise Unavailable(
+                    f"not every block of {part[0]} to {part[-1]} is known to the rpc endpoint"
+                )
+            found |= {block.number: block for block in headers}
+        return found
+
+    async def logs(
+        self, query: Mapping[str, object], first: BlockNumber, last: BlockNumber
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Raw logs of the blocks `first` to `last`, both included, in chain order, each once.
+
+        Asked for in ranges; an endpoint that calls a range too large is asked for half of it
+        from then on, and for more again while that goes well.
+
+        Args:
+            query: address and topics of `eth_getLogs`.
+            first: first block.
+            last: last block; an endpoint that does not have it is not asked.
+
+        Raises:
+            Unavailable: no endpoint answered.
+        """
+
+        async def read(endpoint: Endpoint) -> tuple[Mapping[str, Any], ...]:
+            return tuple([log async for log in _read_logs(endpoint, query, first, last)])
+
+        return (await self._first("eth_getLogs", last, read) or ()) if first <= last else ()
 
     async def block_number(self) -> BlockNumber:
         """Number of the newest block."""
-        return BlockNumber(int(await self.request("eth_blockNumber", []), 16))
+        return BlockNumber(await self.call("eth_blockNumber", [], as_quantity))
 
     async def native_balance(self, address: Address, block: BlockTag = "latest") -> Wei:
         """Native coin of an account, wei."""
-        return Wei(int(await self.request("eth_getBalance", [address, block_parameter(block)]), 16))
+        params = [address, block_parameter(block)]
+        return Wei(await self.call("eth_getBalance", params, as_quantity, needs_block=block))
 
     async def has_code(self, address: Address) -> bool:
         """Whether a contract stands at the address."""
         return str(await self.request("eth_getCode", [address, "latest"])) != "0x"
 
-    async def _verify(self, endpoint: _Endpoint) -> None:
-        if endpoint.verified:
-            return
-        answer = await self._post(endpoint, "eth_chainId", [])
-        if answer.failure is not None:
-            raise aiohttp.ClientPayloadError(answer.failure.message)
-        served = int(answer.result, 16)
-        if served != self.chain_id:
-            raise Rejected(
-                f"rpc endpoint {endpoint.name} serves chain id {served}, expected {self.chain_id}"
-            )
-        endpoint.verified = True
+    async def _ask(
+        self, request: Request, decode: Decode[Any], needs_block: BlockTag | None
+    ) -> RpcAnswer:
+        async def read(endpoint: Endpoint) -> RpcAnswer:
+            return await self._read(endpoint, request, decode)
+
+        found = await self._first(request.method, needs_block, read)
+        # _first gives None only when `read` did.
+        return found or RpcAnswer(None, None)
 
     @staticmethod
-    async def _post(endpoint: _Endpoint, method: str, params: Sequence[object]) -> RpcAnswer:
-        answer = await endpoint.http.make_request(RPCEndpoint(method), list(params))
-        fields = cast("Mapping[str, Any]", answer)
-        if "error" in fields:
-            return RpcAnswer(None, _failure(fields["error"]))
-        if "result" not in fields:
-            raise ValueError("answer without result")
-        return RpcAnswer(fields["result"], None)
+    async def _read(endpoint: Endpoint, request: Request, decode: Decode[Any]) -> RpcAnswer:
+        found = await endpoint.read(request, decode)
+        return found if isinstance(found, RpcAnswer) else RpcAnswer(found, None)
+
+    async def _first(
+        self,
+        method: str,
+        needs_block: BlockTag | None,
+        read: Callable[[Endpoint], Awaitable[Found | None]],
+    ) -> Found | None:
+        """What the first endpoint has; None when those that answered have nothing."""
+        troubles: list[str] = []
+        strangers: list[WrongChain] = []
+        has_answered = False
+        for endpoint in self.available():
+            try:
+                found = await _read_if_there(endpoint, needs_block, read)
+            except WrongChain as error:
+                strangers.append(error)
+            except (Unavailable, LogsTooLarge) as error:
+                troubles.append(f"{endpoint.name} ({error.message})")
+            else:
+                if found is not None:
+                    self._current = endpoint
+                    return found
+                has_answered = True
+        if has_answered:
+            return None
+        if len(strangers) == len(self.endpoints):
+            raise strangers[0]
+        troubles += [stranger.message for stranger in strangers]
+        raise Unavailable(f"no rpc endpoint answered {method}: {self._all(troubles)}")
+
+    def _all(self, troubles: Sequence[str]) -> str:
+        return "; ".join(troubles) or "; ".join(
+            f"{endpoint.name} (rests: {endpoint.note})" for endpoint in self.endpoints
+        )
+
+    def _cost(self, endpoint: Endpoint) -> float:
+        place = self.endpoints.index(endpoint)
+        return endpoint.health.cost(place, is_current=endpoint is self._current)
 
 
-def _describe(error: Exception) -> str:
-    match error:
-        case TimeoutError():
-            return "timed out"
-        case aiohttp.ClientResponseError():
-            return f"http status {error.status}"
-        case aiohttp.ClientConnectorError():
-            return f"cannot connect: {error.os_error.strerror}"
-        case _:
-            return type(error).__name__
+def _refused(subject: str, failure: RpcFailure) -> Rejected:
+    if failure.reason is not None:
+        return Reverted(subject, failure.reason)
+    return Rejected(f"{subject} refused: {failure.message}")
+
+
+async def _read_if_there(
+    endpoint: Endpoint,
+    needs_block: BlockTag | None,
+    read: Callable[[Endpoint], Awaitable[Found | None]],
+) -> Found | None:
+    if isinstance(needs_block, int) and endpoint.head < needs_block:
+        head = await endpoint.refresh_head()
+        if head < needs_block:
+            raise Unavailable(f"is at block {head}, asked about block {needs_block}")
+    return await read(endpoint)
+
+
+async def read_block(endpoint: Endpoint, tag: BlockTag = "latest") -> Block | None:
+    """A header as one endpoint tells it; None when it does not have the block.
+
+    Raises:
+        WrongChain: it serves another chain.
+        Unavailable: no answer that can be used.
+    """
+    request = _block_request(tag)
+    found = await endpoint.read(request, as_block)
+    if isinstance(found, RpcAnswer):
+        raise Unavailable(found.failure.message if found.failure else "no answer")
+    if tag in _NEWEST:
+        endpoint.saw(found)
+    elif found is not None and isinstance(tag, int) and found.number != tag:
+        endpoint.fail(f"asked for block {tag}, told block {found.number}")
+        raise WrongShape(endpoint.note)
+    return found
+
+
+async def _read_blocks(endpoint: Endpoint, numbers: Sequence[BlockNumber]) -> list[Block] | None:
+    requests = [_block_request(number) for number in numbers]
+    blocks: list[Block] = []
+    for number, request, answer in zip(
+        numbers, requests, await endpoint.ask(requests), strict=True
+    ):
+        found = endpoint.judge(request, answer, as_block)
+        if not isinstance(found, Block):
+            return None
+        if found.number != number:
+            endpoint.fail(f"asked for block {number}, told block {found.number}")
+            raise WrongShape(endpoint.note)
+        blocks.append(found)
+    return blocks
+
+
+async def _read_logs(
+    endpoint: Endpoint, query: Mapping[str, object], first: int, last: int
+) -> AsyncIterator[Mapping[str, Any]]:
+    while first <= last:
+        span = endpoint.log_span
+        until = min(last, first + span - 1)
+        try:
+            part = await _read_log_range(endpoint, query, first, until)
+        except LogsTooLarge:
+            if until == first:
+                raise
+            endpoint.log_span = max(1, (until - first + 1) // 2)
+            continue
+        for log in part:
+            yield log
+        if until - first + 1 == span:
+            endpoint.log_span = min(LARGEST_LOG_SPAN, span + span // 4 + 1)
+        first = until + 1
+
+
+async def _read_log_range(
+    endpoint: Endpoint, query: Mapping[str, object], first: int, last: int
+) -> tuple[Mapping[str, Any], ...]:
+    span = {"fromBlock": quantity(first), "toBlock": quantity(last)}
+    request = Request("eth_getLogs", ({**query, **span},))
+    # Behind one address may stand several nodes: the one that answers must have the last block.
+    check = _block_request(BlockNumber(last))
+    answers = await endpoint.ask((request, check))
+    logs = endpoint.judge(request, answers[0], as_logs(first, last))
+    block = endpoint.judge(check, answers[1], as_block)
+    if isinstance(logs, RpcAnswer):
+        raise Unavailable(logs.failure.message if logs.failure else "no answer")
+    if not isinstance(block, Block) or block.number != last:
+        endpoint.head = NO_BLOCK
+        raise Unavailable(f"does not have block {last}")
+    ours = [log for log in logs if int(log["blockNumber"], 16) == last]
+    if any(log["blockHash"].lower() != block.hash for log in ours):
+        raise Unavailable(f"block {last} changed while it was read")
+    return logs
+
+
+def _block_request(tag: BlockTag) -> Request:
+    return Request("eth_getBlockByNumber", (block_parameter(tag), False))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound
+from nodeapp.core.errors import InvalidRequest, NotFound
 from nodeapp.core.ids import Address
 from nodeapp.evm.abi import checksum, created_address, load_abi, revert_reason
 from nodeapp.evm.deployment import Deployment, load_deployment, save_deployment
+from nodeapp.evm.errors import WrongShape
 
 LOW_FIRST = (
     "0x08c379a0" + "20".rjust(64, "0") + "9".rjust(64, "0") + b"Low first".hex().ljust(64, "0")
@@ -53,10 +54,10 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
 
 def test_an_answer_that_does_not_fit_is_corrupt() -> None:
     abi = load_abi("JobMarketplace")
-    with pytest.raises(Corrupt, match="sessionJobs answered 0 bytes"):
+    with pytest.raises(WrongShape, match="sessionJobs answered 0 bytes"):
         abi.functions["sessionJobs"].decode(b"")
     event = next(event for event in abi.events.values() if event.name == "ProofSubmitted")
-    with pytest.raises(Corrupt, match="ProofSubmitted"):
+    with pytest.raises(WrongShape, match="ProofSubmitted"):
         event.decode([event.topic], b"")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -16,7 +17,8 @@ from nodeapp.evm.provider import Provider
 
 CHAIN = 31337
 UNREACHABLE = "http://127.0.0.1:9"
-Answer = Callable[[str], Awaitable[web.Response]]
+Asked = dict[str, Any]
+Answer = Callable[[Asked], Awaitable[web.Response]]
 
 
 @dataclass
@@ -30,12 +32,17 @@ class FakeRpc:
     methods: list[str] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.Response:
-        method = json.loads(await request.read())["method"]
+        asked = json.loads(await request.read())
+        method = asked["method"]
         self.methods.append(method)
         if self.answer is not None:
-            return await self.answer(method)
+            return await self.answer(asked)
         result = hex(self.chain_id) if method == "eth_chainId" else self.result
-        return web.json_response({"jsonrpc": "2.0", "id": 0, "result": result})
+        return _result(asked, result)
+
+
+def _result(asked: Asked, result: object) -> web.Response:
+    return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "result": result})
 
 
 @pytest.fixture
@@ -61,17 +68,17 @@ async def start() -> AsyncIterator[Callable[..., Awaitable[FakeRpc]]]:
 
 
 def _error(code: int, message: str) -> Answer:
-    async def answer(method: str) -> web.Response:
-        if method == "eth_chainId":
-            return web.json_response({"jsonrpc": "2.0", "id": 0, "result": hex(CHAIN)})
+    async def answer(asked: Asked) -> web.Response:
+        if asked["method"] == "eth_chainId":
+            return _result(asked, hex(CHAIN))
         error = {"code": code, "message": message}
-        return web.json_response({"jsonrpc": "2.0", "id": 0, "error": error})
+        return web.json_response({"jsonrpc": "2.0", "id": asked["id"], "error": error})
 
     return answer
 
 
 def _text(status: int, body: str) -> Answer:
-    async def answer(method: str) -> web.Response:
+    async def answer(asked: Asked) -> web.Response:
         return web.Response(status=status, text=body, content_type="application/json")
 
     return answer
@@ -112,7 +119,7 @@ async def test_a_broken_endpoint_is_skipped(start, broken: Answer) -> None:
 async def test_a_slow_endpoint_is_left_at_the_deadline(start) -> None:
     never = asyncio.Event()
 
-    async def hang(method: str) -> web.Response:
+    async def hang(asked: Asked) -> web.Response:
         await never.wait()
         return web.Response()
 
@@ -138,9 +145,9 @@ async def test_another_chain_is_refused_with_both_ids(start) -> None:
 
 
 async def test_an_endpoints_refusal_is_no_reason_to_ask_the_next(start) -> None:
-    first, second = await start(answer=_error(-32000, "unknown block")), await start()
+    first, second = await start(answer=_error(-32000, "nonce too low")), await start()
     async with Provider([first.url, second.url], chain_id=CHAIN) as provider:
-        with pytest.raises(Rejected, match="eth_blockNumber refused: unknown block"):
+        with pytest.raises(Rejected, match="eth_blockNumber refused: nonce too low"):
             await provider.block_number()
     assert second.methods == []
 
@@ -153,10 +160,11 @@ async def test_a_revert_without_data_is_still_a_revert(start) -> None:
 
 
 async def test_a_block_that_is_not_there_is_unavailable(start) -> None:
-    fake = await start(result=None)
+    fake = await start(result="0x4")
     async with Provider([fake.url], chain_id=CHAIN) as provider:
-        with pytest.raises(Unavailable, match="block 5 is not known"):
+        with pytest.raises(Unavailable, match="is at block 4, asked about block 5"):
             await provider.block(5)
+    assert "eth_getBlockByNumber" not in fake.methods
 
 
 @pytest.mark.parametrize("urls", [[], ["ftp://127.0.0.1"], ["127.0.0.1:8545"]])
