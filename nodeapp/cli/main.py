@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from nodeapp.cli import backup, config, demo, devnet, doctor, host, renter, run, status
+from nodeapp.cli import (
+    backup,
+    config,
+    demo,
+    devnet,
+    doctor,
+    earnings,
+    host,
+    model,
+    renter,
+    run,
+    status,
+)
 from nodeapp.core.errors import NodeError
 
 EXIT_FAILURE = 1
@@ -27,6 +39,8 @@ doctor.register(app)
 config.register(app)
 backup.register(app)
 host.register(app)
+earnings.register(app)
+model.register(app)
 
 
 def main() -> int:

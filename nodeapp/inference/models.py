@@ -135,6 +135,16 @@ def file_sha256(path: Path, digests: Path) -> str:
     return found
 
 
+def file_state(path: Path, sha256: str) -> str:
+    """One of "intact", "missing", "damaged"; from reading every byte now."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "missing"
+    return "intact" if found == sha256 else "damaged"
+
+
 def _load(digests: Path) -> tuple[_Remembered, ...]:
     """A lost or damaged memory only costs hashing again."""
     try:
