@@ -19,14 +19,17 @@ from typing import ClassVar
 
 
 class NodeError(Exception):
-    """Base of every deliberate error; `code` is stable on every wire."""
+    """Base of every deliberate error; `code` is stable on every wire, `param` names a field."""
 
     code: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: float | None = None, param: str = ""
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_seconds = retry_after_seconds
+        self.param = param
 
 
 class Rejected(NodeError):

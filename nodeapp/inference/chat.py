@@ -4,33 +4,38 @@ A renter's text must never become a control token. Where it holds the text of on
 (`<|im_start|>`), a mark is put after that text's first character; the rendered prompt is cut at
 the marks and the parts are tokenised one by one, so the control text is never whole. Text
 without control tokens is untouched and tokenises exactly as the template's author meant.
+
+Tools go to templates that know them; for others they are described in the system message, and
+calls and their results are put into the text, in the format of Hermes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
-from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.core.errors import InvalidRequest
+from nodeapp.inference.child import LimitedChild
 from nodeapp.service.logs import get_logger
-from nodeapp.wire.ipc_inference import ChatMessage
+from nodeapp.wire.ipc_inference import ChatMessage, Tool
+from nodeapp.wire.json_schema import ANY_OBJECT
 
 MARK = "\ufdd0"
 """A Unicode noncharacter: reserved for use inside a program, never text."""
 MAX_PROMPT_CHARACTERS = 4 << 20
 DEADLINE_SECONDS = 5.0
-_WORKER = Path(__file__).with_name("chat_worker.py")
+_KNOWS_TOOLS = re.compile(r"\btools\b")
+_TOOL_RULES = """You may call these functions to help with the user's request; each is one line:
+<tools>
+{tools}
+</tools>
+To call one, answer with only its name and arguments as JSON:
+<tool_call>
+{{"name": "function name", "arguments": {{"argument": "value"}}}}
+</tool_call>"""
 _log = get_logger(__name__)
-
-
-class _Reply(msgspec.Struct, frozen=True):
-    text: str = ""
-    error: str = ""
 
 
 class ControlText:
@@ -45,22 +50,44 @@ class ControlText:
         clean = text.replace(MARK, "\ufffd")
         return self._pattern.sub(lambda hit: f"{hit[0][0]}{MARK}{hit[0][1:]}", clean)
 
+    def defuse_all(self, value: object) -> object:
+        """The same for every text and key inside a JSON value."""
+        if isinstance(value, str):
+            return self.defuse(value)
+        if isinstance(value, dict):
+            return {self.defuse(str(key)): self.defuse_all(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.defuse_all(inner) for inner in value]
+        return value
+
+    def parts(self, text: str) -> tuple[str, ...]:
+        """A text as parts to be tokenised one by one: none of them holds a control text."""
+        return split_at_marks(self.defuse(text))
+
+
+def split_at_marks(text: str) -> tuple[str, ...]:
+    """The parts between marks; empty ones left out."""
+    return tuple(part for part in text.split(MARK) if part)
+
 
 class ChatRenderer:
-    """One child, started when first needed and again after each one that had to be killed."""
+    """Renders with one child, which is kept from one conversation to the next."""
 
     def __init__(
         self, template: str, *, bos_text: str, eos_text: str, control: ControlText
     ) -> None:
         self._template = template
+        self._knows_tools = _KNOWS_TOOLS.search(template) is not None
         self._tokens = {"bos_token": bos_text, "eos_token": eos_text}
         self._control = control
-        self._child: asyncio.subprocess.Process | None = None
-        self._one_at_a_time = asyncio.Lock()
-        """Guards the child's pipes: one question, then its answer."""
+        self._child = LimitedChild("chat template", max_answer_bytes=MAX_PROMPT_CHARACTERS * 6)
 
     async def render(
-        self, messages: Sequence[ChatMessage], *, deadline_seconds: float = DEADLINE_SECONDS
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] = (),
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> tuple[str, ...]:
         """The prompt as parts to be tokenised one by one, control tokens parsed in each.
 
@@ -69,15 +96,14 @@ class ChatRenderer:
             Unavailable: the child could not be started or was killed from outside.
         """
         if not self._template:
-            raise InvalidRequest("this model has no chat template: send prompt_token_ids")
-        values = {
-            "messages": [
-                {"role": message.role, "content": self._control.defuse(message.content)}
-                for message in messages
-            ],
-            "add_generation_prompt": True,
-            **self._tokens,
-        }
+            raise InvalidRequest("this model has no chat template: send a prompt, not messages")
+        values: dict[str, object] = {"add_generation_prompt": True, **self._tokens}
+        if self._knows_tools:
+            values["messages"] = [self._turn(message) for message in messages]
+            if tools:
+                values["tools"] = [self._control.defuse_all(_tool(tool)) for tool in tools]
+        else:
+            values["messages"] = self._plain_turns(messages, tools)
         question = msgspec.json.encode(
             {
                 "template": self._template,
@@ -85,11 +111,10 @@ class ChatRenderer:
                 "max_characters": MAX_PROMPT_CHARACTERS,
             }
         )
-        async with self._one_at_a_time:
-            reply = await self._ask(question, deadline_seconds)
+        reply = await self._child.ask(question, deadline_seconds=deadline_seconds)
         if reply.error:
             raise InvalidRequest(f"chat template: {reply.error}")
-        return tuple(part for part in reply.text.split(MARK) if part)
+        return split_at_marks(reply.text)
 
     async def warm_up(self) -> None:
         """Start the child and compile the template, so that the first renter does not wait.
@@ -107,54 +132,68 @@ class ChatRenderer:
 
     async def close(self) -> None:
         """End the child."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        if child.returncode is None:
-            child.kill()
-        await child.wait()
+        await self._child.close()
 
-    async def _ask(self, question: bytes, deadline_seconds: float) -> _Reply:
-        is_answered = False
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                await self._revive()
-                reply = await self._exchange(question)
-            is_answered = True
-            return reply
-        except TimeoutError as error:
-            raise InvalidRequest(
-                f"chat template did not end inside {deadline_seconds:g} s"
-            ) from error
-        except (OSError, asyncio.IncompleteReadError) as error:
-            raise Unavailable("chat template process ended") from error
-        finally:
-            if not is_answered:
-                await self.close()
+    def _turn(self, message: ChatMessage) -> dict[str, object]:
+        """As templates that know tools expect it: arguments are objects."""
+        turn: dict[str, object] = {
+            "role": message.role,
+            "content": self._control.defuse(message.content),
+        }
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": self._control.defuse(call.call_id),
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": self._control.defuse_all(_arguments(call.arguments)),
+                    },
+                }
+                for call in message.tool_calls
+            ]
+        if message.role == "tool":
+            turn["tool_call_id"] = self._control.defuse(message.tool_call_id)
+        return turn
 
-    async def _revive(self) -> None:
-        """Start a child when there is none or it was killed since the last question."""
-        if self._child is not None and self._child.returncode is not None:
-            await self.close()
-        if self._child is None:
-            self._child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                str(_WORKER),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env={},
-                limit=1 << 16,
-            )
+    def _plain_turns(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Tool]
+    ) -> list[dict[str, object]]:
+        turns = [(message.role, _plain_text(message)) for message in messages]
+        if tools:
+            lines = "\n".join(msgspec.json.encode(_tool(tool)).decode() for tool in tools)
+            rules = _TOOL_RULES.format(tools=lines)
+            if turns and turns[0][0] == "system":
+                rules = f"{turns.pop(0)[1]}\n\n{rules}"
+            turns.insert(0, ("system", rules))
+        return [
+            {"role": "user" if role == "tool" else role, "content": self._control.defuse(text)}
+            for role, text in turns
+        ]
 
-    async def _exchange(self, question: bytes) -> _Reply:
-        child = self._child
-        source, target = (child.stdout, child.stdin) if child is not None else (None, None)
-        if source is None or target is None:
-            raise Unavailable("chat template process has no pipes")
-        target.write(len(question).to_bytes(4, "big") + question)
-        await target.drain()
-        length = int.from_bytes(await source.readexactly(4), "big")
-        if length > MAX_PROMPT_CHARACTERS * 6 + 1024:
-            raise Unavailable(f"chat template process answered {length} bytes")
-        return msgspec.json.decode(await source.readexactly(length), type=_Reply)
+
+def _plain_text(message: ChatMessage) -> str:
+    if message.role == "tool":
+        return f"<tool_response>\n{message.content}\n</tool_response>"
+    calls = [
+        f'<tool_call>\n{{"name": "{call.name}", "arguments": {call.arguments}}}\n</tool_call>'
+        for call in message.tool_calls
+    ]
+    return "\n".join((*([message.content] if message.content else ()), *calls))
+
+
+def _tool(tool: Tool) -> dict[str, object]:
+    function: dict[str, object] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    function["parameters"] = msgspec.json.decode(tool.parameters or ANY_OBJECT)
+    return {"type": "function", "function": function}
+
+
+def _arguments(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(
+            f"arguments of a tool call are not JSON: {error}", param="messages"
+        ) from error

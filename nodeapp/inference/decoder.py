@@ -19,7 +19,13 @@ from typing import assert_never
 from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.inference.llama import Aborted, LlamaModel, NoRoom
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.sampling import Logits, SamplingParameters, choose
+from nodeapp.inference.sampling import (
+    Constraint,
+    Logits,
+    SamplingParameters,
+    choose,
+    choose_allowed,
+)
 from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Rows, Scheduler, Step
 from nodeapp.inference.text import Released, TextAssembler
 from nodeapp.service.clock import Clock
@@ -43,6 +49,7 @@ class Submit:
     stop: tuple[str, ...]
     scope: str
     accepted_at: float
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +282,7 @@ class Decoder:
     def _sample(self, rows: Rows, logits: Logits) -> None:
         request = self._requests[rows.job_id]
         try:
-            token_id = choose(logits, request.submit.sampling, request.position)
+            token_id = _next_token(logits, request)
         except Unavailable as error:
             self._finish(request, "error", request.text.flush(), error.message)
             return
@@ -293,7 +300,10 @@ class Decoder:
             self._finish(request, "stop", released)
             return
         self._produced(request, released)
-        if request.chosen >= request.submit.max_tokens:
+        constraint = request.submit.constraint
+        if constraint is not None and constraint.is_finished:
+            self._finish(request, "stop", request.text.flush())
+        elif request.chosen >= request.submit.max_tokens:
             self._finish(request, "length", request.text.flush())
         else:
             self._scheduler.append(rows.job_id, token_id)
@@ -328,3 +338,13 @@ class Decoder:
             if request.paused_at is not None and now - request.paused_at >= limit:
                 nothing = Released((), "")
                 self._finish(request, "cancelled", nothing, f"nothing was read for {limit:g} s")
+
+
+def _next_token(logits: Logits, request: _Request) -> int:
+    """Chosen and, under a constraint, accepted by it."""
+    submit = request.submit
+    if submit.constraint is None:
+        return choose(logits, submit.sampling, request.position)
+    token_id = choose_allowed(logits, submit.sampling, request.position, submit.constraint)
+    submit.constraint.accept(token_id)
+    return token_id

@@ -11,12 +11,13 @@ import asyncio
 import itertools
 import queue
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from nodeapp.core.errors import Busy, InvalidRequest, NotFound, TooLarge, Unavailable
 from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.chat import MAX_PROMPT_CHARACTERS, ChatRenderer, ControlText
+from nodeapp.inference.constraint import ConstraintMaker, GrammarConstraint, Vocabulary
 from nodeapp.inference.decoder import Cancel, Command, Credit, Decoder, DecoderLimits, Stop, Submit
 from nodeapp.inference.llama import LlamaModel, LoadOptions
 from nodeapp.inference.metrics import InferenceMetrics
@@ -68,6 +69,8 @@ class Engine:
         self._decoder: Decoder | None = None
         self._model: LlamaModel | None = None
         self._renderer: ChatRenderer | None = None
+        self._control = ControlText(())
+        self._constraints = ConstraintMaker(self._vocabulary)
         self.context_length = options.context_length
 
     @property
@@ -92,11 +95,12 @@ class Engine:
         self.context_length = min(
             self._options.context_length, model.kv_tokens, model.trained_context_length
         )
+        self._control = ControlText(model.control_texts)
         self._renderer = ChatRenderer(
             self._card.chat_template,
             bos_text=model.bos_text,
             eos_text=model.eos_text,
-            control=ControlText(model.control_texts),
+            control=self._control,
         )
         await self._renderer.warm_up()
 
@@ -123,7 +127,7 @@ class Engine:
         """Started, Produced…, Finished. Close the iterator to cancel (contextlib.aclosing).
 
         Raises:
-            InvalidRequest: no prompt, two prompts, bad token id, template refuses.
+            InvalidRequest: no prompt, two prompts, bad token id, template or schema refused.
             NotFound: another model than the one loaded.
             TooLarge: the prompt does not leave room for one token.
             Busy: the queue is full.
@@ -131,7 +135,8 @@ class Engine:
         """
         self._check_open(request)
         prompt = await self._prompt_ids(request)
-        submit = self._submission(request, prompt)
+        constraint = await self._constraints.make(request)
+        submit = self._submission(request, prompt, constraint)
         self._check_open(request)
         stream = self._streams[submit.number] = _Stream()
         self._idle.clear()
@@ -161,6 +166,7 @@ class Engine:
         self._is_admitting = False
         if self._renderer is not None:
             await self._renderer.close()
+        await self._constraints.close()
         if self._decoder is not None and self._model is not None:
             self._commands.put(Stop())
             self._model.abort()
@@ -197,11 +203,17 @@ class Engine:
             )
 
     async def _prompt_ids(self, request: GenerateRequest) -> list[int]:
-        if bool(request.messages) == bool(request.prompt_token_ids):
-            raise InvalidRequest("empty prompt: give messages or prompt_token_ids, one of them")
+        prompts = (request.messages, request.prompt_token_ids, request.prompt_text)
+        if sum(map(bool, prompts)) != 1:
+            raise InvalidRequest(
+                "empty prompt: give messages, prompt_token_ids or prompt_text, one of them"
+            )
         self._check_ids((*request.prompt_token_ids, *request.continue_token_ids))
         if request.prompt_token_ids:
             return list(request.prompt_token_ids)
+        _require_unicode(request)
+        if request.prompt_text:
+            return await self.tokenise(request.prompt_text)
         if not any(message.content.strip() for message in request.messages):
             raise InvalidRequest("empty prompt: every message is blank")
         size = sum(len(message.content) for message in request.messages)
@@ -209,31 +221,60 @@ class Engine:
             raise TooLarge(
                 f"prompt of {size} characters, limit {MAX_PROMPT_CHARACTERS // 2} characters"
             )
-        _require_unicode(request)
         if self._renderer is None:
             raise Unavailable("the engine is not started")
-        parts = await self._renderer.render(request.messages)
+        tools = request.tools if request.tool_choice != "none" else ()
+        parts = await self._renderer.render(request.messages, tools)
         return await asyncio.to_thread(self._tokenise, parts)
+
+    async def tokenise(self, text: str) -> list[int]:
+        """Ids of a text, with a beginning-of-sequence token where the model wants one.
+
+        What looks like a control token in it is text.
+        """
+        return await asyncio.to_thread(self._tokenise, self._control.parts(text))
+
+    def detokenise(self, token_ids: Sequence[int]) -> str:
+        """The text of ids; control tokens have none.
+
+        Raises:
+            InvalidRequest: an id outside the vocabulary.
+        """
+        self._check_ids(token_ids)
+        model = self._required_model()
+        return b"".join(model.piece(token_id) for token_id in token_ids).decode(errors="replace")
+
+    def _vocabulary(self) -> Vocabulary:
+        model = self._required_model()
+        pieces = tuple(model.piece(index) for index in range(model.vocabulary_size))
+        return Vocabulary(
+            pieces, model.end_token_ids, lambda text: model.tokenise(text, add_special=False)
+        )
+
+    def _required_model(self) -> LlamaModel:
+        if self._model is None:
+            raise Unavailable("the engine is not started")
+        return self._model
 
     def _tokenise(self, parts: tuple[str, ...]) -> list[int]:
         """A beginning-of-sequence token is added unless the template wrote it itself."""
-        model = self._model
-        if model is None:
-            raise Unavailable("the engine is not started")
+        model = self._required_model()
         ids: list[int] = []
         for index, part in enumerate(parts):
             is_begin = index == 0 and not (model.bos_text and part.startswith(model.bos_text))
             ids += model.tokenise(part, add_special=is_begin)
         return ids
 
-    def _check_ids(self, token_ids: tuple[int, ...]) -> None:
+    def _check_ids(self, token_ids: Sequence[int]) -> None:
         highest = max(token_ids, default=0)
         if highest >= self._card.vocabulary_size:
             raise InvalidRequest(
                 f"token id {highest} is not below the vocabulary's {self._card.vocabulary_size}"
             )
 
-    def _submission(self, request: GenerateRequest, prompt: list[int]) -> Submit:
+    def _submission(
+        self, request: GenerateRequest, prompt: list[int], constraint: GrammarConstraint | None
+    ) -> Submit:
         context = (*prompt, *request.continue_token_ids)
         room = self.context_length - len(context)
         if room < 1:
@@ -252,6 +293,7 @@ class Engine:
             stop=request.stop,
             scope=request.cache_scope,
             accepted_at=self._clock.monotonic_seconds(),
+            constraint=constraint,
         )
 
     def _deliver(self, events: list[tuple[int, Event]]) -> None:
@@ -269,9 +311,9 @@ class Engine:
 
 
 def _require_unicode(request: GenerateRequest) -> None:
-    for message in request.messages:
+    for text in (request.prompt_text, *(message.content for message in request.messages)):
         try:
-            message.content.encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
                 f"message text has a lone surrogate at character {error.start}"

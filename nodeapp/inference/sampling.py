@@ -7,6 +7,7 @@ goes on exactly as it would have. No I/O, no clock.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,27 @@ Logits = NDArray[np.float32]
 _NUCLEUS_FIRST = 256
 MIN_TEMPERATURE = 1e-3
 """Colder is greedy: dividing by less overflows."""
+
+
+class Constraint(Protocol):
+    """Which tokens may come next in one answer (a schema, a tool call); see constraint.py."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing but the end can follow."""
+        ...
+
+    def allows(self, token_id: int) -> bool:
+        """Whether this token may come next; an end token when the answer is whole."""
+        ...
+
+    def restrict(self, logits: Logits) -> None:
+        """Put minus infinity on every token that may not come next, in place."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """The token was chosen."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +73,25 @@ def choose(logits: Logits, parameters: SamplingParameters, position: int) -> int
     point = np.random.Generator(bits).random() * weights.sum()
     place = int(np.searchsorted(np.cumsum(weights), point, side="right"))
     return int(ids[min(place, len(ids) - 1)])
+
+
+def choose_allowed(
+    logits: Logits, parameters: SamplingParameters, position: int, constraint: Constraint
+) -> int:
+    """The next token id under a constraint.
+
+    What the model wants is checked first, which costs microseconds; only when it is not allowed
+    are all tokens looked at.
+
+    Raises:
+        Unavailable: as `choose`; no token is allowed.
+    """
+    token_id = choose(logits, parameters, position)
+    if constraint.allows(token_id):
+        return token_id
+    allowed = logits.copy()
+    constraint.restrict(allowed)
+    return choose(allowed, parameters, position)
 
 
 def _candidates(

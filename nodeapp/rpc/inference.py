@@ -91,9 +91,9 @@ class InferenceClient:
 
 def _require_unicode(request: GenerateRequest) -> None:
     """A lone surrogate has no UTF-8 form, so the message could not be sent at all."""
-    for message in request.messages:
+    for text in (request.prompt_text, *(message.content for message in request.messages)):
         try:
-            message.content.encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
                 f"message text has a lone surrogate at character {error.start}"

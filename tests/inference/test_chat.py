@@ -110,8 +110,8 @@ async def test_a_killed_child_is_replaced():
     renderer = ChatRenderer("{{ messages[0].content }}", bos_text="", eos_text="", control=CONTROL)
     try:
         await renderer.render(HELLO)
-        renderer._child.kill()
-        await renderer._child.wait()
+        renderer._child._child.kill()
+        await renderer._child._child.wait()
         assert await renderer.render(HELLO) == ("hello",)
     finally:
         await renderer.close()
@@ -131,5 +131,5 @@ async def test_many_at_once_get_their_own_answer():
 
 
 async def test_a_model_without_template_says_so(render):
-    with pytest.raises(InvalidRequest, match="prompt_token_ids"):
+    with pytest.raises(InvalidRequest, match="no chat template"):
         await render("")

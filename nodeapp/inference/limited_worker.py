@@ -1,9 +1,10 @@
-"""Child process that renders chat templates; killed by its parent when it takes too long.
+"""Child process that renders chat templates and tries grammars; its parent ends it when slow.
 
 A template is code from a model file: Jinja's sandbox stops it from reaching Python, but neither
-an endless loop nor `"x" * 10**10`. Those end with this process: address space, file size and
-open files are limited here, time by the parent. Run as a plain file in isolated mode, so it
-imports nothing but the standard library and Jinja. Frames: length (4 bytes, big endian), JSON.
+an endless loop nor `"x" * 10**10`. A JSON schema comes from a renter and is compiled by native
+code. What goes wrong ends this process only: address space, file size and processes are limited
+here, time by the parent. Run as a plain file in isolated mode, so it imports nothing but the
+standard library, Jinja and llguidance. Frames: length (4 bytes, big endian), JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def main() -> None:
     source, target = sys.stdin.buffer, sys.stdout.buffer
     while request := _read(source):
         try:
-            reply: dict[str, str] = {"text": _render(request)}
+            if "grammar" in request:
+                reply: dict[str, str] = {"error": _try_grammar(request)}
+            else:
+                reply = {"text": _render(request)}
         except (
             TemplateError,
             _Refused,
@@ -66,6 +70,17 @@ def _read(source: BinaryIO) -> dict[str, Any]:
         return {}
     request: dict[str, Any] = json.loads(source.read(int.from_bytes(header, "big")))
     return request
+
+
+def _try_grammar(request: dict[str, Any]) -> str:
+    """Compile and compute a first mask, over bytes as tokens; "" or what is wrong."""
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+    limits = LLParserLimits(**request["limits"])
+    matcher = LLMatcher(LLTokenizer("byte"), request["grammar"], log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return matcher.get_error() if matcher.is_error() else ""
 
 
 _templates: dict[str, Any] = {}

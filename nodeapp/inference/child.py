@@ -1,0 +1,100 @@
+"""LimitedChild: one question at a time to a process that may be killed for its answer.
+
+The process is limited_worker.py: no environment, little memory, no new processes. It is started
+when first needed and again after each question it did not survive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from nodeapp.core.errors import InvalidRequest, Unavailable
+
+_WORKER = Path(__file__).with_name("limited_worker.py")
+_OVERHEAD_BYTES = 1024
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the child answers: a text, or what is wrong with the question."""
+
+    text: str = ""
+    error: str = ""
+
+
+class LimitedChild:
+    """`what` names the work in errors; an answer over `max_answer_bytes` is not read."""
+
+    def __init__(self, what: str, *, max_answer_bytes: int) -> None:
+        self._what = what
+        self._max_answer_bytes = max_answer_bytes + _OVERHEAD_BYTES
+        self._child: asyncio.subprocess.Process | None = None
+        self._one_at_a_time = asyncio.Lock()
+        """Guards the child's pipes: one question, then its answer."""
+
+    async def ask(self, question: bytes, *, deadline_seconds: float) -> Reply:
+        """Send a JSON question.
+
+        Raises:
+            InvalidRequest: it took longer than the deadline, which counts from its turn.
+            Unavailable: the child could not be started or ended by itself.
+        """
+        async with self._one_at_a_time:
+            return await self._ask(question, deadline_seconds)
+
+    async def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+    async def _ask(self, question: bytes, deadline_seconds: float) -> Reply:
+        is_answered = False
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await self._revive()
+                reply = await self._exchange(question)
+            is_answered = True
+            return reply
+        except TimeoutError as error:
+            raise InvalidRequest(
+                f"{self._what} did not end inside {deadline_seconds:g} s"
+            ) from error
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise Unavailable(f"{self._what} process ended") from error
+        finally:
+            if not is_answered:
+                await self.close()
+
+    async def _revive(self) -> None:
+        """Start a child when there is none or it was killed since the last question."""
+        if self._child is not None and self._child.returncode is not None:
+            await self.close()
+        if self._child is None:
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                str(_WORKER),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={},
+                limit=1 << 16,
+            )
+
+    async def _exchange(self, question: bytes) -> Reply:
+        child = self._child
+        source, target = (child.stdout, child.stdin) if child is not None else (None, None)
+        if source is None or target is None:
+            raise Unavailable(f"{self._what} process has no pipes")
+        target.write(len(question).to_bytes(4, "big") + question)
+        await target.drain()
+        length = int.from_bytes(await source.readexactly(4), "big")
+        if length > self._max_answer_bytes:
+            raise Unavailable(f"{self._what} process answered {length} bytes")
+        return msgspec.json.decode(await source.readexactly(length), type=Reply)
