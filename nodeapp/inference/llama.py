@@ -30,7 +30,7 @@ from nodeapp.inference.scheduler import Rows
 
 _CONTROL_ATTRIBUTES = 1 | 8
 """LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL: parsed out of text as special tokens."""
-_LOG_LEVEL_ERROR = 3
+_LOG_LEVEL_ERROR = 4
 _NO_SLOT, _ABORTED = 1, 2
 
 
