@@ -19,7 +19,7 @@ class RenterEvent(msgspec.Struct, frozen=True, tag_field="event", tag=_snake):
 
 
 class HostFound(RenterEvent, frozen=True):
-    """A host was found over the DHT and its offer checked against the chain."""
+    """A host was found and its offer checked against the chain."""
 
     peer_id: PeerId
     wallet: Address
@@ -27,7 +27,8 @@ class HostFound(RenterEvent, frozen=True):
     model_id: ModelId
     model: str
     price_per_token: int
-    providers: int
+    source: str
+    """dht, registry, gossip or memory."""
     seconds: float
 
 

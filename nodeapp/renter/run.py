@@ -22,6 +22,7 @@ from nodeapp.renter.events import AnswerEnded, HostFound, Report, SessionClosed,
 from nodeapp.renter.payment import open_paid_session
 from nodeapp.renter.record import SessionHead, SessionRecord, newest_session
 from nodeapp.renter.settings import RenterSettings
+from nodeapp.renter.sources import Sources
 from nodeapp.renter.standing import Standings, ranked
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.clock import Clock, SystemClock
@@ -47,10 +48,15 @@ class Renter:
 
     async def find_hosts(self, model_id: ModelId) -> list[FoundHost]:
         """Checked hosts, best first."""
-        discovery = Discovery(self.host, self.contracts, self.settings.bootstrap, self.clock)
-        found = await discovery.find(model_id, max_price=self.settings.max_price_per_token)
+        found = await self.discovery().find(model_id, max_price=self.settings.max_price_per_token)
         now = self.clock.unix_seconds()
         return ranked(found, self.standings, self.settings.prefer, now)
+
+    def discovery(self) -> Discovery:
+        """Looks at every source of hosts."""
+        settings = self.settings
+        sources = Sources(self.host, self.contracts, settings.bootstrap, self.standings, self.clock)
+        return Discovery(sources, require_proofs=settings.require_proofs)
 
     async def others(self, model_id: ModelId, tried: Collection[Address]) -> list[FoundHost]:
         """Hosts that were not tried yet, best first."""
@@ -81,7 +87,7 @@ class Renter:
                 model_id=model_id,
                 model=found.offer.name,
                 price_per_token=found.offer.price_per_token,
-                providers=found.providers,
+                source=found.source,
                 seconds=round(self.clock.monotonic_seconds() - begun, 3),
             )
         )

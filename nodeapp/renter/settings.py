@@ -28,6 +28,8 @@ class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profile_dir: str = ""
     """Proof profile to verify with; empty: proofs cannot be checked."""
     allow_test_srs: bool = False
+    require_proofs: bool = False
+    """Rent only from hosts that prove every claim, and call a claim without a proof a fault."""
     deposit: Annotated[int, msgspec.Meta(ge=1)] = 500_000
     """Base units of USDC per session (500000 = 0.50 USDC, the marketplace's minimum)."""
     max_price_per_token: Annotated[int, msgspec.Meta(ge=1)] = 100_000

@@ -7,14 +7,15 @@ failed lately counts as dearer, for less the longer ago it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
-from nodeapp.core.ids import Address
+from nodeapp.core.ids import Address, PeerId
 
+MAX_ADDRESSES = 4
 MAX_HOSTS = 1000
 """The ones met longest ago are forgotten first."""
 HALF_LIFE_SECONDS = 600.0
@@ -35,6 +36,8 @@ class Standing(msgspec.Struct, frozen=True):
     met_at: float = 0.0
     tokens_per_second: float = 0.0
     first_token_seconds: float = 0.0
+    peer_id: PeerId = PeerId("")
+    addresses: tuple[str, ...] = ()
 
     def distrust(self, now: float) -> float:
         """1 for a host with a clean record, up to 17 right after the fourth failure."""
@@ -82,6 +85,21 @@ class Standings:
     def of(self, wallet: Address) -> Standing:
         """What is known of one host."""
         return self._known.get(wallet, Standing())
+
+    def peers(self) -> Iterator[tuple[PeerId, tuple[str, ...]]]:
+        """Where hosts were met, newest first."""
+        for standing in reversed(self._known.values()):
+            if standing.peer_id and standing.addresses:
+                yield standing.peer_id, standing.addresses
+
+    def met(self, wallet: Address, peer_id: PeerId, address: str, now: float) -> None:
+        """It told a good offer at this address."""
+        old = self.of(wallet)
+        others = [known for known in old.addresses if known != address]
+        kept = (address, *others)[:MAX_ADDRESSES] if peer_id == old.peer_id else (address,)
+        self._save(
+            wallet, msgspec.structs.replace(old, met_at=now, peer_id=peer_id, addresses=kept)
+        )
 
     def answered(
         self, wallet: Address, now: float, *, tokens_per_second: float, first_token_seconds: float

@@ -13,6 +13,7 @@ from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.deployment import Deployment
 from nodeapp.network.identity import identity_from_seed
 from nodeapp.renter.discovery import Discovery
+from nodeapp.renter.sources import Sources
 from nodeapp.security.capability import capability_rule
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.capability import (
@@ -100,7 +101,7 @@ def signed(whole: CapabilityRecord, wallet=WALLET) -> pb.Capability:
 
 
 async def check(capability, *, registry=None, peer=PEER, model=MODEL, now=NOW):
-    discovery = Discovery(None, registry or Registry(), (), FakeClock(now))
+    discovery = Discovery(Sources(None, registry or Registry(), (), None, FakeClock(now)))
     return await discovery.check(capability, peer, model)
 
 
@@ -130,6 +131,16 @@ def test_a_record_of_another_shape_is_refused(changes):
 async def test_an_honest_offer_is_found_good():
     found, offer = await check(signed(record()))
     assert (found.wallet, offer.price_per_token) == (WALLET.address, 2000)
+
+
+@pytest.mark.parametrize("mode", ["receipt", "ledger or receipt", ""])
+async def test_a_host_that_need_not_prove_is_passed_over_by_who_requires_it(mode):
+    capability = signed(record(proof_mode=mode))
+    choosy = Discovery(Sources(None, Registry(), (), None, FakeClock(NOW)), require_proofs=True)
+    with pytest.raises(Rejected, match="require_proofs is set"):
+        await choosy.check(capability, PEER, MODEL)
+    await choosy.check(signed(record()), PEER, MODEL)
+    await check(capability)
 
 
 async def test_a_forged_offer_is_refused():

@@ -9,6 +9,8 @@ from nodeapp.core.errors import NotFound, Unauthorised
 from nodeapp.network.dht import ProviderInfo
 from nodeapp.renter import discovery as module
 from nodeapp.renter.discovery import Discovery
+from nodeapp.renter.sources import Sources
+from nodeapp.renter.standing import Standings
 from nodeapp.service.clock import SystemClock
 
 MODEL = "0x" + "33" * 32
@@ -21,6 +23,9 @@ class Contracts:
     async def model(self, _model_id):
         return None
 
+    async def nodes_for_model(self, _model_id):
+        return ()
+
 
 class Dht:
     def __init__(self, providers):
@@ -30,7 +35,7 @@ class Dht:
         return None
 
     async def find_providers(self, _key):
-        return [ProviderInfo(name, ()) for name in self.providers]
+        return [ProviderInfo(name, ("/ip4/127.0.0.1/tcp/1",)) for name in self.providers]
 
 
 class Host:
@@ -38,30 +43,37 @@ class Host:
         self.dht = Dht(providers)
 
 
-class Offer:
-    price_per_token = 5
+class Record:
+    peer_id = "honest"
 
 
 class Found:
-    offer = Offer
+    record = Record
+    wallet = "0x" + "11" * 20
+    address = "/ip4/127.0.0.1/tcp/1"
 
 
 class Looking(Discovery):
     """`dead…` never answers, `liar…` is found out, `honest` is what is looked for."""
 
-    async def _ask(self, provider, model_id, max_price, count):
-        if provider.peer_id.startswith("dead"):
+    async def _ask(self, hint, model_id, max_price):
+        if hint.peer_id.startswith("dead"):
             await asyncio.Event().wait()
-        if provider.peer_id.startswith("liar"):
+        if hint.peer_id.startswith("liar"):
             raise Unauthorised("offer is not signed by a registered host")
         return Found()
 
 
-def looking(*providers):
-    return Looking(Host(providers), Contracts(), (), SystemClock())
+@pytest.fixture
+def looking(tmp_path):
+    def make(*providers):
+        standings = Standings.load(tmp_path)
+        return Looking(Sources(Host(providers), Contracts(), (), standings, SystemClock()))
+
+    return make
 
 
-async def test_dead_and_lying_providers_do_not_hide_an_honest_host(monkeypatch):
+async def test_dead_and_lying_providers_do_not_hide_an_honest_host(monkeypatch, looking):
     monkeypatch.setattr(module, "ASK_SECONDS", 0.3)
     began = time.monotonic()
     fakes = [f"dead{number}" for number in range(40)] + [f"liar{number}" for number in range(40)]
@@ -70,7 +82,7 @@ async def test_dead_and_lying_providers_do_not_hide_an_honest_host(monkeypatch):
     assert time.monotonic() - began < 3
 
 
-async def test_after_the_first_offer_the_silent_are_not_waited_for_long(monkeypatch):
+async def test_after_the_first_offer_the_silent_are_not_waited_for_long(monkeypatch, looking):
     monkeypatch.setattr(module, "SETTLE_SECONDS", 0.2)
     began = time.monotonic()
     found = await looking("honest", *(f"dead{number}" for number in range(90))).find(
@@ -80,7 +92,7 @@ async def test_after_the_first_offer_the_silent_are_not_waited_for_long(monkeypa
     assert time.monotonic() - began < 2
 
 
-async def test_nobody_found_says_why(monkeypatch):
+async def test_nobody_found_says_why(monkeypatch, looking):
     monkeypatch.setattr(module, "ASK_SECONDS", 0.05)
     monkeypatch.setattr(module, "SEARCH_SECONDS", 0.4)
     with pytest.raises(NotFound, match=r"dead1: no answer inside 0.05 s") as caught:

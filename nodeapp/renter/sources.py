@@ -1,0 +1,123 @@
+"""Where a renter learns of hosts: DHT, chain registry, gossip and its own memory.
+
+Any one of them is enough. What they say is a hint to be checked: a peer id and where to dial it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from nodeapp.core.errors import InvalidRequest, NodeError, NotFound
+from nodeapp.core.ids import Address, ModelId, PeerId
+from nodeapp.evm.contracts import Contracts
+from nodeapp.network.host import Libp2pHost
+from nodeapp.renter.standing import Standings
+from nodeapp.security.capability import check_capability, decode_published
+from nodeapp.service.clock import Clock
+from nodeapp.wire.addresses import dialable, is_public
+from nodeapp.wire.capability import dht_key
+from nodeapp.wire.peer_id import public_key_of
+from nodeapp.wire.provider_key import provider_key
+
+MAX_ADDRESSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A peer that may sell the model."""
+
+    peer_id: PeerId
+    addresses: tuple[str, ...]
+    source: str
+
+
+class RegisteredPeer(msgspec.Struct, frozen=True):
+    """`libp2p` of a registration's metadata; other keys are the SDK's."""
+
+    peer_id: str = msgspec.field(default="", name="peerId")
+    addresses: tuple[str, ...] = ()
+
+
+class RegisteredMetadata(msgspec.Struct, frozen=True):
+    """What we read of a registration's metadata."""
+
+    libp2p: RegisteredPeer = RegisteredPeer()
+
+
+Source = Callable[[ModelId], AsyncIterator[Hint]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Everything there is to ask."""
+
+    host: Libp2pHost
+    contracts: Contracts
+    bootstrap: tuple[str, ...]
+    standings: Standings
+    clock: Clock
+
+    @property
+    def is_private(self) -> bool:
+        """A network whose bootstrap nodes have private addresses is a local one."""
+        return not any(is_public(address) for address in self.bootstrap)
+
+    def all(self) -> Mapping[str, Source]:
+        """By name."""
+        return {
+            "memory": self._from_memory,
+            "dht": self._from_dht,
+            "registry": self._from_registry,
+        }
+
+    def allowed(self, hint: Hint) -> Hint:
+        """The hint without the addresses that must not be dialled."""
+        kept = dialable(hint.addresses, private=self.is_private)[:MAX_ADDRESSES]
+        return Hint(hint.peer_id, kept, hint.source)
+
+    async def published(self, peer_id: PeerId) -> tuple[str, ...]:
+        """Addresses in the record that the peer keeps in the DHT; none without one."""
+        value = await self.host.dht.get_value(dht_key(peer_id))
+        if value is None:
+            return ()
+        record = check_capability(decode_published(value), self.clock.unix_seconds())
+        return record.addresses if record.peer_id == peer_id else ()
+
+    async def _from_memory(self, _model_id: ModelId) -> AsyncIterator[Hint]:
+        for peer_id, addresses in self.standings.peers():
+            yield Hint(peer_id, addresses, "memory")
+
+    async def _from_dht(self, model_id: ModelId) -> AsyncIterator[Hint]:
+        await self.host.dht.join(self.bootstrap)
+        key = provider_key(model_id, self.contracts.deployment.chain_id)
+        for provider in await self.host.dht.find_providers(key):
+            addresses = provider.addresses or await self.published(provider.peer_id)
+            yield Hint(provider.peer_id, addresses, "dht")
+
+    async def _from_registry(self, model_id: ModelId) -> AsyncIterator[Hint]:
+        for wallet in await self.contracts.nodes_for_model(model_id):
+            hint = await self._registered(wallet)
+            if hint is not None:
+                yield hint
+
+    async def _registered(self, wallet: Address) -> Hint | None:
+        try:
+            node = await self.contracts.node(wallet)
+            said = msgspec.json.decode(node.metadata, type=RegisteredMetadata).libp2p
+            public_key_of(said.peer_id)
+        except (NotFound, InvalidRequest, msgspec.DecodeError):
+            return None  # sells over other protocols only
+        return Hint(PeerId(said.peer_id), said.addresses, "registry")
+
+
+async def each_hint(source: Source, model_id: ModelId, take: Callable[[Hint], None]) -> str:
+    """Hand every hint of a source on; its trouble, "" for none."""
+    try:
+        async for hint in source(model_id):
+            take(hint)
+    except NodeError as error:
+        return error.message
+    return ""
