@@ -169,7 +169,15 @@ class ChainNode:
         runner = Runner(
             ledger=ledger,
             queue=queue,
-            sealer=Sealer(prover, storage, wallet, contracts),
+            sealer=Sealer(
+                prover,
+                storage,
+                wallet,
+                contracts,
+                policy=settings.proof,
+                patience_seconds=settings.proof_patience_seconds,
+                clock=self._shell.clock,
+            ),
             contracts=contracts,
             calls=Calls(deployment),
             host=wallet.address,
@@ -264,6 +272,7 @@ class ChainNode:
             model_ids=models,
             usdc=usdc,
             prices=tuple(listing.price(model, usdc) for model in models),
+            proof=self._settings.proof,
         )
 
     async def listing_version(self, request: ListingVersionRequest) -> ListingVersion:

@@ -204,6 +204,8 @@ async def _verify(
     for check in report.checks:
         sys.stdout.write(f"  {'ok ' if check.ok else 'BAD'}  {check.name:<12} {check.detail}\n")
     verdict = "verified" if report.ok else f"NOT verified: {report.reason}"
+    if report.ok and report.unproven:
+        verdict = f"verified, {report.unproven} by your receipts only (the host gave no proof)"
     sys.stdout.write(
         f"session {report.job_id}: {report.claims} claims, {report.tokens_claimed} tokens claimed,"
         f" {report.tokens_received} received: {verdict}\n"

@@ -29,6 +29,7 @@ MAX_TOKEN_ID = (1 << 21) - 2
 MAX_CHUNKS = 32
 """Proofs of one interval; 7680 tokens."""
 CONTEXT_DOMAIN = b"fabnode/ledger/1"
+TRANSCRIPT_DOMAIN = b"fabnode/transcript/1"
 NO_COMMITMENT = bytes(32)
 """What the first chunk of a session names as its predecessor."""
 
@@ -137,6 +138,35 @@ def following(context: LedgerContext, *, count: int, commitment: bytes) -> Ledge
         first_token_index=context.first_token_index + count,
         previous_commitment=link(commitment),
     )
+
+
+def transcript_commitment(
+    context: LedgerContext, token_ids: Sequence[int], salts: Sequence[bytes]
+) -> bytes:
+    """What an interval without a proof is committed by, 32 bytes.
+
+    sha256("fabnode/transcript/1" | context_bytes | salt count 4 | salts of 16 | id count 4 | ids
+    of 4), integers big endian. It hides and binds the ids as a proof's commitment does, but shows
+    nobody who does not know them how many there are.
+
+    Raises:
+        InvalidRequest: an id or a salt is out of bounds, or there are none.
+    """
+    chunks = chunk_ids(token_ids)
+    if len(salts) != len(chunks):
+        raise InvalidRequest(f"{len(salts)} salts for {len(chunks)} chunks")
+    return hashlib.sha256(
+        b"".join(
+            (
+                TRANSCRIPT_DOMAIN,
+                context_bytes(context),
+                _fixed("salt count", len(salts), 4),
+                *(_exact("salt", salt, SALT_BYTES) for salt in salts),
+                _fixed("id count", len(token_ids), 4),
+                *(_fixed("token id", token_id, 4) for token_id in token_ids),
+            )
+        )
+    ).digest()
 
 
 def link(commitment: bytes) -> bytes:

@@ -13,6 +13,7 @@ from nodeapp.service.clock import Clock
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.capability import (
+    PROOF_MODES,
     RECORD_VERSION,
     CapabilityRecord,
     ModelOffer,
@@ -22,7 +23,6 @@ from nodeapp.wire.capability import (
 from nodeapp.wire.ipc_chain import HostView
 from nodeapp.wire.ipc_inference import ModelFacts
 
-PROOF_MODE = "ledger"
 PeerSigner = Callable[[bytes], bytes]
 """Signs with the libp2p key of this host."""
 
@@ -90,7 +90,7 @@ class OfferBook:
             portal_url=self._settings.portal_url,
             models=tuple(offer for model in models if (offer := _offer(model, host))),
             free_slots=self._settings.max_requests_per_peer,
-            proof_mode=PROOF_MODE,
+            proof_mode=PROOF_MODES[host.proof],
             sequence=max(now, self._current.record.sequence + 1 if self._current else 0),
             not_after=now + int(self._settings.record_ttl_seconds),
         )

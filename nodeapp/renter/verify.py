@@ -2,6 +2,7 @@
 
 What passes means: the tokens claimed on chain are exactly the tokens this renter received, in
 one committed transcript of this session, proven once. It does not mean that a model ran.
+A claim may come without a proof; then host and renter agree on the tokens, and that is all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nodeapp.core.ids import Address, JobId
 from nodeapp.core.ledger_proof import NO_COMMITMENT
 from nodeapp.core.pricing import settle
 from nodeapp.core.units import BlockNumber
+from nodeapp.core.usage import extend_hash, initial_hash
 from nodeapp.evm.accounts import Wallet
 from nodeapp.evm.contracts import Contracts, SessionJob, SessionStatus
 from nodeapp.evm.events import MarketplaceEvents, ProofSubmitted
@@ -30,13 +32,16 @@ from nodeapp.security.sealed import open_sealed
 from nodeapp.security.wallet import verify_digest
 from nodeapp.wire.proof_envelope import (
     MAX_ENVELOPE_BYTES,
+    Envelope,
     ProofEnvelope,
+    ReceiptEnvelope,
+    check_receipt,
     decode_envelope,
     last_link,
     proof_hash,
     signing_digest,
 )
-from nodeapp.wire.signed import domain_separator, envelope_digest
+from nodeapp.wire.signed import domain_separator, envelope_digest, receipt_digest
 from nodeapp.wire.transcript import MAX_TRANSCRIPT_BYTES, Transcript, decode_transcript
 
 
@@ -57,6 +62,8 @@ class VerifyReport(msgspec.Struct, frozen=True):
     claims: int
     tokens_claimed: int
     tokens_received: int
+    unproven: int
+    """Claims that rest on the renter's own receipt alone."""
     checks: tuple[Check, ...]
 
 
@@ -67,6 +74,7 @@ class _Chain:
     next_token: int = 0
     previous_proof_hash: bytes = bytes(32)
     previous_commitment: bytes = NO_COMMITMENT
+    unproven: int = 0
     checks: list[Check] = field(default_factory=list)
 
     def passed(self, name: str, detail: str) -> None:
@@ -108,6 +116,7 @@ class Verifier:
             claims=len(claims),
             tokens_claimed=job.tokens_used,
             tokens_received=len(self.record.token_ids),
+            unproven=state.unproven,
             checks=tuple(state.checks),
         )
 
@@ -137,7 +146,10 @@ class Verifier:
         transcript = await self._transcript(envelope, claim)
         ids = self._own_ids(envelope, transcript)
         state.passed("transcript", f"{len(ids)} tokens are those received")
-        await self._check_proofs(envelope, ids, transcript, state)
+        if isinstance(envelope, ReceiptEnvelope):
+            self._check_receipt(envelope, ids, transcript, state)
+        else:
+            await self._check_proofs(envelope, ids, transcript, state)
         state.next_token += envelope.tokens
         state.previous_proof_hash = claim.proof_hash
         state.previous_commitment = last_link(envelope)
@@ -149,7 +161,7 @@ class Verifier:
             self.record.head.portal_url, claim.proof_cid, max_bytes=MAX_ENVELOPE_BYTES
         )
 
-    def _check_place(self, envelope: ProofEnvelope, claim: ProofSubmitted, state: _Chain) -> None:
+    def _check_place(self, envelope: Envelope, claim: ProofSubmitted, state: _Chain) -> None:
         head = self.record.head
         expected = {
             "chain": (envelope.chain_id, head.chain_id),
@@ -167,12 +179,12 @@ class Verifier:
                 raise InvalidRequest(f"envelope says {name} {said!r}, expected {known!r}")
         state.passed("place", f"session {head.job_id}, tokens from {state.next_token}")
 
-    def _check_signature(self, envelope: ProofEnvelope) -> None:
+    def _check_signature(self, envelope: Envelope) -> None:
         separator = domain_separator(envelope.chain_id, Address(envelope.marketplace))
         digest = envelope_digest(separator, signing_digest(envelope))
         verify_digest(digest, envelope.host_signature, self.record.head.host)
 
-    async def _transcript(self, envelope: ProofEnvelope, claim: ProofSubmitted) -> Transcript:
+    async def _transcript(self, envelope: Envelope, claim: ProofSubmitted) -> Transcript:
         if envelope.transcript_cid != claim.delta_cid:
             raise InvalidRequest("envelope and chain name different transcripts")
         blob = await download_blob(
@@ -183,7 +195,7 @@ class Verifier:
         opened = await asyncio.to_thread(open_sealed, blob, self.wallet.private_key)
         return decode_transcript(opened)
 
-    def _own_ids(self, envelope: ProofEnvelope, transcript: Transcript) -> tuple[int, ...]:
+    def _own_ids(self, envelope: Envelope, transcript: Transcript) -> tuple[int, ...]:
         first = envelope.first_token_index
         own = tuple(self.record.token_ids[first : first + envelope.tokens])
         if len(own) != envelope.tokens:
@@ -212,6 +224,37 @@ class Verifier:
         count = len(envelope.chunks)
         state.passed("commitment", f"{count} recomputed from the received tokens")
         state.passed("ezkl proof", f"{count} verified, {envelope.srs_kind} reference string")
+
+    def _check_receipt(
+        self,
+        envelope: ReceiptEnvelope,
+        ids: tuple[int, ...],
+        transcript: Transcript,
+        state: _Chain,
+    ) -> None:
+        """Without a proof: the commitment is to our tokens, and we did sign for them."""
+        check_receipt(envelope, ids, transcript.salts)
+        state.passed("commitment", "recomputed from the received tokens")
+        signature, signed = transcript.receipt_signature, envelope.receipt_tokens
+        if hashlib.sha256(signature).digest() != envelope.receipt_sha256:
+            raise InvalidRequest("envelope names another receipt than the transcript holds")
+        if signed != transcript.receipt_tokens or signed > len(self.record.token_ids):
+            raise InvalidRequest(f"receipt for {signed} tokens was never given")
+        separator = domain_separator(envelope.chain_id, Address(envelope.marketplace))
+        start = initial_hash(
+            envelope.chain_id, Address(envelope.marketplace), JobId(envelope.job_id)
+        )
+        running = extend_hash(start, self.record.token_ids[:signed])
+        digest = receipt_digest(separator, JobId(envelope.job_id), signed, running)
+        verify_digest(digest, signature, self.wallet.address)
+        state.passed("receipt", f"own signature for {signed} tokens")
+        state.unproven += 1
+        if self.settings.require_proofs:
+            raise InvalidRequest(
+                f"the claim of {envelope.tokens} tokens has no proof ({envelope.no_proof}),"
+                " and require_proofs is set"
+            )
+        state.passed("NO PROOF", f"receipt only, the host says: {envelope.no_proof}")
 
     async def _check_totals(
         self, job: SessionJob, claims: list[ProofSubmitted], state: _Chain

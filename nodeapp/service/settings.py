@@ -50,6 +50,11 @@ class ChainSettings(Section, frozen=True):
     """Upper bound; the session's own proofInterval is used when it is smaller."""
     idle_settle_seconds: PositiveSeconds = 600.0
     """A session that nobody used for so long is claimed and completed by the host."""
+    proof: Literal["required", "best_effort", "off"] = "required"
+    """best_effort: a claim whose proof does not come in time goes out with the renter's receipt
+    only; off: every claim does. Renters see it in the offer and may pass such hosts over."""
+    proof_patience_seconds: PositiveSeconds = 120.0
+    """best_effort: wait for a proof so long, or a quarter of the session's proof window."""
     withdraw: bool = True
     """Pull earnings out of the contract as soon as a session has ended."""
     listing_api_url: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -133,6 +133,8 @@ class HostView(Message, frozen=True):
     usdc: Address
     prices: tuple[PricePerToken, ...]
     """In USDC, one per model id."""
+    proof: Literal["required", "best_effort", "off"] = "required"
+    """`chain.proof`: required, best_effort or off."""
 
 
 class TransactionView(Message, frozen=True):
@@ -150,9 +152,11 @@ class ClaimView(Message, frozen=True):
     interval: int
     tokens: Tokens
     proof_hash: bytes
+    """Empty until it is sealed."""
     proof_cid: Cid
     transcript_cid: Cid
     proofs: int
+    """0 in a sealed claim: it has the renter's receipt and no proof."""
     proof_bytes: int
     prove_cpu_seconds: float
     mined: bool

@@ -4,12 +4,16 @@ Canonical CBOR (RFC 8949 §4.2.1: shortest forms, sorted keys), so that one enve
 hash. `proof_hash` = sha256 of the encoded bytes, the value of `submitProofOfWork`. The host
 signs the EIP-712 `envelope_digest` (wire/signed.py) of `signing_digest` with its account key.
 It is no evidence that a model ran: see core/ledger_proof.py for what the proofs show.
+
+Version 1 carries proofs. Version 2 says that there is none: it commits to transcript and receipt,
+which the renter, and whoever the renter shows its tokens to, can check; nobody else can.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import cbor2
 import msgspec
@@ -22,6 +26,8 @@ from nodeapp.core.ledger_proof import (
     LedgerContext,
     context_limbs,
     following,
+    link,
+    transcript_commitment,
 )
 from nodeapp.wire.plain_cbor import decode_plain
 from nodeapp.wire.proof_profile import Digest, SrsKind
@@ -31,6 +37,7 @@ MAX_ENVELOPE_BYTES = 256 << 10
 MAX_ENVELOPE_ITEMS = 4096
 SIGNATURE_BYTES = 65
 SIGNING_DOMAIN = b"fabnode/proof-envelope/1"
+RECEIPT_SIGNING_DOMAIN = b"fabnode/proof-envelope/2"
 
 Hash32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 AddressText = Annotated[str, msgspec.Meta(pattern="^0x[0-9a-fA-F]{40}$")]
@@ -39,14 +46,15 @@ CidText = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
-class ProofEnvelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One claim of one session, with everything needed to check it."""
+NoProofReason = Literal["off", "prover_unavailable"]
+"""The host never proves, or its prover did not answer in time."""
 
-    profile_id: Digest
-    ezkl: Annotated[str, msgspec.Meta(max_length=32)]
-    srs_kind: SrsKind
-    srs_sha256: Digest
-    vk_sha256: Digest
+
+class EnvelopeBase(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="v"
+):
+    """One claim of one session: its place, its transcript, the host's word."""
+
     chain_id: Number
     marketplace: AddressText
     job_id: Number
@@ -57,28 +65,55 @@ class ProofEnvelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interval: Number
     first_token_index: Number
     tokens: Annotated[int, msgspec.Meta(ge=1, le=IDS_PER_CHUNK * MAX_CHUNKS)]
-    """Sum of the chunks' counts, and the tokens claimed on chain."""
+    """The tokens claimed on chain."""
     previous_commitment: Hash32
-    """ledger link to the last chunk of the interval before; zeros for the first interval."""
+    """`last_link` of the interval before; zeros for the first interval."""
     previous_proof_hash: Hash32
     """proof_hash of the interval before; zeros for the first."""
-    chunks: Annotated[tuple[ShownProof, ...], msgspec.Meta(min_length=1, max_length=MAX_CHUNKS)]
     transcript_cid: CidText
     transcript_sha256: Hash32
     """sha256 of the stored blob, which is sealed to the renter."""
     host_signature: Annotated[bytes, msgspec.Meta(max_length=SIGNATURE_BYTES)] = b""
     """r | s | v, 65 bytes; empty only until it is signed."""
-    v: Literal[1] = 1
 
 
-def signing_digest(envelope: ProofEnvelope) -> bytes:
+class ProofEnvelope(EnvelopeBase, frozen=True, kw_only=True, tag=1):
+    """A proven claim; the chunks' counts add up to `tokens`."""
+
+    profile_id: Digest
+    ezkl: Annotated[str, msgspec.Meta(max_length=32)]
+    srs_kind: SrsKind
+    srs_sha256: Digest
+    vk_sha256: Digest
+    chunks: Annotated[tuple[ShownProof, ...], msgspec.Meta(min_length=1, max_length=MAX_CHUNKS)]
+
+
+class ReceiptEnvelope(EnvelopeBase, frozen=True, kw_only=True, tag=2):
+    """A claim without a proof, resting on the renter's receipt alone."""
+
+    no_proof: NoProofReason
+    commitment: Hash32
+    """core.ledger_proof.transcript_commitment of the claimed ids."""
+    receipt_tokens: Number
+    """What the renter had signed for; not less than the end of this claim."""
+    receipt_sha256: Hash32
+    """sha256 of the renter's signature, which lies in the sealed transcript."""
+
+
+Envelope: TypeAlias = ProofEnvelope | ReceiptEnvelope
+_Some = TypeVar("_Some", bound=Envelope)
+
+
+def signing_digest(envelope: Envelope) -> bytes:
     """The 32 bytes the host signs: sha256(domain | envelope without host_signature)."""
     body = msgspec.to_builtins(envelope, builtin_types=(bytes,))
     del body["host_signature"]
-    return hashlib.sha256(SIGNING_DOMAIN + cbor2.dumps(body, canonical=True)).digest()
+    is_proof = isinstance(envelope, ProofEnvelope)
+    domain = SIGNING_DOMAIN if is_proof else RECEIPT_SIGNING_DOMAIN
+    return hashlib.sha256(domain + cbor2.dumps(body, canonical=True)).digest()
 
 
-def with_signature(envelope: ProofEnvelope, signature: bytes) -> ProofEnvelope:
+def with_signature(envelope: _Some, signature: bytes) -> _Some:
     """The signed envelope.
 
     Raises:
@@ -89,7 +124,7 @@ def with_signature(envelope: ProofEnvelope, signature: bytes) -> ProofEnvelope:
     return msgspec.structs.replace(envelope, host_signature=signature)
 
 
-def encode_envelope(envelope: ProofEnvelope) -> bytes:
+def encode_envelope(envelope: Envelope) -> bytes:
     """The bytes that are stored and hashed.
 
     Raises:
@@ -100,8 +135,8 @@ def encode_envelope(envelope: ProofEnvelope) -> bytes:
     return cbor2.dumps(msgspec.to_builtins(envelope, builtin_types=(bytes,)), canonical=True)
 
 
-def decode_envelope(data: bytes) -> ProofEnvelope:
-    """Read an envelope; only the one canonical form is accepted.
+def decode_envelope(data: bytes) -> Envelope:
+    """Read an envelope of either version; only the one canonical form is accepted.
 
     Raises:
         InvalidRequest: too large, malformed, out of bounds, unsigned or not canonical.
@@ -110,7 +145,7 @@ def decode_envelope(data: bytes) -> ProofEnvelope:
         raise InvalidRequest(f"envelope has {len(data)} bytes, at most {MAX_ENVELOPE_BYTES}")
     plain = decode_plain(data, "envelope", max_items=MAX_ENVELOPE_ITEMS)
     try:
-        envelope = msgspec.convert(plain, ProofEnvelope, builtin_types=(bytes,), strict=True)
+        envelope: Envelope = msgspec.convert(plain, Envelope, builtin_types=(bytes,), strict=True)
         canonical = encode_envelope(envelope)
     except (msgspec.ValidationError, ValueError) as error:
         raise InvalidRequest(f"envelope is malformed: {str(error)[:200]}") from error
@@ -124,8 +159,8 @@ def proof_hash(encoded: bytes) -> bytes:
     return hashlib.sha256(encoded).digest()
 
 
-def first_context(envelope: ProofEnvelope) -> LedgerContext:
-    """The context of the envelope's first chunk."""
+def first_context(envelope: Envelope) -> LedgerContext:
+    """Where the envelope's first token stands."""
     return LedgerContext(
         chain_id=envelope.chain_id,
         marketplace=Address(envelope.marketplace),
@@ -157,8 +192,31 @@ def check_ledger(envelope: ProofEnvelope) -> None:
         raise InvalidRequest(f"envelope claims {envelope.tokens} tokens, its chunks {total}")
 
 
-def last_link(envelope: ProofEnvelope) -> bytes:
+def check_receipt(
+    envelope: ReceiptEnvelope, token_ids: Sequence[int], salts: Sequence[bytes]
+) -> None:
+    """The envelope commits to exactly these ids, and its receipt reaches to their end.
+
+    Whether the receipt is the renter's is the caller's to check.
+
+    Raises:
+        InvalidRequest: with the first thing that is wrong.
+    """
+    if len(token_ids) != envelope.tokens:
+        raise InvalidRequest(f"envelope claims {envelope.tokens} tokens, not {len(token_ids)}")
+    end = envelope.first_token_index + envelope.tokens
+    if envelope.receipt_tokens < end:
+        raise InvalidRequest(
+            f"envelope claims up to token {end}, its receipt is for {envelope.receipt_tokens}"
+        )
+    if transcript_commitment(first_context(envelope), token_ids, salts) != envelope.commitment:
+        raise InvalidRequest("envelope commits to other tokens")
+
+
+def last_link(envelope: Envelope) -> bytes:
     """`previous_commitment` of the interval after this one."""
+    if isinstance(envelope, ReceiptEnvelope):
+        return link(envelope.commitment)
     context = first_context(envelope)
     for chunk in envelope.chunks:
         context = following(context, count=chunk.count, commitment=chunk.commitment)

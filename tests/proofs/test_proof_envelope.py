@@ -9,10 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeapp.core.errors import InvalidRequest
-from nodeapp.core.ledger_proof import NO_COMMITMENT, LedgerContext, context_limbs, following
+from nodeapp.core.ledger_proof import (
+    NO_COMMITMENT,
+    LedgerContext,
+    context_limbs,
+    following,
+    transcript_commitment,
+)
 from nodeapp.wire.proof_envelope import (
     ProofEnvelope,
+    ReceiptEnvelope,
     check_ledger,
+    check_receipt,
     decode_envelope,
     encode_envelope,
     last_link,
@@ -54,6 +62,91 @@ def envelope(counts=(240, 17)) -> ProofEnvelope:
         transcript_sha256=b"\x0e" * 32,
         host_signature=b"\x0f" * 65,
     )
+
+
+RECEIPT_IDS = tuple(range(500, 800))
+RECEIPT_SALTS = (b"s" * 16, b"t" * 16)
+
+
+def receipt_envelope(ids=RECEIPT_IDS) -> ReceiptEnvelope:
+    base = envelope()
+    context = LedgerContext(31337, ADDRESS, 7, ADDRESS, "0x" + "0c" * 32, 0, 0, NO_COMMITMENT)
+    return ReceiptEnvelope(
+        chain_id=base.chain_id,
+        marketplace=base.marketplace,
+        job_id=base.job_id,
+        host=base.host,
+        model_id=base.model_id,
+        model_sha256=base.model_sha256,
+        interval=0,
+        first_token_index=0,
+        tokens=len(ids),
+        previous_commitment=NO_COMMITMENT,
+        previous_proof_hash=bytes(32),
+        transcript_cid=base.transcript_cid,
+        transcript_sha256=base.transcript_sha256,
+        host_signature=base.host_signature,
+        no_proof="prover_unavailable",
+        commitment=transcript_commitment(context, ids, RECEIPT_SALTS),
+        receipt_tokens=310,
+        receipt_sha256=b"\x10" * 32,
+    )
+
+
+def test_an_envelope_without_a_proof_comes_back_as_it_was():
+    encoded = encode_envelope(receipt_envelope())
+    assert decode_envelope(encoded) == receipt_envelope()
+    assert cbor2.loads(encoded)["v"] == 2
+    assert proof_hash(encoded).hex() == GOLDEN_RECEIPT_HASH
+    assert signing_digest(receipt_envelope()).hex() == GOLDEN_RECEIPT_DIGEST
+    assert receipt_envelope().commitment.hex() == GOLDEN_RECEIPT_COMMITMENT
+    assert last_link(receipt_envelope()) == receipt_envelope().commitment
+
+
+def test_neither_version_passes_for_the_other():
+    for good, other in ((envelope(), 2), (receipt_envelope(), 1)):
+        fields = cbor2.loads(encode_envelope(good))
+        with pytest.raises(InvalidRequest):
+            decode_envelope(cbor2.dumps(fields | {"v": other}, canonical=True))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("v", 3),
+        ("no_proof", "later"),
+        ("commitment", bytes(31)),
+        ("receipt_sha256", b""),
+        ("receipt_tokens", -1),
+        ("chunks", []),
+        ("profile_id", "0a" * 32),
+    ],
+)
+def test_a_field_out_of_bounds_is_refused_without_a_proof_too(field, value):
+    fields = cbor2.loads(encode_envelope(receipt_envelope()))
+    with pytest.raises(InvalidRequest):
+        decode_envelope(cbor2.dumps(fields | {field: value}, canonical=True))
+
+
+def test_an_envelope_without_a_proof_commits_to_ids_salts_and_place():
+    good = receipt_envelope()
+    check_receipt(good, RECEIPT_IDS, RECEIPT_SALTS)
+    for ids, salts in (
+        ((*RECEIPT_IDS[:-1], 1), RECEIPT_SALTS),
+        (tuple(reversed(RECEIPT_IDS)), RECEIPT_SALTS),
+        (RECEIPT_IDS, (RECEIPT_SALTS[0], b"u" * 16)),
+    ):
+        with pytest.raises(InvalidRequest, match="other tokens"):
+            check_receipt(good, ids, salts)
+    for change in ({"job_id": 8}, {"interval": 1}, {"first_token_index": 5}, {"chain_id": 1}):
+        with pytest.raises(InvalidRequest, match="other tokens"):
+            check_receipt(msgspec.structs.replace(good, **change), RECEIPT_IDS, RECEIPT_SALTS)
+    with pytest.raises(InvalidRequest, match="claims 300 tokens, not 299"):
+        check_receipt(good, RECEIPT_IDS[:-1], RECEIPT_SALTS)
+    with pytest.raises(InvalidRequest, match="1 salts for 2 chunks"):
+        check_receipt(good, RECEIPT_IDS, RECEIPT_SALTS[:1])
+    with pytest.raises(InvalidRequest, match="receipt is for 299"):
+        check_receipt(msgspec.structs.replace(good, receipt_tokens=299), RECEIPT_IDS, RECEIPT_SALTS)
 
 
 def test_an_envelope_comes_back_as_it_was():
@@ -181,3 +274,6 @@ def test_swapped_short_or_empty_chunks_are_refused():
 
 GOLDEN_HASH = "8a6dd4b9d73fc8242283c864c637e25c2a2cbaf8a7fbbd40289d1d2400d87711"
 GOLDEN_DIGEST = "11b3ac942d043cd751c6c1de7ec89ce14fc57d87fc348bf1f26c195be7e321b4"
+GOLDEN_RECEIPT_HASH = "c84ffbc3f11092c466ccc5376eafb1b0589c2e696a185b08a60b0a2c4255d8e5"
+GOLDEN_RECEIPT_DIGEST = "d28e8acb3ddf47f0afb882e4f0fcf95e151b60945613872ffd34ab6a8e1aa712"
+GOLDEN_RECEIPT_COMMITMENT = "64aeafaf24ee3e510bddb6d8bba1b25c75bf8edd59fa8b8f80cfe4ae6a9ebcfe"

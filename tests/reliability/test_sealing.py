@@ -1,6 +1,7 @@
 """A sealed claim proves, names and hides exactly the claimed tokens."""
 
 import hashlib
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -18,7 +19,9 @@ from nodeapp.evm.accounts import new_wallet
 from nodeapp.security.sealed import open_sealed
 from nodeapp.security.wallet import verify_digest
 from nodeapp.wire.proof_envelope import (
+    ReceiptEnvelope,
     check_ledger,
+    check_receipt,
     decode_envelope,
     last_link,
     proof_hash,
@@ -26,6 +29,7 @@ from nodeapp.wire.proof_envelope import (
 )
 from nodeapp.wire.signed import envelope_digest
 from nodeapp.wire.transcript import decode_transcript
+from tests.fakes.clock import FakeClock
 from tests.fakes.paid_session import (
     JOB,
     RENTER_KEY,
@@ -73,6 +77,10 @@ async def test_the_envelope_is_stored_signed_and_hashed_for_the_chain(sealer):
     assert (envelope.tokens, envelope.job_id, envelope.first_token_index) == (300, JOB, 0)
     assert (sealed.proofs, sealed.last_commitment) == (2, last_link(envelope))
     assert (sealed.proof_bytes, sealed.prove_cpu_seconds) == (400, 3.0)
+    assert_signed(envelope, sealer)
+
+
+def assert_signed(envelope, sealer):
     digest = envelope_digest(SEPARATOR, signing_digest(envelope))
     verify_digest(digest, envelope.host_signature, sealer.wallet.address)
 
@@ -109,3 +117,110 @@ async def test_a_prover_that_counts_otherwise_is_never_believed(sealer):
     with pytest.raises((Corrupt, InvalidRequest)):
         await sealer.seal(session, claim(session))
     assert not any(b"host_signature" in blob for blob in sealer.storage.blobs.values())
+
+
+def policy_sealer(policy, clock=None):
+    return Sealer(
+        FakeProver(),
+        FakeStorage(),
+        new_wallet(),
+        FakeContracts(),
+        policy=policy,
+        patience_seconds=60.0,
+        clock=clock or FakeClock(),
+    )
+
+
+def check_unproven(sealer, session, sealed, reason):
+    stored = sealer.storage.blobs[sealed.proof_cid]
+    envelope = decode_envelope(stored)
+    assert isinstance(envelope, ReceiptEnvelope)
+    assert (envelope.no_proof, envelope.tokens, envelope.job_id) == (reason, 300, JOB)
+    check_receipt(envelope, IDS, SALTS)
+    assert envelope.receipt_tokens == session.acknowledged
+    assert envelope.receipt_sha256 == hashlib.sha256(session.receipt_signature).digest()
+    assert sealed.proof_hash == proof_hash(stored)
+    assert sealed.last_commitment == last_link(envelope)
+    assert (sealed.proofs, sealed.proof_bytes, sealed.prove_cpu_seconds) == (0, 0, 0)
+    assert_signed(envelope, sealer)
+    box = sealer.storage.blobs[sealed.transcript_cid]
+    transcript = decode_transcript(open_sealed(box, RENTER_SECRET))
+    assert (transcript.token_ids, transcript.receipt_signature) == (IDS, b"r" * 65)
+
+
+async def test_with_proofs_off_the_prover_is_never_asked():
+    sealer, session = policy_sealer("off"), paid_session()
+    sealed = await sealer.seal(session, claim(session))
+    check_unproven(sealer, session, sealed, "off")
+    assert sealer.prover.asked == []
+
+
+async def test_a_required_proof_holds_the_claim_up_for_as_long_as_it_takes():
+    clock = FakeClock()
+    sealer, session = policy_sealer("required", clock), paid_session()
+    sealer.prover.is_down = True
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await sealer.seal(session, claim(session))
+        clock.now += 10_000
+    assert sealer.storage.blobs == {}
+    sealer.prover.is_down = False
+    assert (await sealer.seal(session, claim(session))).proofs == 2
+
+
+async def test_best_effort_waits_for_a_prover_and_then_claims_without_it():
+    clock = FakeClock()
+    sealer, session = policy_sealer("best_effort", clock), paid_session()
+    sealer.prover.is_down = True
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await sealer.seal(session, claim(session))
+        clock.now += 20
+    sealed = await sealer.seal(session, claim(session))
+    check_unproven(sealer, session, sealed, "prover_unavailable")
+
+
+async def test_best_effort_proves_when_the_prover_comes_back_in_time():
+    clock = FakeClock()
+    sealer, session = policy_sealer("best_effort", clock), paid_session()
+    sealer.prover.is_down = True
+    with pytest.raises(Unavailable):
+        await sealer.seal(session, claim(session))
+    clock.now += 59
+    sealer.prover.is_down = False
+    assert (await sealer.seal(session, claim(session))).proofs == 2
+    # The next claim has its own patience.
+    sealer.prover.is_down = True
+    later = msgspec.structs.replace(claim(session), interval=1)
+    clock.now += 1000
+    with pytest.raises(Unavailable):
+        await sealer.seal(session, later)
+
+
+async def test_patience_leaves_time_to_claim_before_the_session_can_be_timed_out():
+    clock = FakeClock()
+    sealer = replace(policy_sealer("best_effort", clock), patience_seconds=3600.0)
+    session = paid_session()
+    sealer.prover.is_down = True
+    with pytest.raises(Unavailable):
+        await sealer.seal(session, claim(session))
+    clock.now += session.terms.proof_timeout_seconds / 4
+    sealed = await sealer.seal(session, claim(session))
+    check_unproven(sealer, session, sealed, "prover_unavailable")
+
+
+async def test_a_lying_prover_is_not_a_missing_one():
+    clock = FakeClock()
+    sealer, session = policy_sealer("best_effort", clock), paid_session()
+    sealer.prover.leaves_out = 1
+    for _ in range(2):
+        with pytest.raises((Corrupt, InvalidRequest)):
+            await sealer.seal(session, claim(session))
+        clock.now += 10_000
+
+
+async def test_two_claims_without_a_proof_never_share_a_hash():
+    sealer, session = policy_sealer("off"), paid_session()
+    first = await sealer.seal(session, claim(session))
+    salted = msgspec.structs.replace(claim(session), salts=(b"u" * 16, b"v" * 16))
+    assert (await sealer.seal(session, salted)).proof_hash != first.proof_hash
