@@ -27,6 +27,8 @@ class TransactionSigned(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     priority_fee: Wei = Wei(0)
     is_cancel: bool = False
     """Sends nothing to ourselves: uses the nonce up without serving the purpose."""
+    is_payment: bool = False
+    """Nothing on chain would refuse it a second time."""
 
 
 class TransactionMined(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -80,6 +82,11 @@ class Errand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_cancelled(self) -> bool:
         """Some attempt uses the nonce up without serving the purpose."""
         return any(attempt.is_cancel for attempt in self.attempts)
+
+    @property
+    def is_payment(self) -> bool:
+        """Nothing on chain would refuse it a second time."""
+        return self.attempts[0].is_payment
 
     def attempt(self, tx_hash: TxHash) -> TransactionSigned | None:
         """The attempt with this hash."""

@@ -16,6 +16,7 @@ import coincurve
 from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
+from eth_hash.auto import keccak
 from eth_keys.datatypes import PrivateKey
 from eth_keys.exceptions import BadSignature
 from eth_typing import Hash32
@@ -49,7 +50,7 @@ class Wallet:
         """The key itself, 32 bytes; for opening boxes sealed to this wallet, never for storing."""
         return bytes(self._account.key)
 
-    def sign_transaction(self, fields: Mapping[str, object]) -> tuple[bytes, TxHash]:
+    async def sign_transaction(self, fields: Mapping[str, object]) -> tuple[bytes, TxHash]:
         """Raw signed transaction and its hash."""
         signed = self._account.sign_transaction(dict(fields))  # type: ignore[arg-type]
         return bytes(signed.raw_transaction), TxHash("0x" + bytes(signed.hash).hex())
@@ -57,6 +58,10 @@ class Wallet:
     def sign_message(self, message: bytes) -> bytes:
         """EIP-191 signature, 65 bytes r || s || v with v 27 or 28."""
         return bytes(self._account.sign_message(encode_defunct(primitive=message)).signature)
+
+    async def sign_hashed(self, message: bytes) -> bytes:
+        """Signature over the message's keccak256, r || s || v, 65 bytes."""
+        return self.sign_digest(keccak(message))
 
     def sign_digest(self, digest: bytes) -> bytes:
         """Signature over 32 bytes that are a digest already (EIP-712), r || s || v, 65 bytes."""

@@ -11,17 +11,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eth_account.typed_transactions.typed_transaction import TypedTransaction
+from hexbytes import HexBytes
+
 from nodeapp.core.errors import Rejected, Unavailable
+from nodeapp.core.fees import GWEI, FeePolicy, Fees, first_fees
 from nodeapp.core.ids import Address, TxHash
 from nodeapp.core.units import BlockNumber, Wei
-from nodeapp.evm.abi import Call
-from nodeapp.evm.accounts import Wallet
+from nodeapp.evm.abi import Call, checksum
 from nodeapp.evm.errors import Reverted
 from nodeapp.evm.events import MarketplaceEvent, decode_logs
-from nodeapp.evm.provider import BlockTag, Provider, block_parameter, quantity
+from nodeapp.evm.provider import Block, BlockTag, Provider, block_parameter, quantity
+from nodeapp.evm.refusals import SendRefused
+from nodeapp.evm.signers import Signer
 
 GAS_MARGIN_PERCENT = 125
-KNOWN_ALREADY = ("already known", "already imported", "known transaction")
+KNOWN_ALREADY = (
+    "already known",
+    "alreadyknown",
+    "already imported",
+    "known transaction",
+    "already exists",
+    "already in mempool",
+    "duplicated hash",
+)
+CANCEL_GAS = 21_000
+METHOD_MISSING = -32601
+DEFAULT_PRIORITY_FEE = Wei(GWEI)
+"""Where the endpoint suggests none."""
+HISTORY_BLOCKS = 120
+"""Full nodes keep the state of 128 blocks."""
+UNCAPPED = FeePolicy(Wei(2**128), Wei(2**128))
+"""For wallets whose owner watches: deployment, renters."""
 POLL_SECONDS = 0.2
 
 
@@ -32,6 +53,16 @@ class SignedTransaction:
     raw: bytes
     hash: TxHash
     nonce: int
+    fees: Fees
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a signed transaction does and offers."""
+
+    call: Call
+    gas: int
+    fees: Fees
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +77,13 @@ class Receipt:
     gas_price: Wei
     contract: Address | None
     raw_logs: tuple[Mapping[str, Any], ...]
+    data_fee: Wei
+    """What a rollup charges for publishing it (`l1Fee`), beside the gas."""
 
     @property
     def cost(self) -> Wei:
-        """Wei paid for gas."""
-        return Wei(self.gas_used * self.gas_price)
+        """Wei paid in all."""
+        return Wei(self.gas_used * self.gas_price + self.data_fee)
 
     def events(self, marketplace: Address) -> tuple[MarketplaceEvent, ...]:
         """The marketplace's events in it."""
@@ -69,45 +102,81 @@ class Transactions:
         params = [address, block_parameter(block)]
         return int(await self._provider.request("eth_getTransactionCount", params), 16)
 
-    async def simulate(self, call: Call, sender: Address) -> bytes:
-        """Run a call on the pending state without sending it.
+    async def head(self) -> Block:
+        """The newest block."""
+        return await self._provider.block()
+
+    async def block(self, number: BlockNumber) -> Block:
+        """One block's header."""
+        return await self._provider.block(number)
+
+    async def balance(self, address: Address) -> Wei:
+        """Native coin that can be spent on gas."""
+        return await self._provider.native_balance(address)
+
+    async def suggested_tip(self) -> Wei:
+        """Priority fee that the endpoint suggests, wei per gas."""
+        answer = await self._provider.ask("eth_maxPriorityFeePerGas", [])
+        if answer.failure is None:
+            return Wei(int(answer.result, 16))
+        if answer.failure.code == METHOD_MISSING:
+            return DEFAULT_PRIORITY_FEE
+        raise Unavailable(f"no priority fee is suggested: {answer.failure.message}")
+
+    async def simulate(self, call: Call, sender: Address, block: BlockTag = "pending") -> bytes:
+        """Run a call without sending it.
 
         Raises:
             Reverted: the contract refuses; `reason` says why.
             Rejected: the account cannot pay.
         """
         answer = await self._provider.request(
-            "eth_call", [_fields(call, sender), "pending"], subject=call.function
+            "eth_call", [_fields(call, sender), block_parameter(block)], subject=call.function
         )
         return bytes.fromhex(answer[2:])
 
+    async def estimate(self, call: Call, sender: Address) -> int:
+        """Gas limit with a margin; simulates first, so that a revert has its reason.
+
+        Raises:
+            Reverted: the contract refuses; `reason` says why.
+            Rejected: the account cannot pay.
+        """
+        await self.simulate(call, sender)
+        answer = await self._provider.request(
+            "eth_estimateGas", [_fields(call, sender), "pending"], subject=call.function
+        )
+        return int(answer, 16) * GAS_MARGIN_PERCENT // 100
+
     async def prepare(
-        self, call: Call, wallet: Wallet, nonce: int, *, gas: int | None = None
+        self,
+        call: Call,
+        signer: Signer,
+        nonce: int,
+        *,
+        gas: int | None = None,
+        fees: Fees | None = None,
     ) -> SignedTransaction:
         """Simulate, price and sign one call.
 
         Args:
             call: what to do.
-            wallet: who signs.
+            signer: whose transaction it is.
             nonce: the transaction's number; the caller keeps the order.
             gas: a limit known before; then nothing is simulated, the call may depend on
                 transactions that are not sent yet.
+            fees: what to offer; None: what the market asks, without a cap.
 
         Raises:
             Reverted: the contract refuses; `reason` says why.
-            Rejected: the account cannot pay.
+            Rejected: the account cannot pay, or the signer refuses.
             Unavailable: no endpoint answered.
         """
         if gas is None:
-            await self.simulate(call, wallet.address)
-            estimate = await self._provider.request(
-                "eth_estimateGas",
-                [_fields(call, wallet.address), "pending"],
-                subject=call.function,
-            )
-            gas = int(estimate, 16) * GAS_MARGIN_PERCENT // 100
-        head = await self._provider.block()
-        tip = int(await self._provider.request("eth_maxPriorityFeePerGas", []), 16)
+            gas = await self.estimate(call, signer.address)
+        if fees is None:
+            head = await self.head()
+            fees = first_fees(head.base_fee, await self.suggested_tip(), UNCAPPED)
         fields: dict[str, object] = {
             "type": 2,
             "chainId": self._provider.chain_id,
@@ -115,20 +184,30 @@ class Transactions:
             "value": call.value,
             "data": call.data,
             "gas": gas,
-            "maxPriorityFeePerGas": tip,
-            # Twice the base fee outlasts six full blocks in a row.
-            "maxFeePerGas": 2 * head.base_fee + tip,
+            "maxPriorityFeePerGas": fees.priority_fee,
+            "maxFeePerGas": fees.max_fee,
         }
         if call.to is not None:
             fields["to"] = call.to
-        raw, tx_hash = wallet.sign_transaction(fields)
-        return SignedTransaction(raw, tx_hash, nonce)
+        raw, tx_hash = await signer.sign_transaction(fields)
+        return SignedTransaction(raw, tx_hash, nonce, fees)
+
+    def decode(self, raw: bytes) -> Decoded:
+        """Read a signed EIP-1559 transaction back."""
+        fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
+        to, value = bytes(fields["to"]), int(fields["value"])
+        target = checksum("0x" + to.hex()) if to else None
+        return Decoded(
+            Call(target, "own transaction", bytes(fields["data"]), value),
+            int(fields["gas"]),
+            Fees(Wei(int(fields["maxFeePerGas"])), Wei(int(fields["maxPriorityFeePerGas"]))),
+        )
 
     async def broadcast(self, signed: SignedTransaction) -> TxHash:
         """Hand the bytes to the chain; sending them again changes nothing.
 
         Raises:
-            Rejected: refused: another transaction has the nonce, or the account cannot pay.
+            SendRefused: not taken; it says why.
             Unavailable: no endpoint answered.
         """
         params = ["0x" + signed.raw.hex()]
@@ -140,7 +219,31 @@ class Transactions:
             return signed.hash
         if await self._provider.request("eth_getTransactionByHash", [signed.hash]) is not None:
             return signed.hash
-        raise Rejected(f"transaction {signed.hash} nonce {signed.nonce} refused: {message}")
+        raise SendRefused(f"transaction {signed.hash} nonce {signed.nonce}", message)
+
+    async def used_by(self, address: Address, nonce: int, last: BlockNumber) -> TxHash | None:
+        """Which transaction used a nonce up; None: not used up to block `last`.
+
+        Finds its block by bisection over the account's nonces, so recent state is enough.
+
+        Raises:
+            Rejected: the endpoint no longer has the state of these blocks.
+            Unavailable: no endpoint answered, or its answers do not fit together.
+        """
+        if await self.nonce(address, last) <= nonce:
+            return None
+        low, high = max(0, last - HISTORY_BLOCKS), int(last)
+        if low and await self.nonce(address, BlockNumber(low)) > nonce:
+            raise Rejected(f"nonce {nonce} was used more than {HISTORY_BLOCKS} blocks ago")
+        while high - low > 1:
+            middle = (low + high) // 2
+            is_used = await self.nonce(address, BlockNumber(middle)) > nonce
+            low, high = (low, middle) if is_used else (middle, high)
+        found = await self._provider.request("eth_getBlockByNumber", [quantity(high), True])
+        for entry in (found or {}).get("transactions", ()):
+            if checksum(entry["from"]) == address and int(entry["nonce"], 16) == nonce:
+                return TxHash(entry["hash"])
+        raise Unavailable(f"nonce {nonce} of {address} is used, but block {high} does not show it")
 
     async def receipt(self, tx_hash: TxHash) -> Receipt | None:
         """The receipt, None while not mined."""
@@ -157,6 +260,7 @@ class Transactions:
             gas_price=Wei(int(found["effectiveGasPrice"], 16)),
             contract=None if contract is None else Address(contract),
             raw_logs=tuple(found["logs"]),
+            data_fee=Wei(int(found.get("l1Fee") or "0x0", 16)),
         )
 
     async def wait_mined(
@@ -182,11 +286,11 @@ class Transactions:
                 f"{deadline_seconds:g} s"
             ) from error
         if not receipt.succeeded:
-            raise Reverted(f"transaction {tx_hash}", await self._why_failed(receipt))
+            raise Reverted(f"transaction {tx_hash}", await self.why_failed(receipt))
         return receipt
 
     async def send(
-        self, call: Call, wallet: Wallet, *, confirmations: int = 1, deadline_seconds: float = 60.0
+        self, call: Call, wallet: Signer, *, confirmations: int = 1, deadline_seconds: float = 60.0
     ) -> Receipt:
         """All steps at once, for callers that need no journal and send nothing else meanwhile."""
         signed = await self.prepare(call, wallet, await self.nonce(wallet.address))
@@ -196,7 +300,7 @@ class Transactions:
     async def send_batch(
         self,
         calls: Sequence[tuple[Call, int]],
-        wallet: Wallet,
+        wallet: Signer,
         *,
         deadline_seconds: float = 60.0,
     ) -> tuple[Receipt, ...]:
@@ -232,7 +336,7 @@ class Transactions:
                     return receipt
             await asyncio.sleep(self._poll_seconds)
 
-    async def _why_failed(self, receipt: Receipt) -> str:
+    async def why_failed(self, receipt: Receipt) -> str:
         """Run it again on the state before its block; best effort, the state may differ."""
         found = await self._provider.request("eth_getTransactionByHash", [receipt.hash])
         if found is None:

@@ -25,7 +25,7 @@ from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.calls import Calls
 from nodeapp.evm.deployment import Deployment
 from nodeapp.service.metrics import Metrics
-from tests.fakes.chain import FakeChain
+from tests.fakes.mempool import FakeChain
 from tests.fakes.paid_session import (
     CHAIN_ID,
     HOST,

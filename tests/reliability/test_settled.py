@@ -3,7 +3,7 @@
 import asyncio
 
 from nodeapp.chain.ledger import Ledger
-from nodeapp.chain.queue import TransactionQueue
+from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.runner import _payment
 from nodeapp.core.session import (
     ContractReceiveSessionEnded,
@@ -15,7 +15,7 @@ from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.calls import NATIVE
 from nodeapp.service.metrics import Metrics
-from tests.fakes.chain import FakeChain
+from tests.fakes.mempool import FakeChain
 from tests.fakes.paid_session import HOST, JOB, opened
 
 
@@ -40,23 +40,15 @@ async def test_only_sessions_with_something_to_do_are_looked_at(tmp_path):
     await again.close()
 
 
-class DeepChain(FakeChain):
-    """Blocks come only when told to; one confirmation is always there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.deep = asyncio.Event()
-
-    async def wait_mined(self, tx_hash, confirmations=1, deadline_seconds=60.0):
-        if confirmations > 1:
-            await self.deep.wait()
-        return await super().wait_mined(tx_hash, confirmations, deadline_seconds)
-
-
 async def test_transactions_do_not_wait_for_each_others_confirmations(tmp_path):
-    chain, ledger = DeepChain(), await open_ledger(tmp_path)
+    chain, ledger = FakeChain(), await open_ledger(tmp_path)
     queue = TransactionQueue(
-        ledger, chain, new_wallet(), confirmations=12, metrics=Metrics("chain")
+        ledger,
+        chain,
+        new_wallet(),
+        confirmations=12,
+        metrics=Metrics("chain"),
+        settings=QueueSettings(poll_seconds=0.01),
     )
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         for number in range(5):
@@ -64,7 +56,7 @@ async def test_transactions_do_not_wait_for_each_others_confirmations(tmp_path):
         while len(chain.effects) < 5:
             await asyncio.sleep(0.01)
         assert ledger.mined == {}, "a mined transaction counts when it is deep enough"
-        chain.deep.set()
+        chain.mine(11)
     assert len(ledger.mined) == 5
     await ledger.close()
 
