@@ -210,7 +210,15 @@ class ChainNode:
                 clock=self._shell.clock,
                 metrics=self._shell.metrics,
             ),
-            registrar=Registrar(contracts, Calls(deployment), queue, ledger, wallet, wish),
+            registrar=Registrar(
+                contracts=contracts,
+                calls=Calls(deployment),
+                queue=queue,
+                ledger=ledger,
+                host=wallet.address,
+                public_key=wallet.public_key,
+                wish=wish,
+            ),
         )
 
     async def _first_contact(self, contracts: Contracts) -> int:

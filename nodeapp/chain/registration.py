@@ -42,7 +42,6 @@ from nodeapp.core.listing import (
 from nodeapp.core.session import Phase
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call
-from nodeapp.evm.accounts import Wallet
 from nodeapp.evm.calls import NATIVE, Calls, approve
 from nodeapp.evm.contracts import Contracts
 from nodeapp.service.logs import get_logger
@@ -67,12 +66,13 @@ class Registrar:
     calls: Calls
     queue: TransactionQueue
     ledger: Ledger
-    wallet: Wallet
+    host: Address
+    public_key: bytes
     wish: Callable[[Listing], Wish]
 
     async def view(self) -> wire.ListingView:
         """Everything an operator wants to see, as of the newest block."""
-        deployment, host = self.contracts.deployment, self.wallet.address
+        deployment, host = self.contracts.deployment, self.host
         listing, bounds, purse = await self._read(ANY_BLOCK)
         wish = self.wish(listing)
         earnings = [
@@ -81,7 +81,7 @@ class Registrar:
         ]
         return wire.ListingView(
             address=host,
-            public_key=self.wallet.public_key,
+            public_key=self.public_key,
             chain_id=deployment.chain_id,
             usdc=deployment.usdc,
             listing=listing,
@@ -90,7 +90,7 @@ class Registrar:
             purse=purse,
             gas_balance=await self.contracts.provider.native_balance(host),
             earnings=tuple(earnings),
-            findings=findings(listing, wish, bounds, public_key=self.wallet.public_key),
+            findings=findings(listing, wish, bounds, public_key=self.public_key),
         )
 
     async def plan(self, request: wire.ListingRequest) -> wire.ListingPlan:
@@ -130,6 +130,9 @@ class Registrar:
             NotFound: not registered.
             Rejected: sessions are open; the marketplace takes claims of active hosts only.
         """
+        listing = await read_listing(self.contracts, self.host)
+        if not listing.is_active:
+            raise NotFound(f"host {self.host} is not registered")
         unended = (Phase.ACTIVE, Phase.CLOSING)
         count = sum(session.phase in unended for session in self.ledger.unsettled.values())
         if count and not request.force:
@@ -137,9 +140,6 @@ class Registrar:
                 f"{count} sessions are open and their claims would be refused; wait until they"
                 " are settled, or give up what they still owe with --force"
             )
-        listing = await read_listing(self.contracts, self.wallet.address)
-        if not listing.is_active:
-            raise NotFound(f"host {self.wallet.address} is not registered")
         return await self._do(Unregister(listing.stake))
 
     async def withdraw(self, request: wire.WithdrawRequest) -> wire.ListingDone:
@@ -148,7 +148,7 @@ class Registrar:
         Raises:
             NotFound: nothing is credited.
         """
-        amount = await self.contracts.earnings(self.wallet.address, request.asset)
+        amount = await self.contracts.earnings(self.host, request.asset)
         if amount == 0:
             raise NotFound("no earnings are credited in this asset")
         call = self.calls.withdraw_all_earnings(request.asset)
@@ -171,7 +171,7 @@ class Registrar:
 
     async def _read(self, since: BlockNumber) -> tuple[Listing, Bounds, Purse]:
         """All as of one block that is not before `since`."""
-        deployment, host = self.contracts.deployment, self.wallet.address
+        deployment, host = self.contracts.deployment, self.host
         block = await self._head(since)
         listing = await read_listing(self.contracts, host, block)
         bounds = await read_bounds(self.contracts)
@@ -203,8 +203,7 @@ class Registrar:
                 await self._check_models(step.model_ids)
         if steps and await self._gas_balance() == 0:
             raise Rejected(
-                f"account {self.wallet.address} holds no native coin to pay gas with;"
-                " send some to it first"
+                f"account {self.host} holds no native coin to pay gas with; send some to it first"
             )
         return steps
 
@@ -217,7 +216,7 @@ class Registrar:
                 )
 
     async def _gas_balance(self) -> Wei:
-        return await self.contracts.provider.native_balance(self.wallet.address)
+        return await self.contracts.provider.native_balance(self.host)
 
     async def _do(self, step: ListingStep) -> wire.ListingDone:
         name = type(step).__name__.lower()

@@ -23,6 +23,7 @@ MAX_METADATA_BYTES = 4096
 MAX_API_URL_BYTES = 256
 MAX_MODELS = 64
 ALL_MODELS = "*"
+HEX_DIGITS = frozenset("0123456789abcdef")
 MILLION = 1_000_000
 USD_DECIMALS = 6
 NATIVE_DECIMALS = 18
@@ -364,7 +365,7 @@ def parse_model(text: str) -> ModelId:
     Raises:
         InvalidRequest: neither.
     """
-    if text.startswith("0x") and len(text) == 66:
+    if len(text) == 66 and text.startswith("0x") and set(text[2:].lower()) <= HEX_DIGITS:
         return ModelId(text.lower())
     repo, separator, file_name = text.replace(":", "/").rpartition("/")
     if not separator or not repo or not file_name:
