@@ -82,8 +82,8 @@ def add(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.model_text import progress_bar, say
     from nodeapp.inference.adding import Addition, add_model
     from nodeapp.inference.catalogue import checked_digest
-    from nodeapp.inference.model_desk import verdicts_file
     from nodeapp.inference.model_source import parse_source
+    from nodeapp.inference.model_store import verdicts_file
     from nodeapp.inference.probe import Prober
     from nodeapp.service.clock import SystemClock
     from nodeapp.service.paths import resolve_paths
@@ -243,7 +243,7 @@ def unload(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags =
 
 
 def _store(settings: Settings) -> ModelStore:
-    from nodeapp.inference.model_desk import model_store
+    from nodeapp.inference.model_store import model_store
     from nodeapp.service.paths import resolve_paths
 
     return model_store(settings.inference, resolve_paths(settings.node))

@@ -14,7 +14,8 @@ from nodeapp.inference.gpu import GpuInventory
 from nodeapp.inference.host import ModelHost
 from nodeapp.inference.loading import LoaderFiles, ModelLoader
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.model_desk import ModelChoice, ModelDesk, model_store, verdicts_file
+from nodeapp.inference.model_desk import ModelChoice, ModelDesk
+from nodeapp.inference.model_store import model_store, verdicts_file
 from nodeapp.inference.nvml import NvmlInventory
 from nodeapp.security.sandbox import (
     ResourceLimits,

@@ -18,7 +18,6 @@ from nodeapp.inference.host import ModelHost
 from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.models import ModelFile
 from nodeapp.service.logs import get_logger
-from nodeapp.service.paths import Paths
 from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import InferenceSettings
 from nodeapp.wire.ipc import Empty
@@ -131,14 +130,3 @@ class ModelDesk:
 
     async def _state(self) -> ModelState:
         return self._host.state
-
-
-def model_store(settings: InferenceSettings, paths: Paths) -> ModelStore:
-    """The store of these settings, for the process and for the command line."""
-    root = Path(settings.store_dir) if settings.store_dir else paths.state / "models"
-    return ModelStore(root, budget_bytes=settings.store_bytes)
-
-
-def verdicts_file(paths: Paths) -> Path:
-    """What the sandboxed loader said of files, by their hash; shared like other caches."""
-    return paths.cache / "models" / "verdicts.json"

@@ -27,6 +27,8 @@ from nodeapp.inference.catalogue import (
     read_catalogue,
     write_catalogue,
 )
+from nodeapp.service.paths import Paths
+from nodeapp.service.settings import InferenceSettings
 from nodeapp.store.lock import FileLock
 
 DISK_RESERVE_BYTES = 1 << 30
@@ -275,6 +277,17 @@ class ModelStore:
                     f"model store {directory} cannot be made ({error.strerror}): "
                     "set inference.store_dir"
                 ) from error
+
+
+def model_store(settings: InferenceSettings, paths: Paths) -> ModelStore:
+    """The store of these settings, for the process and for the command line."""
+    root = Path(settings.store_dir) if settings.store_dir else paths.state / "models"
+    return ModelStore(root, budget_bytes=settings.store_bytes)
+
+
+def verdicts_file(paths: Paths) -> Path:
+    """What the sandboxed loader said of files, by their hash; shared like other caches."""
+    return paths.cache / "models" / "verdicts.json"
 
 
 def _sync_directory(path: Path) -> None:
