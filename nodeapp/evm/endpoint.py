@@ -19,7 +19,7 @@ from web3.types import RPCEndpoint
 
 from nodeapp.core.errors import InvalidRequest, Rejected, Unavailable
 from nodeapp.evm.errors import WrongShape
-from nodeapp.evm.health import Health, TokenBucket
+from nodeapp.evm.health import Health, LogSpan, TokenBucket
 from nodeapp.evm.rpc import (
     Block,
     Decode,
@@ -33,9 +33,6 @@ from nodeapp.evm.rpc import (
 )
 
 MAX_ANSWER_BYTES = 64 << 20
-FIRST_LOG_SPAN = 2000
-LARGEST_LOG_SPAN = 20_000
-"""Blocks of one log query: the first guess, and the most that is ever asked for."""
 NO_BLOCK = -1
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _RETRY_LATER = frozenset({429, 503})
@@ -77,7 +74,7 @@ class Endpoint:
         self.health = Health()
         self.head = NO_BLOCK
         """Its newest block as it said last."""
-        self.log_span = FIRST_LOG_SPAN
+        self.log_span = LogSpan()
         self.note = ""
         """Why it is not asked, for people; empty while it is."""
         self._url = url

@@ -1,4 +1,4 @@
-"""How well an endpoint does, as plain values: latency, errors, rests, request budget.
+"""How well an endpoint does, as plain values: latency, errors, rests, log ranges, budget.
 
 Pure: time and chance are arguments. Seconds are of a monotonic clock.
 """
@@ -62,6 +62,41 @@ class Health:
         """Seconds that speak against it; `place` is its position in the operator's list."""
         own = self.latency_seconds * (1 + ERROR_COST * self.error_rate)
         return own + place * PLACE_COST_SECONDS - (STICKY_SECONDS if is_current else 0.0)
+
+
+FIRST_LOG_SPAN = 2000
+LARGEST_LOG_SPAN = 20_000
+"""Blocks of one log query: the first guess, and the most that is ever asked for."""
+PROBE_AFTER = 64
+"""Log queries of the largest known good size after which a larger one is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpan:
+    """How many blocks an endpoint takes in one log query, learnt from what it refused."""
+
+    blocks: int = FIRST_LOG_SPAN
+    ceiling: int = LARGEST_LOG_SPAN
+    good: int = 0
+    at_ceiling: int = 0
+
+    def served(self, blocks: int) -> LogSpan:
+        """After an answer for so many blocks; fewer than `self.blocks` teach nothing."""
+        if blocks < self.blocks:
+            return self
+        larger = self.blocks + self.blocks // 4 + 1
+        if self.blocks < self.ceiling:
+            return replace(self, blocks=min(self.ceiling, larger), good=blocks)
+        if self.at_ceiling < PROBE_AFTER or self.ceiling >= LARGEST_LOG_SPAN:
+            return replace(self, good=blocks, at_ceiling=self.at_ceiling + 1)
+        higher = min(LARGEST_LOG_SPAN, larger)
+        return LogSpan(blocks=higher, ceiling=higher, good=blocks)
+
+    def refused(self, blocks: int) -> LogSpan:
+        """After it called so many blocks too many; what it took before is the ceiling then."""
+        smaller = self.good if 0 < self.good < blocks else max(1, blocks // 2)
+        ceiling = smaller if self.good == smaller else blocks
+        return LogSpan(blocks=smaller, ceiling=ceiling)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 from nodeapp.core.errors import InvalidRequest, Rejected, Unavailable
 from nodeapp.core.ids import Address
 from nodeapp.core.units import BlockNumber, Wei
-from nodeapp.evm.endpoint import LARGEST_LOG_SPAN, NO_BLOCK, Endpoint, LogsTooLarge, WrongChain
+from nodeapp.evm.endpoint import NO_BLOCK, Endpoint, LogsTooLarge, WrongChain
 from nodeapp.evm.errors import Reverted, WrongShape
 from nodeapp.evm.rpc import (
     Block,
@@ -373,19 +373,17 @@ async def _read_logs(
     endpoint: Endpoint, query: Mapping[str, object], first: int, last: int
 ) -> AsyncIterator[Mapping[str, Any]]:
     while first <= last:
-        span = endpoint.log_span
-        until = min(last, first + span - 1)
+        until = min(last, first + endpoint.log_span.blocks - 1)
         try:
             part = await _read_log_range(endpoint, query, first, until)
         except LogsTooLarge:
             if until == first:
                 raise
-            endpoint.log_span = max(1, (until - first + 1) // 2)
+            endpoint.log_span = endpoint.log_span.refused(until - first + 1)
             continue
         for log in part:
             yield log
-        if until - first + 1 == span:
-            endpoint.log_span = min(LARGEST_LOG_SPAN, span + span // 4 + 1)
+        endpoint.log_span = endpoint.log_span.served(until - first + 1)
         first = until + 1
 
 

@@ -274,7 +274,7 @@ def as_logs(first: int, last: int) -> Decode[tuple[Mapping[str, Any], ...]]:
             place = _place(log)
             if not first <= place[0] <= last:
                 raise WrongShape(f"log of block {place[0]} in the range {first} to {last}")
-            if _identity(found.setdefault(place, log)) != _identity(log):
+            if log_identity(found.setdefault(place, log)) != log_identity(log):
                 raise WrongShape(f"two logs at block {place[0]} index {place[1]}")
         return tuple(found[place] for place in sorted(found))
 
@@ -295,8 +295,10 @@ def _place(log: Mapping[str, Any]) -> tuple[int, int]:
     return field(log, "blockNumber", as_quantity), field(log, "logIndex", as_quantity)
 
 
-def _identity(log: Mapping[str, Any]) -> tuple[object, ...]:
+def log_identity(log: Mapping[str, Any]) -> tuple[object, ...]:
+    """What makes a log the one it is, whatever else an endpoint says about it."""
     return (
+        int(log["logIndex"], 16),
         log["blockHash"].lower(),
         log["transactionHash"].lower(),
         log["address"].lower(),

@@ -1,0 +1,174 @@
+"""A provider for following the chain: one endpoint a step, and only what the endpoints agree on.
+
+`survey()` asks every endpoint that is awake for its newest block, takes the highest block that most
+have, and lets them vote on the hash of the confirmed one. Until the next survey all reads go to one
+endpoint of the majority and "latest" means the agreed block. Logs are compared with a second
+endpoint: one that leaves events out, or makes them up, is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nodeapp.core.errors import Rejected, Unavailable
+from nodeapp.core.units import BlockNumber
+from nodeapp.evm.agreement import common_head, out_of_time, vote
+from nodeapp.evm.endpoint import Endpoint
+from nodeapp.evm.errors import Disagreement
+from nodeapp.evm.provider import Provider, read_block
+from nodeapp.evm.rpc import Block, BlockTag, log_identity
+
+SURVEY_SECONDS = 10.0
+"""Between surveys only the endpoint in use is asked whether there is a new block."""
+
+
+class SteadyProvider(Provider):
+    """Built over a provider's endpoints; the provider closes them."""
+
+    def __init__(self, provider: Provider, *, unix_seconds: Callable[[], float]) -> None:
+        # No endpoints of its own: those of `provider`, with what is known about them.
+        self.chain_id = provider.chain_id
+        self.endpoints = provider.endpoints
+        self.disagreement = ""
+        """What the endpoints disagree on, for people; empty while they agree."""
+        self._provider = provider
+        self._current = None
+        self._unix_seconds = unix_seconds
+        self._head: Block | None = None
+        self._told: Block | None = None
+        self._witnesses: tuple[Endpoint, ...] = ()
+        self._due = 0.0
+
+    async def survey(self, depth: int) -> None:
+        """Agree on a new head and choose the endpoint for what is read next.
+
+        Args:
+            depth: how many blocks below the head the confirmed block stands.
+
+        Raises:
+            Disagreement: no majority tells the same confirmed block.
+            WrongChain: every endpoint serves another chain.
+            Unavailable: no endpoint answered.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._due and await self._is_unchanged():
+            return
+        heads = await self._heads()
+        head = common_head([block.number for block in heads.values()])
+        height = BlockNumber(max(0, head - depth))
+        told = await self._tell(heads, height)
+        verdict = vote({endpoint.name: block.hash for endpoint, block in told.items()})
+        if verdict.hash is None:
+            self._disagree(
+                f"rpc endpoints disagree on block {height}: "
+                + ", ".join(f"{endpoint.name} {block.hash}" for endpoint, block in told.items())
+            )
+        for endpoint in told:
+            if endpoint.name in verdict.losers:
+                endpoint.fail(f"tells another block {height} than the others")
+        winners = [endpoint for endpoint in told if endpoint.name in verdict.winners]
+        await self._settle(winners, heads, head)
+        self._due = now + SURVEY_SECONDS
+
+    async def block(self, tag: BlockTag = "latest") -> Block:
+        """A header; "latest" is the agreed head of the last survey."""
+        if tag == "latest" and self._head is not None:
+            return self._head
+        return await super().block(tag)
+
+    async def block_number(self) -> BlockNumber:
+        """Number of the agreed head."""
+        return (await self.block()).number
+
+    async def logs(
+        self, query: Mapping[str, object], first: BlockNumber, last: BlockNumber
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Raw logs that two endpoints tell alike; those of one where there is only one."""
+        answers = [await super().logs(query, first, last)]
+        for witness in self._witnesses:
+            try:
+                other = await self._provider.pinned_to((witness,)).logs(query, first, last)
+            except (Unavailable, Rejected):
+                continue  # It failed by itself, which says nothing about the logs.
+            if any(_same(other, known) for known in answers):
+                return other
+            answers.append(other)
+        if len(answers) > 1:
+            counts = " and ".join(str(len(answer)) for answer in answers)
+            self._disagree(f"rpc endpoints tell {counts} events for blocks {first} to {last}")
+        return answers[0]
+
+    def _disagree(self, text: str) -> None:
+        self.disagreement = text
+        self._due = 0.0
+        raise Disagreement(text)
+
+    async def _is_unchanged(self) -> bool:
+        """Whether the endpoint in use has no other block than before."""
+        (leader,) = self.endpoints
+        if leader.health.is_resting(asyncio.get_running_loop().time()):
+            return False
+        try:
+            return await read_block(leader) == self._told
+        except (Unavailable, Rejected):
+            return False
+
+    async def _heads(self) -> dict[Endpoint, Block]:
+        """Newest block of every endpoint that answers and is not far behind."""
+        asked = self._provider.available()
+        found = await self._ask_all(asked, "latest")
+        if not found:
+            await self._provider.block()  # Says in its error why nobody answers.
+            raise Unavailable("rpc endpoints answered late: ask once more")
+        names = {endpoint.name: block for endpoint, block in found.items()}
+        late = out_of_time(names, unix_seconds=self._unix_seconds())
+        for endpoint in found:
+            if endpoint.name in late:
+                endpoint.note = f"newest block {endpoint.head} is out of time"
+        return {e: block for e, block in found.items() if e.name not in late}
+
+    async def _tell(
+        self, heads: Mapping[Endpoint, Block], height: BlockNumber
+    ) -> dict[Endpoint, Block]:
+        """The block at a height from everybody who should have it, best endpoint first."""
+        having = [endpoint for endpoint, block in heads.items() if block.number >= height]
+        at_head = {e: block for e, block in heads.items() if block.number == height}
+        asked = await self._ask_all([e for e in having if e not in at_head], height)
+        told = {e: block for e in having if (block := (at_head | asked).get(e)) is not None}
+        if not told:
+            raise Unavailable(f"block {height} is not known to any rpc endpoint")
+        return told
+
+    async def _settle(
+        self, winners: Sequence[Endpoint], heads: Mapping[Endpoint, Block], head: BlockNumber
+    ) -> None:
+        """The best endpoint of the majority that has the head becomes the one that is read."""
+        leader = next((e for e in winners if heads[e].number >= head), winners[0])
+        told = heads[leader]
+        agreed = told if told.number <= head else await read_block(leader, head)
+        if agreed is None:
+            raise Unavailable(f"{leader.name} does not have its own block {head}")
+        self.endpoints = (leader,)
+        self._witnesses = tuple(e for e in winners if e is not leader)
+        self._head, self._told = agreed, told
+        self.disagreement = ""
+
+    @staticmethod
+    async def _ask_all(endpoints: Sequence[Endpoint], tag: BlockTag) -> dict[Endpoint, Block]:
+        async with asyncio.TaskGroup() as group:
+            tasks = {e: group.create_task(_block_or_none(e, tag)) for e in endpoints}
+        answers = {endpoint: task.result() for endpoint, task in tasks.items()}
+        return {endpoint: block for endpoint, block in answers.items() if block is not None}
+
+
+async def _block_or_none(endpoint: Endpoint, tag: BlockTag) -> Block | None:
+    try:
+        return await read_block(endpoint, tag)
+    except (Unavailable, Rejected):
+        return None  # It rests now, and says so in its note.
+
+
+def _same(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    return [log_identity(log) for log in one] == [log_identity(log) for log in other]
