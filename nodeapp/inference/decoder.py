@@ -12,24 +12,27 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.inference.llama import Aborted, LlamaModel, NoRoom
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.sampling import (
-    Constraint,
-    Logits,
-    SamplingParameters,
-    choose,
-    choose_allowed,
-)
+from nodeapp.inference.sampling import Choice, Constraint, Logits, Sampler, SamplingParameters
 from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Rows, Scheduler, Step
 from nodeapp.inference.text import Released, TextAssembler
 from nodeapp.service.clock import Clock
-from nodeapp.wire.ipc_inference import Event, Finished, FinishReason, Produced
+from nodeapp.wire.ipc_inference import (
+    Alternative,
+    Event,
+    Fingerprint,
+    Finished,
+    FinishReason,
+    Produced,
+    TokenLogprob,
+)
 
 MAX_DEBT = 32
 RESUME_DEBT = 8
@@ -40,10 +43,11 @@ every hand-over wakes two processes, which on a small machine stops the threads 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Start a request; `token_ids` is the prompt with what was already delivered."""
+    """Start a request; `answer_ids` was already delivered and is gone on from."""
 
     number: int
-    token_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
     max_tokens: int
     sampling: SamplingParameters
     stop: tuple[str, ...]
@@ -108,7 +112,11 @@ class DecoderLimits:
 class _Request:
     submit: Submit
     text: TextAssembler
+    sampler: Sampler
     position: int
+    cached: int = 0
+    choices: deque[Choice] = field(default_factory=deque)
+    """Of the tokens that are not released yet, when more than their ids is wanted."""
     chosen: int = 0
     delivered: int = 0
     debt: int = 0
@@ -202,10 +210,17 @@ class Decoder:
         return True
 
     def _submit(self, submit: Submit) -> None:
-        count = len(submit.token_ids)
-        job = Job(submit.number, submit.token_ids, count + submit.max_tokens, submit.scope)
+        token_ids = (*submit.prompt_ids, *submit.answer_ids)
+        count = len(token_ids)
+        job = Job(submit.number, token_ids, count + submit.max_tokens, submit.scope)
         self._scheduler.submit(job)
-        self._requests[submit.number] = _Request(submit, TextAssembler(submit.stop), count)
+        sampler = Sampler(
+            submit.sampling,
+            prompt_ids=submit.prompt_ids,
+            answer_ids=submit.answer_ids,
+            constraint=submit.constraint,
+        )
+        self._requests[submit.number] = _Request(submit, TextAssembler(submit.stop), sampler, count)
         self._metrics.prompt_tokens.inc(count)
 
     def _credit(self, number: int, events: int) -> None:
@@ -260,8 +275,10 @@ class Decoder:
                         is_kept = False
                 case _:
                     assert_never(operation)
-        for _, tokens in step.reused:
+        for number, tokens in step.reused:
             self._metrics.cached_tokens.inc(tokens)
+            request = self._requests[number]
+            request.cached = min(tokens, len(request.submit.prompt_ids))
         return is_kept
 
     def _compute(self, step: Step) -> None:
@@ -282,7 +299,9 @@ class Decoder:
     def _sample(self, rows: Rows, logits: Logits) -> None:
         request = self._requests[rows.job_id]
         try:
-            token_id = _next_token(logits, request)
+            choice = request.sampler.choose(logits, request.position)
+            token_id = choice.token_id
+            request.sampler.accept(token_id)
         except Unavailable as error:
             self._finish(request, "error", request.text.flush(), error.message)
             return
@@ -295,13 +314,14 @@ class Decoder:
         request.chosen += 1
         request.position += 1
         self._metrics.produced_tokens.inc()
+        if request.submit.sampling.is_detailed:
+            request.choices.append(choice)
         released = request.text.feed(token_id, self._model.piece(token_id))
         if released.is_stopped:
             self._finish(request, "stop", released)
             return
         self._produced(request, released)
-        constraint = request.submit.constraint
-        if constraint is not None and constraint.is_finished:
+        if request.sampler.is_finished:
             self._finish(request, "stop", request.text.flush())
         elif request.chosen >= request.submit.max_tokens:
             self._finish(request, "length", request.text.flush())
@@ -316,17 +336,35 @@ class Decoder:
         request.delivered += len(released.token_ids)
         request.debt += 1
         self._metrics.delivered_tokens.inc(len(released.token_ids))
-        self._events.append((number, Produced(released.token_ids, released.text)))
+        self._events.append((number, self._event(request, released)))
         if request.debt >= MAX_DEBT and request.paused_at is None:
             request.paused_at = self._clock.monotonic_seconds()
             self._scheduler.pause(number, is_paused=True)
+
+    def _event(self, request: _Request, released: Released) -> Produced:
+        if not request.choices:
+            return Produced(released.token_ids, released.text)
+        choices = [request.choices.popleft() for _ in released.token_ids]
+        return Produced(
+            released.token_ids,
+            released.text,
+            tuple(self._logprob(choice) for choice in choices if choice.logprobs),
+            tuple(Fingerprint(*choice.fingerprint) for choice in choices if choice.fingerprint),
+        )
+
+    def _logprob(self, choice: Choice) -> TokenLogprob:
+        chosen, *top = (
+            Alternative(one.token_id, self._model.piece(one.token_id), one.logprob)
+            for one in choice.logprobs
+        )
+        return TokenLogprob(chosen, tuple(top))
 
     def _finish(
         self, request: _Request, reason: FinishReason, released: Released, detail: str = ""
     ) -> None:
         self._produced(request, released)
         number = request.submit.number
-        self._events.append((number, Finished(reason, request.delivered, detail)))
+        self._events.append((number, Finished(reason, request.delivered, detail, request.cached)))
         self._is_urgent = True
         self._metrics.finished.labels(reason).inc()
         self._scheduler.finish(number)
@@ -338,13 +376,3 @@ class Decoder:
             if request.paused_at is not None and now - request.paused_at >= limit:
                 nothing = Released((), "")
                 self._finish(request, "cancelled", nothing, f"nothing was read for {limit:g} s")
-
-
-def _next_token(logits: Logits, request: _Request) -> int:
-    """Chosen and, under a constraint, accepted by it."""
-    submit = request.submit
-    if submit.constraint is None:
-        return choose(logits, submit.sampling, request.position)
-    token_id = choose_allowed(logits, submit.sampling, request.position, submit.constraint)
-    submit.constraint.accept(token_id)
-    return token_id

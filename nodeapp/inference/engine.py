@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from nodeapp.core.errors import Busy, InvalidRequest, NotFound, TooLarge, Unavailable
 from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.chat import MAX_PROMPT_CHARACTERS, ChatRenderer, ControlText
@@ -227,12 +229,13 @@ class Engine:
         parts = await self._renderer.render(request.messages, tools)
         return await asyncio.to_thread(self._tokenise, parts)
 
-    async def tokenise(self, text: str) -> list[int]:
-        """Ids of a text, with a beginning-of-sequence token where the model wants one.
+    async def tokenise(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Ids of a text; `add_special` puts a beginning token before it where the model has one.
 
         What looks like a control token in it is text.
         """
-        return await asyncio.to_thread(self._tokenise, self._control.parts(text))
+        parts = self._control.parts(text)
+        return await asyncio.to_thread(self._tokenise, parts, add_special=add_special)
 
     def detokenise(self, token_ids: Sequence[int]) -> str:
         """The text of ids; control tokens have none.
@@ -256,12 +259,13 @@ class Engine:
             raise Unavailable("the engine is not started")
         return self._model
 
-    def _tokenise(self, parts: tuple[str, ...]) -> list[int]:
+    def _tokenise(self, parts: tuple[str, ...], *, add_special: bool = True) -> list[int]:
         """A beginning-of-sequence token is added unless the template wrote it itself."""
         model = self._required_model()
         ids: list[int] = []
         for index, part in enumerate(parts):
-            is_begin = index == 0 and not (model.bos_text and part.startswith(model.bos_text))
+            is_written = bool(model.bos_text) and part.startswith(model.bos_text)
+            is_begin = add_special and index == 0 and not is_written
             ids += model.tokenise(part, add_special=is_begin)
         return ids
 
@@ -275,21 +279,20 @@ class Engine:
     def _submission(
         self, request: GenerateRequest, prompt: list[int], constraint: GrammarConstraint | None
     ) -> Submit:
-        context = (*prompt, *request.continue_token_ids)
-        room = self.context_length - len(context)
+        length = len(prompt) + len(request.continue_token_ids)
+        room = self.context_length - length
         if room < 1:
             raise TooLarge(
-                f"prompt of {len(context)} tokens does not fit the context of "
+                f"prompt of {length} tokens does not fit the context of "
                 f"{self.context_length} tokens"
             )
-        asked = request.sampling
+        self._check_ids([token_id for token_id, _bias in request.sampling.logit_bias])
         return Submit(
             number=next(self._numbers),
-            token_ids=context,
+            prompt_ids=tuple(prompt),
+            answer_ids=request.continue_token_ids,
             max_tokens=min(request.max_tokens, room),
-            sampling=SamplingParameters(
-                asked.temperature, asked.top_k, asked.top_p, asked.min_p, asked.seed
-            ),
+            sampling=SamplingParameters(**structs.asdict(request.sampling)),
             stop=request.stop,
             scope=request.cache_scope,
             accepted_at=self._clock.monotonic_seconds(),
@@ -326,7 +329,12 @@ def _merged(events: list[Event]) -> list[Event]:
     for event in events:
         last = merged[-1] if merged else None
         if isinstance(event, Produced) and isinstance(last, Produced):
-            merged[-1] = Produced(last.token_ids + event.token_ids, last.text + event.text)
+            merged[-1] = Produced(
+                last.token_ids + event.token_ids,
+                last.text + event.text,
+                last.logprobs + event.logprobs,
+                last.fingerprints + event.fingerprints,
+            )
         else:
             merged.append(event)
     return merged

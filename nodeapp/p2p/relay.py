@@ -284,4 +284,5 @@ def _request(answer: Answer, left: int) -> GenerateRequest:
         ),
         stop=command.stop,
         cache_scope=answer.renter,
+        renter=answer.renter,
     )

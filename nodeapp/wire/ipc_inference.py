@@ -73,13 +73,16 @@ class Sampling(Message, frozen=True):
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] = 0.0
     presence_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] = 0.0
     penalty_last_n: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 64
-    """Tokens the three penalties look back on."""
+    """Tokens the repeat penalty looks back on, prompt included; 0: all. The other two count the
+    answer's tokens, as OpenAI defines them."""
     logit_bias: Annotated[
         tuple[tuple[TokenIdField, Annotated[float, msgspec.Meta(ge=-100.0, le=100.0)]], ...],
         msgspec.Meta(max_length=MAX_LOGIT_BIAS),
     ] = ()
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """None: no logprobs; else the chosen token's and those of so many best ones."""
+    has_fingerprints: bool = False
+    """Send a Fingerprint with every token."""
 
 
 class GenerateRequest(Message, frozen=True):
@@ -87,7 +90,8 @@ class GenerateRequest(Message, frozen=True):
 
     `continue_token_ids` were delivered in an earlier life of this request: generation goes on
     after them, and `max_tokens` counts only what is still to come. `cache_scope` names who may
-    share this request's prefix in the KV cache (one renter); "" shares with nobody.
+    share this request's prefix in the KV cache (one renter); "" shares with nobody. `renter` is who
+    takes turns with the others for sequences and prefill, `weight` how large the turns are.
     """
 
     request_id: Name
@@ -100,6 +104,8 @@ class GenerateRequest(Message, frozen=True):
     sampling: Sampling = Sampling()
     stop: Annotated[tuple[StopString, ...], msgspec.Meta(max_length=MAX_STOP_STRINGS)] = ()
     cache_scope: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    renter: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    weight: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     prompt_text: Text = ""
     tools: Annotated[tuple[Tool, ...], msgspec.Meta(max_length=MAX_TOOLS)] = ()
     tool_choice: Literal["auto", "none", "required"] = "auto"
@@ -131,6 +137,16 @@ class TokenLogprob(Message, frozen=True, array_like=True):
     top: tuple[Alternative, ...] = ()
 
 
+class Fingerprint(Message, frozen=True, array_like=True):
+    """The highest logits at one token, highest first; logits in 1/256, fixed point.
+
+    Another machine that reads the same tokens with the same model computes nearly the same.
+    """
+
+    token_ids: tuple[TokenIdField, ...]
+    logits: tuple[int, ...]
+
+
 class Produced(Message, frozen=True, tag="produced"):
     """Tokens and exactly the text they stand for; the end-of-generation token is never here."""
 
@@ -138,6 +154,8 @@ class Produced(Message, frozen=True, tag="produced"):
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     """One per token when `Sampling.top_logprobs` was given."""
+    fingerprints: tuple[Fingerprint, ...] = ()
+    """One per token when `Sampling.has_fingerprints` was set."""
 
 
 class Finished(Message, frozen=True, tag="finished"):
