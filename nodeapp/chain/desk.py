@@ -232,7 +232,7 @@ def session_view(session: Session) -> wire.SessionView:
         proof_interval=terms.proof_interval,
         open_request=request.request_id if request else "",
         open_request_first=request.first_token if request else Tokens(0),
-        claims=len(session.claims),
+        claims=len(session.mined_claims),
         host_earnings=session.host_earnings,
         refund=session.refund,
     )

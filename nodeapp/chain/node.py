@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from nodeapp.chain.checkpoints import Archived, job_of
 from nodeapp.chain.desk import Desk, session_view
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import ListingWatch, read_listing, settings_wish
@@ -113,6 +114,7 @@ class ChainNode:
         self._parts = await self._open()
         tasks.create_task(self._follow(self._parts, tasks))
         tasks.create_task(self._on_changes(self._parts, tasks))
+        tasks.create_task(self._parts.ledger.keep_short())
 
     def readiness(self) -> str:
         """Where we are on the chain."""
@@ -197,7 +199,11 @@ class ChainNode:
             desk=Desk(ledger, self._shell.clock),
             contracts=contracts,
             watcher=Watcher(
-                ledger, contracts, wallet.address, confirmations=settings.confirmations
+                ledger,
+                contracts,
+                wallet.address,
+                confirmations=settings.confirmations,
+                window_blocks=settings.reorg_window_blocks,
             ),
             runner=runner,
             listing=ListingWatch(
@@ -301,18 +307,23 @@ class ChainNode:
         )
 
     async def session_list(self) -> wire.SessionList:
-        """Every session."""
+        """Every session that is not archived."""
         return wire.SessionList(tuple(map(session_view, self.parts().ledger.sessions.values())))
 
     async def detail(self, request: wire.JobRequest) -> wire.SessionDetail:
-        """One session with its claims and transactions."""
-        ledger = self.parts().ledger
-        session = ledger.session(request.job_id)
-        ends = (f"/{request.job_id}",)
+        """One session with its claims and transactions, archived or not."""
+        ledger, job_id = self.parts().ledger, request.job_id
+        live = ledger.sessions.get(job_id)
+        if live is not None:
+            own = [one for key, one in ledger.mined.items() if job_of(key) == job_id]
+            found = Archived(live, tuple(own))
+        else:
+            older = await ledger.archived(job_id)
+            found = older[-1] if older else Archived(ledger.session(job_id))
+        session = found.session
         transactions = tuple(
-            wire.TransactionView(key, mined.tx_hash, mined.gas_used, mined.block_number)
-            for key, mined in ledger.mined.items()
-            if key.endswith(ends) or key.startswith(f"claim/{request.job_id}/")
+            wire.TransactionView(one.key, one.tx_hash, one.gas_used, one.block_number)
+            for one in found.transactions
         )
         return wire.SessionDetail(
             session_view(session), _claims(session), transactions, session.withdrawn or BaseUnits(0)
@@ -339,7 +350,7 @@ class ChainNode:
 
 
 def _claims(session: Session) -> tuple[wire.ClaimView, ...]:
-    pending = (session.claim,) if session.claim is not None else ()
+    mined = session.mined_claims
     return tuple(
         wire.ClaimView(
             claim.interval,
@@ -350,7 +361,7 @@ def _claims(session: Session) -> tuple[wire.ClaimView, ...]:
             claim.proofs,
             claim.proof_bytes,
             claim.prove_cpu_seconds,
-            mined=claim is not session.claim,
+            mined=claim in mined,
         )
-        for claim in (*session.claims, *pending)
+        for claim in session.claims
     )

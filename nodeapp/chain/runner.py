@@ -22,6 +22,7 @@ from nodeapp.core.steps import (
     SealClaim,
     Step,
     SubmitClaim,
+    TriggerTimeout,
     WaitUntil,
     WithdrawEarnings,
     next_step,
@@ -54,6 +55,8 @@ class _Job:
     done: Step | None = None
     task: asyncio.Task[None] | None = None
     failures: int = 0
+    rewinds: int = 0
+    """ledger.rewinds when `done` was done."""
 
 
 @dataclass(slots=True)
@@ -71,17 +74,33 @@ class Runner:
     _now: BlockTime = field(default=BlockTime(0))
 
     def consider(self, now: BlockTime, tasks: asyncio.TaskGroup) -> None:
-        """Start on every session that owes something and is not under way."""
+        """Start on every session that owes something and is not under way.
+
+        With a new block all are looked at, otherwise those that changed.
+        """
+        unsettled = self.ledger.unsettled
+        is_new = now != self._now
+        chosen = (
+            list(unsettled) if is_new else [one for one in self.ledger.touched if one in unsettled]
+        )
         self._now = now
-        for job_id in self.ledger.unsettled:
+        self.ledger.touched.clear()
+        if is_new:
+            self._jobs = {one: job for one, job in self._jobs.items() if one in unsettled}
+        for job_id in chosen:
             job = self._jobs.setdefault(job_id, _Job())
             is_running = job.task is not None and not job.task.done()
             if not is_running and self._due(job, job_id) is not None:
                 job.task = tasks.create_task(self._run(job, job_id), name=f"session {job_id}")
 
     def _due(self, job: _Job, job_id: JobId) -> Step | None:
+        session = self.ledger.sessions.get(job_id)
+        if session is None:
+            return None  # archived meanwhile
+        if job.rewinds != self.ledger.rewinds:
+            job.rewinds, job.done = self.ledger.rewinds, None
         step = next_step(
-            self.ledger.session(job_id),
+            session,
             self._now,
             interval_tokens=self.settings.claim_interval_tokens,
             dispute_window_seconds=self.settings.dispute_window_seconds,
@@ -136,6 +155,8 @@ class Runner:
                 )
             case CompleteSession():
                 await self.queue.execute(f"complete/{job_id}", self.calls.complete_session(job_id))
+            case TriggerTimeout():
+                await self.queue.execute(f"timeout/{job_id}", self.calls.trigger_timeout(job_id))
             case WithdrawEarnings():
                 await self._withdraw(session)
             case WaitUntil():
@@ -145,7 +166,7 @@ class Runner:
         chunks = -(-tokens // IDS_PER_CHUNK)
         return Claim(
             interval=session.intervals,
-            first_token=session.claimed,
+            first_token=session.covered,
             tokens=tokens,
             salts=tuple(secrets.token_bytes(SALT_BYTES) for _ in range(chunks)),
             previous_commitment=session.previous_commitment,

@@ -1,15 +1,18 @@
 """Follow confirmed blocks: marketplace events of our sessions become journalled changes.
 
-The cursor moves with the events of its blocks in one journal write, never without them.
+The cursor moves with the events of its blocks in one journal write, never without them. Blocks
+that may still change are read again with every step, so an event that an endpoint left out is
+found later, and one that is known is not written again. When a block has another hash than it had,
+everything above the newest block that is left is taken back (decision 0006).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nodeapp.chain.ledger import CursorMoved, Ledger
-from nodeapp.core.errors import Corrupt
-from nodeapp.core.ids import Address
+from nodeapp.chain.ledger import CursorMoved, Ledger, RewoundTo
+from nodeapp.core.errors import Corrupt, NotFound, Unavailable
+from nodeapp.core.ids import Address, JobId
 from nodeapp.core.session import (
     Change,
     ContractReceiveProofAccepted,
@@ -29,43 +32,63 @@ from nodeapp.evm.events import (
     SessionTimedOut,
 )
 from nodeapp.evm.provider import Block
+from nodeapp.service.logs import get_logger
 
 BLOCKS_AT_ONCE = 20_000
 """Journalled step by step, so that a long catching-up goes on where it was interrupted."""
+DEFAULT_WINDOW_BLOCKS = 64
+_log = get_logger(__name__)
 
 
 class Watcher:
-    """Poll with `step()`; `now` is the newest confirmed block."""
+    """Poll with `step()`."""
 
     def __init__(
-        self, ledger: Ledger, contracts: Contracts, host: Address, *, confirmations: int
+        self,
+        ledger: Ledger,
+        contracts: Contracts,
+        host: Address,
+        *,
+        confirmations: int,
+        window_blocks: int = DEFAULT_WINDOW_BLOCKS,
     ) -> None:
         self._ledger = ledger
         self._contracts = contracts
         self._events = MarketplaceEvents(contracts.provider, contracts.deployment)
         self._host = host
         self._behind = max(0, confirmations - 1)
+        self._window = window_blocks
+        self._audited = JobId(0)
+        self.head: Block | None = None
+        """The newest block, confirmed or not."""
         self.now: Block | None = None
+        """The newest confirmed block, all taken in."""
+        self.is_paused = False
+        """The marketplace takes neither sessions nor claims, as of `now`."""
 
     async def step(self) -> bool:
-        """Take in what was confirmed since the last call; True when blocks were taken in.
+        """Take in what was confirmed since the last call; True when the chain has moved.
 
         Raises:
-            Unavailable: no endpoint answered.
-            Corrupt: a block we took for confirmed is gone (a reorg deeper than allowed).
+            Unavailable: no endpoint answered, or what they say does not fit together.
+            Corrupt: a block that counted as final is gone.
         """
         provider = self._contracts.provider
         head = await provider.block()
-        last = BlockNumber(head.number - self._behind)
-        if last < 0 or (self.now is not None and last <= self.now.number):
+        if self.now is not None and self.head is not None and head.hash == self.head.hash:
             return False
-        await self._check_cursor()
+        last = BlockNumber(head.number - self._behind)
+        if last < 0:
+            return False
         newest = head if self._behind == 0 else await provider.block(last)
+        if not await self._go_back(newest):
+            return False
         while (first := self._next_block()) <= last:
-            end = BlockNumber(min(last, first + BLOCKS_AT_ONCE - 1))
-            await self._take_in(first, end, newest)
+            await self._take_in(first, self._batch_end(first, last), newest)
+        self.is_paused = await self._contracts.is_paused(newest.number)
         # Not before all is taken in: what is owed is only known then.
-        self.now = newest
+        self.head, self.now = head, newest
+        await self._audit(newest)
         return True
 
     def _next_block(self) -> BlockNumber:
@@ -74,50 +97,133 @@ class Watcher:
             return self._contracts.deployment.first_block
         return BlockNumber(cursor.block_number + 1)
 
+    def _batch_end(self, first: BlockNumber, last: BlockNumber) -> BlockNumber:
+        """Not into the window with the first batches: a reorg needs a point below it."""
+        deep = last - self._window
+        return BlockNumber(min(first + BLOCKS_AT_ONCE - 1, deep if first <= deep else last))
+
+    async def _go_back(self, newest: Block) -> bool:
+        """Take back what a reorg made void; False: the endpoint is behind, there is nothing new."""
+        view = self._ledger.view
+        known = [point for point in view.points if point.block_number <= newest.number]
+        if not view.points:
+            return True
+        if known and await self._is_there(known[-1], newest):
+            return known[-1] is view.points[-1]
+        for point in reversed(known[:-1]):
+            if await self._is_there(point, newest):
+                await self._rewind(RewoundTo(point.block_number, point.block_hash))
+                return True
+        oldest = view.points[0]
+        if oldest.block_number > newest.number:
+            return False
+        if oldest.block_number <= view.final:
+            raise Corrupt(
+                f"block {oldest.block_number} is not {oldest.block_hash} any more: a reorg deeper"
+                f" than the {self._window} blocks of chain.reorg_window_blocks, or another chain"
+                f" with id {self._contracts.deployment.chain_id}. Check chain.rpc_urls; a chain"
+                " that was started anew needs a new state directory"
+            )
+        await self._rewind(RewoundTo(BlockNumber(self._contracts.deployment.first_block - 1), ""))
+        return True
+
+    async def _is_there(self, point: CursorMoved, newest: Block) -> bool:
+        if point.block_number == newest.number:
+            return newest.hash == point.block_hash
+        if point.block_number == newest.number - 1:
+            return newest.parent_hash == point.block_hash
+        block = await self._contracts.provider.block(point.block_number)
+        return block.hash == point.block_hash
+
+    async def _rewind(self, rewound: RewoundTo) -> None:
+        cursor = self._ledger.cursor
+        _log.warning(
+            "chain reorganised",
+            from_block=cursor.block_number if cursor else None,
+            to_block=rewound.block_number,
+        )
+        await self._ledger.record(rewound)
+
     async def _take_in(self, first: BlockNumber, end: BlockNumber, newest: Block) -> None:
-        events = await self._events.get_events(first, end, self._host)
-        changes = await self._changes(events, newest.number)
+        view, deployment = self._ledger.view, self._contracts.deployment
         is_last = end == newest.number
         until = newest if is_last else await self._contracts.provider.block(end)
-        await self._ledger.record(*changes, CursorMoved(end, until.hash))
+        again = max(first - self._window, view.final + 1, deployment.first_block)
+        changes = await self._changes(BlockNumber(min(again, first)), end, newest)
+        if changes and (await self._contracts.provider.block(end)).hash != until.hash:
+            raise Unavailable(f"block {end} changed while its events were read")
+        final = view.final_after(end, self._window)
+        await self._ledger.record(*changes, CursorMoved(end, until.hash, final))
 
-    async def _check_cursor(self) -> None:
-        cursor = self._ledger.cursor
-        if cursor is None:
-            return
-        block = await self._contracts.provider.block(cursor.block_number)
-        if block.hash != cursor.block_hash:
-            raise Corrupt(
-                f"block {cursor.block_number} changed from {cursor.block_hash} to {block.hash}:"
-                " a reorg deeper than chain.confirmations, or another chain"
-            )
+    async def _changes(self, first: BlockNumber, end: BlockNumber, newest: Block) -> list[Change]:
+        """What these blocks say and the ledger does not know yet."""
+        sessions = self._ledger.sessions
+        unended = [job_id for job_id, session in sessions.items() if session.ended is None]
+        found = await self._events.get_session_events(first, end, self._host, unended)
+        opened = {event.job_id for event in found if isinstance(event, SessionCreated)}
+        ours = opened.union(sessions)
+        return await self._told([event for event in found if event.job_id in ours], newest)
 
-    async def _changes(self, events: Sequence[MarketplaceEvent], last: BlockNumber) -> list[Change]:
-        """Events of sessions that are ours: known before, or opened earlier in this batch."""
-        ours = set(self._ledger.sessions)
-        changes: list[Change] = []
+    async def _told(self, found: Sequence[MarketplaceEvent], newest: Block) -> list[Change]:
+        # Some endpoints send a log twice.
+        events = [event for event in dict.fromkeys(found) if self._is_news(event)]
+        times: dict[BlockNumber, BlockTime] = {}
         for event in events:
-            if isinstance(event, SessionCreated):
-                ours.add(event.job_id)
-            change = await self._change(event, last) if event.job_id in ours else None
-            if change is not None:
-                changes.append(change)
-        return changes
+            number = event.at.block_number
+            if number not in times:
+                times[number] = (await self._contracts.provider.block(number)).timestamp
+        return [await self._change(event, newest, times[event.at.block_number]) for event in events]
 
-    async def _change(self, event: MarketplaceEvent, block: BlockNumber) -> Change | None:
+    def _is_news(self, event: MarketplaceEvent) -> bool:
+        session, block = self._ledger.sessions.get(event.job_id), event.at.block_number
         match event:
-            case SessionCreated(job_id=job_id):
-                job = await self._contracts.session(job_id, block)
-                return ContractReceiveSessionOpened(job_id, self._terms(job))
-            case ProofSubmitted(job_id=job_id):
-                mined_in = await self._contracts.provider.block(event.at.block_number)
-                return ContractReceiveProofAccepted(
-                    job_id, event.tokens, event.proof_hash, BlockTime(mined_in.timestamp)
-                )
-            case SessionCompleted(job_id=job_id):
-                return _ended(await self._contracts.session(job_id, block))
+            case SessionCreated():
+                return session is None or session.opened_in != block
+            case ProofSubmitted(proof_hash=proof_hash):
+                known = session.proofs if session is not None else ()
+                return all((one.proof_hash, one.block) != (proof_hash, block) for one in known)
+            case SessionCompleted():
+                return session is None or session.ended is None or session.ended.block != block
             case SessionTimedOut():
-                return None  # SessionCompleted is emitted with it
+                return False  # SessionCompleted is emitted with it
+
+    async def _change(self, event: MarketplaceEvent, newest: Block, at: BlockTime) -> Change:
+        block, tx_hash = event.at.block_number, event.at.tx_hash
+        if isinstance(event, ProofSubmitted):
+            return ContractReceiveProofAccepted(
+                event.job_id, event.tokens, event.proof_hash, at, block, tx_hash
+            )
+        job = await self._contracts.session(event.job_id, newest.number)
+        if isinstance(event, SessionCreated):
+            return ContractReceiveSessionOpened(event.job_id, self._terms(job), block, tx_hash)
+        return ContractReceiveSessionEnded(
+            event.job_id, _phase(job), job.host_share, job.refund, block, at, tx_hash
+        )
+
+    async def _audit(self, newest: Block) -> None:
+        """Hold one session a step against the contract: an endpoint may leave logs out for good."""
+        unsettled = self._ledger.unsettled
+        ids = [job_id for job_id, one in unsettled.items() if one.opened_in is not None]
+        if not ids:
+            return
+        self._audited = min((one for one in ids if one > self._audited), default=min(ids))
+        session = unsettled[self._audited]
+        try:
+            job = await self._contracts.session(self._audited, newest.number)
+        except NotFound:
+            return  # a reorg meanwhile; the next step sees it
+        is_ended = job.status is not SessionStatus.ACTIVE
+        if (job.tokens_used, is_ended) == (session.claimed, session.ended is not None):
+            return
+        first = session.opened_in or self._contracts.deployment.first_block
+        events = await self._events.get_session_events(
+            first, newest.number, self._host, [self._audited]
+        )
+        mine = [event for event in events if event.job_id == self._audited]
+        changes = await self._told(mine, newest)
+        if changes:
+            _log.warning("logs were missing", job_id=self._audited, found=len(changes))
+            await self._ledger.record(*changes)
 
     def _terms(self, job: SessionJob) -> Terms:
         deployment = self._contracts.deployment
@@ -138,8 +244,5 @@ class Watcher:
         )
 
 
-def _ended(job: SessionJob) -> ContractReceiveSessionEnded:
-    timed_out = job.status is SessionStatus.TIMED_OUT
-    return ContractReceiveSessionEnded(
-        job.job_id, Phase.TIMED_OUT if timed_out else Phase.COMPLETED, job.host_share, job.refund
-    )
+def _phase(job: SessionJob) -> Phase:
+    return Phase.TIMED_OUT if job.status is SessionStatus.TIMED_OUT else Phase.COMPLETED

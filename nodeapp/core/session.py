@@ -1,10 +1,14 @@
 """One paid session as plain values: its state, and everything that can happen to it.
 
 What a change does to a state is in transitions.py, what a state obliges the node to do is in
-steps.py.
+steps.py, what a reorganised chain takes back in reorgs.py.
 
-The token stream of a session is numbered from 0 over all its requests. Counters:
-claimed <= claiming <= acknowledged <= produced; only acknowledged tokens are ever claimed.
+Two kinds of facts stand side by side and never alter each other (decision 0006): what the chain
+said, each with the block that said it (opened_in, proofs, ended, withdrawn), and what happened
+here (stream, receipts, requests, claims). Whatever needs both is derived.
+
+The token stream of a session is numbered from 0 over all its requests. Counters of our own:
+first_kept <= covered <= acknowledged <= produced; only acknowledged tokens are ever claimed.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ from enum import StrEnum
 
 import msgspec
 
-from nodeapp.core.ids import Address, Cid, JobId, ModelId, RequestId
+from nodeapp.core.ids import Address, Cid, JobId, ModelId, RequestId, TxHash
 from nodeapp.core.pricing import affordable_tokens
-from nodeapp.core.units import BaseUnits, BlockTime, PricePerToken, Tokens
+from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken, Tokens
 
 
 class Phase(StrEnum):
-    """Where a session stands on chain, as far as confirmed blocks tell."""
+    """Where a session stands."""
 
+    VANISHED = "vanished"
+    """A reorg took its creation away; it goes on if the same creation comes again."""
     ACTIVE = "active"
     CLOSING = "closing"
     COMPLETED = "completed"
@@ -53,12 +59,13 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One interval on its way to the chain; at most one per session."""
+    """One interval of the stream; the next is prepared when the chain has taken this one."""
 
     interval: int
     first_token: Tokens
     tokens: Tokens
     salts: tuple[bytes, ...]
+    """() once sealed: the proof is made and never made again."""
     previous_commitment: bytes
     stage: ClaimStage = ClaimStage.PREPARED
     proof_hash: bytes = b""
@@ -88,48 +95,142 @@ class PromptRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sealed: bytes
 
 
+class AcceptedProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The chain took a claim; its hash says which."""
+
+    proof_hash: bytes
+    tokens: Tokens
+    at: BlockTime
+    block: BlockNumber = BlockNumber(0)
+    tx_hash: TxHash = TxHash("")
+
+
+class Ended(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The chain settled the session."""
+
+    phase: Phase
+    host_earnings: BaseUnits
+    refund: BaseUnits
+    block: BlockNumber = BlockNumber(0)
+    at: BlockTime = BlockTime(0)
+    tx_hash: TxHash = TxHash("")
+
+
 class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything the node knows of one paid session."""
+    """Everything the node knows of one paid session.
+
+    It is stored: a new field needs a default.
+    """
 
     terms: Terms
     running_hash: bytes
-    phase: Phase = Phase.ACTIVE
+    opened_in: BlockNumber | None = BlockNumber(0)
+    """Block of the creation; None: a reorg took it away."""
+    vanished_above: BlockNumber = BlockNumber(0)
+    """To where that reorg went back."""
+    opened_tx: TxHash = TxHash("")
+    proofs: tuple[AcceptedProof, ...] = ()
+    ended: Ended | None = None
+    withdrawn: BaseUnits | None = None
+    withdrawn_in: BlockNumber = BlockNumber(0)
     renter_key: bytes = b""
     """Compressed secp256k1 key of the depositor, 33 bytes; pinned at first authentication."""
-    claimed: Tokens = Tokens(0)
+    closing: str = ""
+    """Why renter, operator or idleness ended it; "": nobody did."""
     acknowledged: Tokens = Tokens(0)
+    first_kept: Tokens = Tokens(0)
+    """Place of stream[0]; what lies before it is in sealed claims."""
     stream: tuple[int, ...] = ()
-    """Token ids [claimed, produced)."""
+    """Token ids [first_kept, produced)."""
     request: OpenRequest | None = None
     prompts: tuple[PromptRecord, ...] = ()
-    """Prompts whose answers reach into the unclaimed stream."""
-    claim: Claim | None = None
-    intervals: int = 0
-    previous_commitment: bytes = bytes(32)
-    previous_proof_hash: bytes = bytes(32)
-    last_proof_at: BlockTime = BlockTime(0)
-    host_earnings: BaseUnits = BaseUnits(0)
-    refund: BaseUnits = BaseUnits(0)
-    receipt_signature: bytes = b""
+    """Prompts whose answers reach into the stream."""
     claims: tuple[Claim, ...] = ()
-    """Mined claims, without their salts."""
-    withdrawn: BaseUnits | None = None
+    first_interval: int = 0
+    """Not 0 after a reorg gave the job id to another session: keys of transactions stay unique."""
+    receipt_signature: bytes = b""
     forgotten: Tokens = Tokens(0)
     """Sent and never acknowledged: given away."""
     prompt_bytes: int = 0
     """Sealed prompts journalled so far."""
-    is_claimed_elsewhere: bool = False
-    """The chain has a claim this journal does not know; what it covers cannot be told."""
+
+    @property
+    def phase(self) -> Phase:
+        """Where it stands."""
+        if self.opened_in is None:
+            return Phase.VANISHED
+        if self.ended is not None:
+            return self.ended.phase
+        return Phase.CLOSING if self.closing or self.is_claimed_elsewhere else Phase.ACTIVE
+
+    @property
+    def claimed(self) -> Tokens:
+        """Tokens the chain has accepted."""
+        return Tokens(sum(proof.tokens for proof in self.proofs))
+
+    @property
+    def intervals(self) -> int:
+        """Number of the next claim."""
+        return self.first_interval + len(self.claims)
+
+    @property
+    def covered(self) -> Tokens:
+        """Tokens in claims, accepted or not: where the next one begins."""
+        return Tokens(self.claims[-1].first_token + self.claims[-1].tokens if self.claims else 0)
 
     @property
     def produced(self) -> Tokens:
         """Tokens journalled before they were sent."""
-        return Tokens(self.claimed + len(self.stream))
+        return Tokens(self.first_kept + len(self.stream))
 
     @property
     def affordable(self) -> Tokens:
         """Tokens the deposit pays for, whole session."""
         return affordable_tokens(self.terms.deposit, self.terms.price_per_token)
+
+    @property
+    def claim(self) -> Claim | None:
+        """The oldest claim the chain may still take."""
+        if self.ended is not None or self.is_claimed_elsewhere:
+            return None
+        taken = self._accepted_hashes
+        return next((claim for claim in self.claims if claim.proof_hash not in taken), None)
+
+    @property
+    def mined_claims(self) -> tuple[Claim, ...]:
+        """Claims the chain has accepted, oldest first."""
+        taken = self._accepted_hashes
+        return tuple(claim for claim in self.claims if claim.proof_hash in taken)
+
+    @property
+    def is_claimed_elsewhere(self) -> bool:
+        """The chain has a claim this journal does not know; what it covers cannot be told."""
+        return not self._accepted_hashes <= {claim.proof_hash for claim in self.claims}
+
+    @property
+    def previous_commitment(self) -> bytes:
+        """Last commitment of the newest sealed claim, 32 bytes."""
+        return self._sealed[-1].last_commitment if self._sealed else bytes(32)
+
+    @property
+    def previous_proof_hash(self) -> bytes:
+        """Hash of the newest sealed claim, 32 bytes."""
+        return self._sealed[-1].proof_hash if self._sealed else bytes(32)
+
+    @property
+    def last_proof_at(self) -> BlockTime:
+        """From when the contract counts its windows."""
+        return max((proof.at for proof in self.proofs), default=self.terms.started_at)
+
+    @property
+    def host_earnings(self) -> BaseUnits:
+        """The host's share, net of the treasury's; 0 before the end."""
+        return self.ended.host_earnings if self.ended is not None else BaseUnits(0)
+
+    @property
+    def refund(self) -> BaseUnits:
+        """What the renter got back; 0 before the end."""
+        return self.ended.refund if self.ended is not None else BaseUnits(0)
 
     @property
     def is_open(self) -> bool:
@@ -139,19 +240,27 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_settled(self) -> bool:
         """Ended on chain, and nothing of it is still to be withdrawn."""
-        is_ended = self.phase in (Phase.COMPLETED, Phase.TIMED_OUT)
-        return is_ended and (self.withdrawn is not None or self.host_earnings == 0)
+        is_paid_out = self.withdrawn is not None or self.host_earnings == 0
+        return self.opened_in is not None and self.ended is not None and is_paid_out
+
+    @property
+    def _accepted_hashes(self) -> frozenset[bytes]:
+        return frozenset(proof.proof_hash for proof in self.proofs)
+
+    @property
+    def _sealed(self) -> tuple[Claim, ...]:
+        return tuple(claim for claim in self.claims if claim.stage is ClaimStage.SEALED)
 
     def ids(self, first: int, count: int) -> tuple[int, ...]:
-        """Token ids [first, first + count) of the unclaimed stream; () when claimed already."""
-        start = first - self.claimed
+        """Token ids [first, first + count); () when they are in a sealed claim already."""
+        start = first - self.first_kept
         return self.stream[start : start + count] if start >= 0 else ()
 
     def delivered_ids(self) -> tuple[int, ...]:
         """Ids of the open request that the renter has acknowledged."""
         if self.request is None:
             return ()
-        first = Tokens(max(self.request.first_token, self.claimed))
+        first = Tokens(max(self.request.first_token, self.first_kept))
         return self.request.claimed_ids + self.ids(first, self.acknowledged - first)
 
 
@@ -162,9 +271,14 @@ class SessionChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 
 
 class ContractReceiveSessionOpened(SessionChange, frozen=True):
-    """A confirmed SessionJobCreatedForModel names us as host."""
+    """A confirmed SessionJobCreatedForModel names us as host.
+
+    Changes that come from the chain carry their block; 0: known before blocks were recorded.
+    """
 
     terms: Terms
+    block: BlockNumber = BlockNumber(0)
+    tx_hash: TxHash = TxHash("")
 
 
 class RenterAuthenticated(SessionChange, frozen=True):
@@ -240,6 +354,8 @@ class ContractReceiveProofAccepted(SessionChange, frozen=True):
     tokens: Tokens
     proof_hash: bytes
     at: BlockTime
+    block: BlockNumber = BlockNumber(0)
+    tx_hash: TxHash = TxHash("")
 
 
 class ContractReceiveSessionEnded(SessionChange, frozen=True):
@@ -248,12 +364,16 @@ class ContractReceiveSessionEnded(SessionChange, frozen=True):
     phase: Phase
     host_earnings: BaseUnits
     refund: BaseUnits
+    block: BlockNumber = BlockNumber(0)
+    at: BlockTime = BlockTime(0)
+    tx_hash: TxHash = TxHash("")
 
 
 class EarningsWithdrawn(SessionChange, frozen=True):
     """The session's share left the earnings contract."""
 
     amount: BaseUnits
+    block: BlockNumber = BlockNumber(0)
 
 
 Change = (

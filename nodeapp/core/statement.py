@@ -136,7 +136,7 @@ def session_line(
 def _settled(session: Session, gas: Wei) -> Amounts:
     terms = session.terms
     gross = BaseUnits(terms.deposit - session.refund)
-    withdrawn = session.withdrawn.amount if session.withdrawn is not None else BaseUnits(0)
+    withdrawn = session.withdrawn or BaseUnits(0)
     return Amounts(
         sessions=1,
         tokens=session.claimed,

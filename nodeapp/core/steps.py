@@ -39,6 +39,10 @@ class CompleteSession(msgspec.Struct, frozen=True):
     """Send completeSessionJob."""
 
 
+class TriggerTimeout(msgspec.Struct, frozen=True):
+    """Send triggerSessionTimeout."""
+
+
 class WithdrawEarnings(msgspec.Struct, frozen=True):
     """Pull the session's share out of the earnings contract."""
 
@@ -49,7 +53,15 @@ class WaitUntil(msgspec.Struct, frozen=True):
     block_time: BlockTime
 
 
-Step = PrepareClaim | SealClaim | SubmitClaim | CompleteSession | WithdrawEarnings | WaitUntil
+Step = (
+    PrepareClaim
+    | SealClaim
+    | SubmitClaim
+    | CompleteSession
+    | TriggerTimeout
+    | WithdrawEarnings
+    | WaitUntil
+)
 
 
 def next_step(
@@ -62,22 +74,44 @@ def next_step(
         interval_tokens: the host's own upper bound for a claim interval.
         dispute_window_seconds: as the contract says.
     """
-    if session.phase in (Phase.COMPLETED, Phase.TIMED_OUT):
+    if session.phase is Phase.VANISHED:
+        return None
+    if session.ended is not None:
         is_owed = session.host_earnings > 0 and session.withdrawn is None
         return WithdrawEarnings() if is_owed else None
-    if session.claim is not None:
-        if session.claim.stage is ClaimStage.PREPARED:
-            return SealClaim(session.claim)
-        return SubmitClaim(session.claim)
+    claim = session.claim
+    if claim is not None:
+        return SealClaim(claim) if claim.stage is ClaimStage.PREPARED else SubmitClaim(claim)
     tokens = _due(session, now, interval_tokens)
     if tokens:
         return PrepareClaim(tokens)
-    if session.phase is Phase.CLOSING and session.request is None:
-        earliest = session.last_proof_at + dispute_window_seconds + COMPLETION_MARGIN_SECONDS
-        if now < earliest:
-            return WaitUntil(BlockTime(earliest))
-        return CompleteSession()
+    is_silent = session.request is None or session.is_claimed_elsewhere
+    if session.phase is Phase.CLOSING and is_silent:
+        return _end(session, now, dispute_window_seconds)
     return None
+
+
+def _end(session: Session, now: BlockTime, dispute_window_seconds: int) -> Step:
+    """Whatever the contract allows first; both settle alike."""
+    completable = session.last_proof_at + dispute_window_seconds + COMPLETION_MARGIN_SECONDS
+    overdue = overdue_at(session)
+    if now >= completable:
+        return CompleteSession()
+    if now >= overdue:
+        return TriggerTimeout()
+    return WaitUntil(BlockTime(min(completable, overdue)))
+
+
+def overdue_at(session: Session) -> BlockTime:
+    """Block time from which anybody may settle the session."""
+    terms = session.terms
+    return BlockTime(
+        1
+        + min(
+            terms.started_at + terms.max_duration_seconds,
+            session.last_proof_at + terms.proof_timeout_seconds,
+        )
+    )
 
 
 def is_running_out(session: Session, now: BlockTime) -> bool:
@@ -95,9 +129,9 @@ def _due(session: Session, now: BlockTime, interval_tokens: int) -> Tokens:
         return Tokens(0)
     is_late = 2 * (now - session.last_proof_at) >= session.terms.proof_timeout_seconds
     return claim_size(
-        unclaimed=session.acknowledged - session.claimed,
+        unclaimed=session.acknowledged - session.covered,
         interval=min(session.terms.proof_interval, interval_tokens),
-        least=least_claim(claimed=session.claimed, proof_interval=session.terms.proof_interval),
+        least=least_claim(claimed=session.covered, proof_interval=session.terms.proof_interval),
         is_streaming=session.request is not None,
         is_urgent=session.phase is Phase.CLOSING or is_late,
     )

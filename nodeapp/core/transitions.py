@@ -21,6 +21,7 @@ from nodeapp.core.exposure import (
 )
 from nodeapp.core.ids import RequestId
 from nodeapp.core.session import (
+    AcceptedProof,
     Change,
     ClaimPrepared,
     ClaimSealed,
@@ -29,6 +30,7 @@ from nodeapp.core.session import (
     ContractReceiveSessionEnded,
     ContractReceiveSessionOpened,
     EarningsWithdrawn,
+    Ended,
     OpenRequest,
     Phase,
     PromptRecord,
@@ -45,14 +47,22 @@ from nodeapp.core.units import Tokens
 from nodeapp.core.usage import extend_hash, initial_hash
 
 
-def open_session(change: ContractReceiveSessionOpened) -> Session:
+def open_session(change: ContractReceiveSessionOpened, *, first_interval: int = 0) -> Session:
     """The state a session starts in."""
     terms = change.terms
     return Session(
         terms=terms,
         running_hash=initial_hash(terms.chain_id, terms.marketplace, terms.job_id),
-        last_proof_at=terms.started_at,
+        opened_in=change.block,
+        opened_tx=change.tx_hash,
+        first_interval=first_interval,
     )
+
+
+def is_same_creation(session: Session, change: ContractReceiveSessionOpened) -> bool:
+    """Whether this is the session we know, mined once more; only its time may differ."""
+    start = session.terms.started_at
+    return session.terms == msgspec.structs.replace(change.terms, started_at=start)
 
 
 def apply(session: Session, change: Change) -> Session:  # noqa: C901, PLR0912  # one closed union
@@ -63,7 +73,7 @@ def apply(session: Session, change: Change) -> Session:  # noqa: C901, PLR0912  
     """
     match change:
         case ContractReceiveSessionOpened():
-            return session
+            return _opened_again(session, change)
         case RenterAuthenticated():
             return _authenticated(session, change)
         case RequestAuthorised() | RequestResumed() | TokensProduced() | RequestEnded():
@@ -71,8 +81,12 @@ def apply(session: Session, change: Change) -> Session:  # noqa: C901, PLR0912  
         case RenterSentReceipt():
             return _receipt(session, change)
         case SessionClosing():
-            closing = Phase.CLOSING if session.phase is Phase.ACTIVE else session.phase
-            return msgspec.structs.replace(session, phase=closing)
+            is_new = session.phase is Phase.ACTIVE
+            return (
+                msgspec.structs.replace(session, closing=change.reason or "closed")
+                if is_new
+                else session
+            )
         case ClaimPrepared():
             return _prepared(session, change)
         case ClaimSealed():
@@ -80,20 +94,29 @@ def apply(session: Session, change: Change) -> Session:  # noqa: C901, PLR0912  
         case ContractReceiveProofAccepted():
             return _proof_accepted(session, change)
         case ContractReceiveSessionEnded():
-            return msgspec.structs.replace(
-                session,
-                phase=change.phase,
-                host_earnings=change.host_earnings,
-                refund=change.refund,
-                request=None,
-                claim=None,
-                stream=(),
-                prompts=(),
+            ended = Ended(
+                change.phase,
+                change.host_earnings,
+                change.refund,
+                change.block,
+                change.at,
+                change.tx_hash,
             )
+            return msgspec.structs.replace(session, ended=ended)
         case EarningsWithdrawn():
-            return msgspec.structs.replace(session, withdrawn=change.amount)
+            return msgspec.structs.replace(
+                session, withdrawn=change.amount, withdrawn_in=change.block
+            )
         case _:
             assert_never(change)
+
+
+def _opened_again(session: Session, change: ContractReceiveSessionOpened) -> Session:
+    if not is_same_creation(session, change):
+        raise InvalidRequest(f"session {change.job_id} is another one than the one known here")
+    return msgspec.structs.replace(
+        session, terms=change.terms, opened_in=change.block, opened_tx=change.tx_hash
+    )
 
 
 def _authenticated(session: Session, change: RenterAuthenticated) -> Session:
@@ -139,7 +162,7 @@ def _authorised(session: Session, change: RequestAuthorised) -> Session:
     return msgspec.structs.replace(
         session,
         request=OpenRequest(change.request_id, first, change.max_tokens),
-        prompts=_newest_prompts(_live_prompts((*session.prompts, prompt), session.claimed)),
+        prompts=_newest_prompts(_live_prompts((*session.prompts, prompt), session.first_kept)),
         prompt_bytes=prompt_bytes,
     )
 
@@ -155,19 +178,24 @@ def _check_exposure(session: Session, prompt_bytes: int) -> None:
             f"prompts of session {terms.job_id} have {prompt_bytes} bytes for"
             f" {session.acknowledged} acknowledged tokens; open a new session"
         )
-    settled = session.claimed + (session.claim.tokens if session.claim is not None else 0)
-    least = least_claim(claimed=settled, proof_interval=terms.proof_interval)
-    if session.affordable - settled < least:
+    covered = session.covered
+    least = least_claim(claimed=covered, proof_interval=terms.proof_interval)
+    if session.affordable - covered < least:
         raise PaymentRequired(
-            f"session {terms.job_id} has {session.affordable - settled} tokens left to claim,"
+            f"session {terms.job_id} has {session.affordable - covered} tokens left to claim,"
             f" the smallest claim is {least}; open a new session"
         )
 
 
 def _produced(session: Session, change: TokensProduced) -> Session:
     request = _require_request(session, change.request_id)
-    if session.phase in (Phase.COMPLETED, Phase.TIMED_OUT):
+    if session.phase not in (Phase.ACTIVE, Phase.CLOSING):
         raise PaymentRequired(f"session {change.job_id} is {session.phase}; open a new session")
+    if session.is_claimed_elsewhere:
+        raise PaymentRequired(
+            f"session {change.job_id} has claims this host's journal does not know;"
+            " open a new session"
+        )
     if session.produced + len(change.token_ids) > request.first_token + request.max_tokens:
         raise PaymentRequired(
             f"request {change.request_id} is over its {request.max_tokens} tokens"
@@ -197,22 +225,26 @@ def _prepared(session: Session, change: ClaimPrepared) -> Session:
     claim = change.claim
     fits = (
         session.claim is None
+        and not session.is_claimed_elsewhere
         and session.phase in (Phase.ACTIVE, Phase.CLOSING)
         and claim.interval == session.intervals
-        and claim.first_token == session.claimed
+        and claim.first_token == session.covered
         and claim.tokens > 0
         and claim.first_token + claim.tokens <= session.acknowledged
     )
     if not fits:
         raise InvalidRequest(f"claim {claim.interval} does not fit session {change.job_id}")
-    return msgspec.structs.replace(session, claim=claim, intervals=session.intervals + 1)
+    return msgspec.structs.replace(session, claims=(*session.claims, claim))
 
 
 def _sealed(session: Session, change: ClaimSealed) -> Session:
-    if session.claim is None or session.claim.interval != change.interval:
-        raise InvalidRequest(f"session {change.job_id} has no claim {change.interval}")
+    """Its ids are in the proof and the transcript now: stream and prompts let go of them."""
+    newest = session.claims[-1] if session.claims else None
+    if newest is None or newest.interval != change.interval or newest.stage is ClaimStage.SEALED:
+        raise InvalidRequest(f"session {change.job_id} has no claim {change.interval} to seal")
     claim = msgspec.structs.replace(
-        session.claim,
+        newest,
+        salts=(),
         stage=ClaimStage.SEALED,
         proof_hash=change.proof_hash,
         proof_cid=change.proof_cid,
@@ -222,52 +254,30 @@ def _sealed(session: Session, change: ClaimSealed) -> Session:
         proof_bytes=change.proof_bytes,
         prove_cpu_seconds=change.prove_cpu_seconds,
     )
-    return msgspec.structs.replace(session, claim=claim)
+    end = Tokens(claim.first_token + claim.tokens)
+    return msgspec.structs.replace(
+        session,
+        claims=(*session.claims[:-1], claim),
+        request=_keep_claimed_ids(session, end),
+        first_kept=end,
+        stream=session.stream[end - session.first_kept :],
+        prompts=_live_prompts(session.prompts, end),
+    )
 
 
 def _proof_accepted(session: Session, change: ContractReceiveProofAccepted) -> Session:
-    claim = session.claim
-    claimed = Tokens(session.claimed + change.tokens)
-    if claim is None or claim.proof_hash != change.proof_hash:
-        return _claimed_elsewhere(session, change, claimed)
-    return msgspec.structs.replace(
-        session,
-        claim=None,
-        request=_keep_claimed_ids(session, change.tokens),
-        claimed=claimed,
-        stream=session.stream[change.tokens :],
-        prompts=_live_prompts(session.prompts, claimed),
-        previous_commitment=claim.last_commitment,
-        previous_proof_hash=claim.proof_hash,
-        last_proof_at=change.at,
-        claims=(*session.claims, msgspec.structs.replace(claim, salts=())),
-    )
+    """The contract takes a hash once, so one that is known is the same event read again."""
+    others = tuple(proof for proof in session.proofs if proof.proof_hash != change.proof_hash)
+    proof = AcceptedProof(change.proof_hash, change.tokens, change.at, change.block, change.tx_hash)
+    return msgspec.structs.replace(session, proofs=(*others, proof))
 
 
-def _claimed_elsewhere(
-    session: Session, change: ContractReceiveProofAccepted, claimed: Tokens
-) -> Session:
-    """A claim from before this journal was restored: claiming its tokens again would be theft."""
-    return msgspec.structs.replace(
-        session,
-        phase=Phase.CLOSING if session.phase is Phase.ACTIVE else session.phase,
-        is_claimed_elsewhere=True,
-        request=None,
-        claim=None,
-        claimed=claimed,
-        acknowledged=Tokens(max(session.acknowledged, claimed)),
-        stream=session.stream[change.tokens :],
-        prompts=(),
-        last_proof_at=change.at,
-    )
-
-
-def _keep_claimed_ids(session: Session, tokens: int) -> OpenRequest | None:
+def _keep_claimed_ids(session: Session, end: int) -> OpenRequest | None:
     request = session.request
     if request is None:
         return None
-    start = max(0, request.first_token - session.claimed)
-    taken = session.stream[start:tokens]
+    start = max(0, request.first_token - session.first_kept)
+    taken = session.stream[start : end - session.first_kept]
     return msgspec.structs.replace(request, claimed_ids=request.claimed_ids + taken)
 
 
@@ -278,7 +288,7 @@ def _require_request(session: Session, request_id: RequestId) -> OpenRequest:
 
 
 def _forget_unacknowledged(session: Session) -> Session:
-    kept = session.stream[: session.acknowledged - session.claimed]
+    kept = session.stream[: session.acknowledged - session.first_kept]
     forgotten = Tokens(session.forgotten + session.produced - session.acknowledged)
     if forgotten > max_forgotten(session.acknowledged):
         raise PaymentRequired(
@@ -288,13 +298,13 @@ def _forget_unacknowledged(session: Session) -> Session:
     return msgspec.structs.replace(session, stream=kept, forgotten=forgotten)
 
 
-def _live_prompts(prompts: Sequence[PromptRecord], claimed: int) -> tuple[PromptRecord, ...]:
-    """Drop prompts whose whole answer is claimed, or that got none; the next one ends it."""
+def _live_prompts(prompts: Sequence[PromptRecord], sealed: int) -> tuple[PromptRecord, ...]:
+    """Drop prompts whose answer is all in sealed claims, or that got none; the next ends it."""
     ends = [later.first_token for later in prompts[1:]]
     return tuple(
         prompt
         for index, prompt in enumerate(prompts)
-        if index >= len(ends) or ends[index] > max(claimed, prompt.first_token)
+        if index >= len(ends) or ends[index] > max(sealed, prompt.first_token)
     )
 
 

@@ -209,9 +209,9 @@ class Contracts:
         """Tokens that a depositor pays who cancels before the first proof."""
         return Tokens(await self._marketplace("minTokensFee"))
 
-    async def is_paused(self) -> bool:
+    async def is_paused(self, block: BlockTag = "latest") -> bool:
         """Whether creation and proofs are stopped."""
-        return bool(await self._marketplace("paused"))
+        return bool(await self._marketplace("paused", block=block))
 
     async def next_job_id(self, block: BlockTag = "latest") -> JobId:
         """The number that the next session gets."""

@@ -7,7 +7,7 @@ a session, pauses of the marketplace, and its own registration, stake and prices
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from nodeapp.evm.abi import EventAbi, checksum, load_abi
 from nodeapp.evm.deployment import Deployment
 from nodeapp.evm.provider import Provider
 
+MAX_TOPICS = 200
+"""Values of one topic in a filter."""
 _EVENTS = load_abi("JobMarketplace").events
 _REGISTRY_EVENTS = load_abi("NodeRegistry").events
 
@@ -414,6 +416,43 @@ class MarketplaceEvents:
         marketplace = self._deployment.marketplace
         logs = await self._logs(marketplace, from_block, to_block, _filters(host))
         return decode_logs(logs, marketplace)
+
+    async def get_session_events(
+        self,
+        from_block: BlockNumber,
+        to_block: BlockNumber,
+        host: Address,
+        jobs: Collection[JobId],
+    ) -> tuple[MarketplaceEvent, ...]:
+        """What moved this host's sessions in these blocks, both included, in chain order.
+
+        The end of a session names its job id and no host, so ends are asked for by job id: however
+        much others do on the marketplace, none of it is transferred.
+
+        Args:
+            from_block: first block.
+            to_block: last block.
+            host: whose sessions.
+            jobs: sessions opened before that have not ended; those opened in the range are added.
+
+        Raises:
+            Unavailable: no endpoint answered.
+        """
+        marketplace = self._deployment.marketplace
+        opened, claimed, _ends = _filters(host)
+        logs = await self._logs(marketplace, from_block, to_block, (opened, claimed))
+        found = decode_logs(logs, marketplace)
+        created = {event.job_id for event in found if isinstance(event, SessionCreated)}
+        ids = sorted(created.union(jobs))
+        ends = [TOPICS["SessionCompletedBy"], TOPICS["SessionTimedOut"]]
+        filters: list[list[object]] = [
+            [ends, [f"0x{job_id:064x}" for job_id in ids[first : first + MAX_TOPICS]]]
+            for first in range(0, len(ids), MAX_TOPICS)
+        ]
+        ended = decode_logs(
+            await self._logs(marketplace, from_block, to_block, tuple(filters)), marketplace
+        )
+        return tuple(sorted((*found, *ended), key=lambda e: (e.at.block_number, e.at.log_index)))
 
     async def get_host_events(
         self, from_block: BlockNumber, to_block: BlockNumber, host: Address

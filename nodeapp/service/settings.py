@@ -45,6 +45,8 @@ class ChainSettings(Section, frozen=True):
     payout_address: str = ""
     """Where withdrawn earnings go; empty: they stay with the host account."""
     confirmations: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 1
+    reorg_window_blocks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
+    """A reorganisation of so many confirmed blocks is followed; a deeper one stops the process."""
     poll_seconds: PositiveSeconds = 1.0
     claim_interval_tokens: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 1000
     """Upper bound; the session's own proofInterval is used when it is smaller."""
@@ -140,6 +142,8 @@ class P2pSettings(Section, frozen=True):
     receipt_timeout_seconds: PositiveSeconds = 30.0
     heartbeat_seconds: PositiveSeconds = 10.0
     max_connections: Count = 200
+    max_connections_per_subnet: Count = 32
+    """Of one /24 (IPv6: /48) at a time; private networks are exempt."""
     max_requests_per_peer: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     handshakes_per_minute: Count = 60
     record_ttl_seconds: PositiveSeconds = 3600.0

@@ -115,6 +115,22 @@ def restore_backup(backup: Path, journal: Path) -> BackupFile:
     return verified
 
 
+def owner_of(backup: Path) -> str:
+    """The account whose journal was copied.
+
+    Raises:
+        Corrupt: not a journal of ours.
+    """
+    with (
+        told_as_ours(backup),
+        closing(sqlite3.connect(f"{backup.absolute().as_uri()}?immutable=1", uri=True)) as found,
+    ):
+        row = found.execute("SELECT value FROM meta WHERE key = 'owner'").fetchone()
+    if row is None:
+        raise Corrupt(f"backup {backup} names no owner")
+    return bytes(row[0]).decode()
+
+
 def sha256_of(path: Path) -> str:
     """Lower-case hex of a file's content."""
     with path.open("rb") as file:
@@ -129,12 +145,18 @@ def _check(path: Path) -> int:
         verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if verdict != "ok":
             raise Corrupt(f"backup {path}: {verdict}")
-        count, last = connection.execute(
+        count, newest = connection.execute(
             "SELECT count(*), coalesce(max(sequence), 0) FROM records"
         ).fetchone()
-    if count != last:
-        raise Corrupt(f"backup {path} has {count} records, the newest is number {last}")
-    return int(count)
+        # Records up to a checkpoint are removed: the state stored beside them stands for them.
+        stored = connection.execute("SELECT value FROM meta WHERE key = 'checkpoint'").fetchone()
+    covered = int(stored[0]) if stored else 0
+    if count != max(0, newest - covered):
+        raise Corrupt(
+            f"backup {path} has {count} records after its checkpoint {covered},"
+            f" the newest is number {newest}"
+        )
+    return int(max(newest, covered))
 
 
 def _digest_file(path: Path) -> Path:

@@ -1,15 +1,16 @@
 """The append-only journal: what is in it has happened, what is not has not.
 
 Rules of this file: a record is on disk when append() returns (WAL, synchronous=FULL, one
-transaction a call); records are never changed, only covered by a snapshot; one process owns
-the file (flock beside it and SQLite's EXCLUSIVE mode), one thread in it owns the connection.
+transaction a call); records are never changed, and only removed by the checkpoint that stores the
+state they led to, in one transaction; one process owns the file (flock beside it and SQLite's
+EXCLUSIVE mode), one thread in it owns the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from nodeapp.store.migrations import migrate
 MAX_PAYLOAD_BYTES = 1 << 20
 REPLAY_BATCH = 1000
 OWNER_KEY = "owner"
+CHECKPOINT_KEY = "checkpoint"
+"""Meta: the record that the stored state stands for, decimal."""
 CACHE_KIB = 2048
 
 Result = TypeVar("Result")
@@ -44,14 +47,6 @@ class Record:
     sequence: int
     kind: str
     payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state after the record `sequence` was applied."""
-
-    sequence: int
-    state: bytes
 
 
 class Journal:
@@ -127,13 +122,37 @@ class Journal:
         """The next records after a sequence, in order; call until the list is empty."""
         return await self._run(lambda: self._replay(after, limit))
 
-    async def save_snapshot(self, state: bytes, *, sequence: int, keep: int = 3) -> None:
-        """Store the state after `sequence`; older snapshots beyond `keep` go, records stay."""
-        await self._run(lambda: self._save_snapshot(state, sequence, keep))
+    async def checkpoint(
+        self,
+        sequence: int,
+        puts: Mapping[str, bytes],
+        removed: Sequence[str],
+        archive: Sequence[tuple[int, bytes]],
+    ) -> None:
+        """Store what the state after `sequence` differs by, and remove the records up to it.
 
-    async def latest_snapshot(self) -> Snapshot | None:
-        """Where replay may begin; None: at the first record."""
-        return await self._run(self._latest_snapshot)
+        Args:
+            sequence: a record of the journal, not below the last checkpoint's.
+            puts: rows of the state that are new or changed.
+            removed: keys of rows that are gone.
+            archive: what is only looked up from now on: (subject, bytes), appended.
+
+        Raises:
+            Unavailable: the disk is full; nothing was changed.
+        """
+        await self._run(lambda: self._checkpoint(sequence, puts, removed, archive))
+
+    async def stored_state(self) -> tuple[int, dict[str, bytes]]:
+        """The record the stored state stands for, and its rows; (0, {}): replay from the first."""
+        return await self._run(self._stored_state)
+
+    async def archived(self, subject: int) -> list[bytes]:
+        """What was archived under a subject, oldest first."""
+        return await self._run(lambda: self._archived(subject))
+
+    async def archive_after(self, place: int, limit: int) -> list[tuple[int, bytes]]:
+        """The archive in order, page by page: (place, bytes); begin with place 0."""
+        return await self._run(lambda: self._archive_after(place, limit))
 
     async def get_meta(self, key: str) -> bytes | None:
         """A small named value."""
@@ -199,9 +218,8 @@ class Journal:
             raise Corrupt(f"journal {self._path}: {verdict}")
         migrate(connection, self._path)
         self._claim(owner, marker)
-        self._last = int(
-            connection.execute("SELECT coalesce(max(sequence), 0) FROM records").fetchone()[0]
-        )
+        newest = connection.execute("SELECT coalesce(max(sequence), 0) FROM records").fetchone()[0]
+        self._last = max(int(newest), self._checkpoint_sequence())
 
     def _claim(self, owner: str, marker: Path) -> None:
         known = self._get_meta(OWNER_KEY)
@@ -238,24 +256,43 @@ class Journal:
                 raise Corrupt(f"journal {self._path} has a gap: record {expected} is missing")
         return records
 
-    def _save_snapshot(self, state: bytes, sequence: int, keep: int) -> None:
-        if not 0 <= sequence <= self._last:
-            raise Corrupt(f"snapshot of record {sequence}, the journal ends at {self._last}")
+    def _checkpoint(
+        self,
+        sequence: int,
+        puts: Mapping[str, bytes],
+        removed: Sequence[str],
+        archive: Sequence[tuple[int, bytes]],
+    ) -> None:
+        if not self._checkpoint_sequence() <= sequence <= self._last:
+            raise Corrupt(f"checkpoint of record {sequence}, the journal ends at {self._last}")
         with _Transaction(self._open_connection()) as connection:
-            connection.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", (sequence, state))
+            connection.executemany("INSERT OR REPLACE INTO states VALUES (?, ?)", puts.items())
+            connection.executemany("DELETE FROM states WHERE key = ?", [(key,) for key in removed])
+            connection.executemany("INSERT INTO archive (subject, payload) VALUES (?, ?)", archive)
             connection.execute(
-                "DELETE FROM snapshots WHERE sequence NOT IN "
-                "(SELECT sequence FROM snapshots ORDER BY sequence DESC LIMIT ?)",
-                (max(1, keep),),
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (CHECKPOINT_KEY, b"%d" % sequence)
             )
+            connection.execute("DELETE FROM records WHERE sequence <= ?", (sequence,))
 
-    def _latest_snapshot(self) -> Snapshot | None:
-        row = (
-            self._open_connection()
-            .execute("SELECT sequence, state FROM snapshots ORDER BY sequence DESC LIMIT 1")
-            .fetchone()
+    def _checkpoint_sequence(self) -> int:
+        return int(self._get_meta(CHECKPOINT_KEY) or 0)
+
+    def _stored_state(self) -> tuple[int, dict[str, bytes]]:
+        rows = self._open_connection().execute("SELECT key, payload FROM states")
+        return self._checkpoint_sequence(), dict(rows.fetchall())
+
+    def _archived(self, subject: int) -> list[bytes]:
+        rows = self._open_connection().execute(
+            "SELECT payload FROM archive WHERE subject = ? ORDER BY place", (subject,)
         )
-        return Snapshot(*row) if row else None
+        return [row[0] for row in rows]
+
+    def _archive_after(self, place: int, limit: int) -> list[tuple[int, bytes]]:
+        rows = self._open_connection().execute(
+            "SELECT place, payload FROM archive WHERE place > ? ORDER BY place LIMIT ?",
+            (place, limit),
+        )
+        return rows.fetchall()
 
     def _get_meta(self, key: str) -> bytes | None:
         row = (

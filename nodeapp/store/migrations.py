@@ -20,6 +20,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT",
     ),
+    (
+        # Records were never removed before, so no snapshot holds what they do not.
+        "DROP TABLE snapshots",
+        "CREATE TABLE states (key TEXT PRIMARY KEY, payload BLOB NOT NULL) STRICT",
+        """CREATE TABLE archive (
+            place INTEGER PRIMARY KEY,
+            subject INTEGER NOT NULL,
+            payload BLOB NOT NULL
+        ) STRICT""",
+        "CREATE INDEX archive_subject ON archive (subject)",
+    ),
 )
 """Never edit an entry that was released: append one."""
 

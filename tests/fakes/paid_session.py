@@ -3,7 +3,7 @@
 from nodeapp.core.ids import Address, Cid, JobId, ModelId, RequestId
 from nodeapp.core.session import Claim, ClaimSealed, ContractReceiveSessionOpened, Session, Terms
 from nodeapp.core.transitions import open_session
-from nodeapp.core.units import BaseUnits, BlockTime, PricePerToken, Tokens
+from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken, Tokens
 from nodeapp.core.usage import extend_hash, initial_hash
 from nodeapp.security.wallet import address_of, public_key_of, sign_digest
 from nodeapp.wire.ipc_chain import ReceiptRequest
@@ -44,9 +44,9 @@ def terms(
     )
 
 
-def opened(**values: int) -> ContractReceiveSessionOpened:
+def opened(*, block: int = 0, **values: int) -> ContractReceiveSessionOpened:
     chosen = terms(**values)
-    return ContractReceiveSessionOpened(chosen.job_id, chosen)
+    return ContractReceiveSessionOpened(chosen.job_id, chosen, BlockNumber(block))
 
 
 def new_session(**values: int) -> Session:

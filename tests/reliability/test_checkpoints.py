@@ -1,16 +1,26 @@
-"""A restart reads a snapshot and the records after it: the same state as from all records."""
+"""A restart reads the stored state and the records after it: the same state as from all records."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 
 import pytest
 
 from nodeapp.chain import ledger as module
-from nodeapp.chain.ledger import CursorMoved, Ledger
-from nodeapp.core.outbox import TransactionMined, TransactionSigned
+from nodeapp.chain.ledger import (
+    CursorMoved,
+    Ledger,
+    RewoundTo,
+    TransactionMined,
+    TransactionSigned,
+)
+from nodeapp.core.errors import Corrupt, NotFound, Unavailable
 from nodeapp.core.session import (
     ClaimPrepared,
     ContractReceiveProofAccepted,
+    ContractReceiveSessionEnded,
+    EarningsWithdrawn,
+    Phase,
     RenterAuthenticated,
     RenterSentReceipt,
     RequestAuthorised,
@@ -37,12 +47,20 @@ async def open_ledger(tmp_path):
 
 
 def seen(ledger):
-    return (ledger.sessions, ledger.unsettled, ledger.cursor, ledger.outbox, ledger.mined)
+    return (
+        ledger.sessions,
+        ledger.unsettled,
+        ledger.view,
+        ledger.outbox,
+        ledger.mined,
+        ledger.failed,
+        ledger.parked,
+    )
 
 
 async def live(ledger):
     """Every kind of field gets a value: two answers, one claim mined, one prepared."""
-    await ledger.record(opened(), opened(job_id=8), CursorMoved(5, "0x05"))
+    await ledger.record(opened(), opened(job_id=8), CursorMoved(5, "0x05", 2))
     await ledger.record(RenterAuthenticated(JOB, RENTER_KEY))
     await ledger.record(RequestAuthorised(JOB, ONE, 500, b"sealed"))
     ids = list(range(300))
@@ -60,58 +78,114 @@ async def live(ledger):
     await ledger.record(TransactionSigned("complete/8", 1, "0xbb", b"raw"))
 
 
-def change_file(tmp_path, statement: str) -> list[int]:
+def query(tmp_path, statement: str) -> list[int]:
     with closing(sqlite3.connect(tmp_path / "j.db", isolation_level=None)) as book:
         return [row[0] for row in book.execute(statement)]
 
 
-def snapshots(tmp_path) -> list[int]:
-    return change_file(tmp_path, "SELECT sequence FROM snapshots ORDER BY 1")
-
-
-@pytest.mark.parametrize("every", [1, 7, 20])
-async def test_a_restart_from_a_snapshot_is_a_restart_from_all_records(
-    tmp_path, monkeypatch, every
-):
-    monkeypatch.setattr(module, "SNAPSHOT_RECORDS", every)
+async def test_a_restart_from_a_checkpoint_is_the_state_that_was_left(tmp_path):
     ledger = await open_ledger(tmp_path)
     await live(ledger)
+    await ledger.checkpoint()
+    await ledger.record(opened(job_id=9), TransactionMined("complete/8", "0xbb", 30_000, 7))
     before = seen(ledger)
     await ledger.close()
-    assert snapshots(tmp_path)
+    assert len(query(tmp_path, "SELECT sequence FROM records")) == 2
     again = await open_ledger(tmp_path)
     assert seen(again) == before
+    # Rows written by the first checkpoint are not written again, and none is lost by that.
+    await again.checkpoint()
     await again.close()
-    change_file(tmp_path, "DELETE FROM snapshots")
-    replayed = await open_ledger(tmp_path)
-    assert seen(replayed) == before
-    await replayed.close()
+    third = await open_ledger(tmp_path)
+    assert seen(third) == before
+    await third.close()
 
 
-async def test_the_records_before_a_snapshot_are_not_replayed(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SNAPSHOT_RECORDS", 10)
+async def test_checkpoints_come_by_themselves_and_bound_the_journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHECKPOINT_RECORDS", 10)
     ledger = await open_ledger(tmp_path)
-    await live(ledger)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        keeper = tasks.create_task(ledger.keep_short())
+        for number in range(200):
+            await ledger.record(CursorMoved(number, f"0x{number}"))
+        keeper.cancel()
     await ledger.close()
-    after = []
-    replay = module.journal.Journal.replay
-
-    async def noted(book, sequence=0, limit=1000):
-        after.append(sequence)
-        return await replay(book, sequence, limit)
-
-    monkeypatch.setattr(module.journal.Journal, "replay", noted)
-    await (await open_ledger(tmp_path)).close()
-    assert after[0] == snapshots(tmp_path)[-1] > 30
+    assert len(query(tmp_path, "SELECT sequence FROM records")) < 30
+    again = await open_ledger(tmp_path)
+    assert again.cursor.block_number == 199
+    await again.close()
 
 
-async def test_a_snapshot_of_another_version_is_ignored(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SNAPSHOT_RECORDS", 10)
+async def test_a_row_that_cannot_be_read_stops_the_process(tmp_path):
     ledger = await open_ledger(tmp_path)
     await live(ledger)
+    await ledger.checkpoint()
+    await ledger.close()
+    query(tmp_path, "UPDATE states SET payload = x'81a16101' WHERE key = 'session/7'")
+    with pytest.raises(Corrupt, match="row session/7 cannot be read"):
+        await open_ledger(tmp_path)
+
+
+async def settled(ledger, job_id=JOB, block=20):
+    await ledger.record(
+        opened(job_id=job_id),
+        ContractReceiveSessionEnded(job_id, Phase.COMPLETED, 900, 100, block),
+        TransactionSigned(f"complete/{job_id}", 0, "0xcc", b"raw"),
+        TransactionMined(f"complete/{job_id}", "0xcc", 30_000, block),
+        EarningsWithdrawn(job_id, 900, block),
+    )
+
+
+async def test_what_is_over_for_good_goes_to_the_archive(tmp_path):
+    ledger = await open_ledger(tmp_path)
+    await settled(ledger)
+    await ledger.record(opened(job_id=8), CursorMoved(19, "0x19", 19))
+    await ledger.checkpoint()
+    assert JOB in ledger.sessions, "block 20 may still be taken back"
+    await ledger.record(CursorMoved(30, "0x30", 20))
+    session = ledger.session(JOB)
+    await ledger.checkpoint()
+    (archived,) = await ledger.archived(JOB)
+    assert (archived.session.terms, archived.session.ended) == (session.terms, session.ended)
+    assert [one.key for one in archived.transactions] == [f"complete/{JOB}"]
+    assert (list(ledger.sessions), ledger.mined) == ([8], {})
+    with pytest.raises(NotFound):
+        await ledger.record(EarningsWithdrawn(JOB, 900))
     before = seen(ledger)
     await ledger.close()
-    change_file(tmp_path, "UPDATE snapshots SET state = x'81a16101'")
     again = await open_ledger(tmp_path)
     assert seen(again) == before
+    assert [one.session.terms.job_id for _, one in await again.archive_after(0)] == [JOB]
     await again.close()
+
+
+async def test_a_vanished_session_is_archived_when_it_cannot_come_back(tmp_path):
+    ledger = await open_ledger(tmp_path)
+    await ledger.record(CursorMoved(4, "0x04", 0), opened(block=5), CursorMoved(5, "0x05", 0))
+    await ledger.record(RewoundTo(4, "0x04"), CursorMoved(6, "0x06", 3))
+    await ledger.checkpoint()
+    assert ledger.session(JOB).phase is Phase.VANISHED
+    await ledger.record(CursorMoved(20, "0x20", 6))
+    await ledger.checkpoint()
+    assert ledger.sessions == {}
+    assert (await ledger.archived(JOB))[0].session.opened_in is None
+    await ledger.close()
+
+
+async def test_a_full_disk_leaves_everything_where_it_was(tmp_path, monkeypatch):
+    ledger = await open_ledger(tmp_path)
+    await settled(ledger)
+    await ledger.record(CursorMoved(90, "0x90", 26))
+    before = seen(ledger)
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.journal.Journal, "_checkpoint", full)
+        with pytest.raises(Unavailable, match="full"):
+            await ledger.checkpoint()
+    assert seen(ledger) == before
+    await ledger.checkpoint()
+    assert ledger.sessions == {}
+    await ledger.close()

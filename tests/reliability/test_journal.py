@@ -132,20 +132,36 @@ async def test_a_payload_over_the_limit_is_refused_whole(tmp_path):
     await journal.close()
 
 
-async def test_snapshots_tell_where_replay_begins_and_old_ones_go(tmp_path):
+async def test_a_checkpoint_stands_for_the_records_before_it(tmp_path):
     journal = await open_journal(tmp_path / "j.sqlite")
-    assert await journal.latest_snapshot() is None
-    for number in range(1, 6):
-        await journal.append([Change("x", b"")])
-        await journal.save_snapshot(f"state {number}".encode(), sequence=number, keep=2)
+    assert await journal.stored_state() == (0, {})
+    await journal.append([Change("x", b"%d" % number) for number in range(1, 6)])
+    await journal.checkpoint(4, {"a": b"1", "b": b"2"}, [], [(7, b"old")])
     await journal.append([Change("tail", b"6")])
-    newest = await journal.latest_snapshot()
-    assert newest is not None
-    assert (newest.sequence, newest.state) == (5, b"state 5")
-    assert await replay_all(journal, after=newest.sequence) == [Record(6, "tail", b"6")]
-    with pytest.raises(Corrupt, match="the journal ends at 6"):
-        await journal.save_snapshot(b"", sequence=7)
+    await journal.checkpoint(5, {"b": b"3"}, ["a"], [(7, b"older"), (8, b"other")])
+    assert await journal.stored_state() == (5, {"b": b"3"})
+    assert await replay_all(journal, after=5) == [Record(6, "tail", b"6")]
+    assert await journal.archived(7) == [b"old", b"older"]
+    assert await journal.archive_after(1, 10) == [(2, b"older"), (3, b"other")]
+    with pytest.raises(Corrupt, match="record 1 is missing"):
+        await replay_all(journal)
+    for wrong in (4, 7):
+        with pytest.raises(Corrupt, match="the journal ends at 6"):
+            await journal.checkpoint(wrong, {}, [], [])
     await journal.close()
+
+
+async def test_numbering_goes_on_after_a_checkpoint_took_all_records(tmp_path):
+    journal = await open_journal(tmp_path / "j.sqlite")
+    await journal.append([Change("x", b"")] * 3)
+    await journal.checkpoint(3, {"a": b"1"}, [], [])
+    await journal.close()
+    again = await open_journal(tmp_path / "j.sqlite")
+    assert again.last_sequence == 3
+    assert await again.append([Change("y", b"")]) == 4
+    backup = await again.backup(tmp_path / "backups")
+    assert verify_backup(backup.path).records == 4
+    await again.close()
 
 
 async def test_meta_values_are_durable(tmp_path):

@@ -215,7 +215,7 @@ def test_a_claim_this_journal_does_not_know_is_never_claimed_again():
     life = answered(300).claim(200)
     life.feed(ContractReceiveProofAccepted(JOB, 250, b"\xee" * 32, STARTED_AT + 9))
     session = life.session
-    assert (session.claimed, len(session.stream), session.claim) == (250, 50, None)
+    assert (session.claimed, len(session.stream), session.claim) == (250, 100, None)
     assert session.phase is Phase.CLOSING
     assert life.step(10_000) == CompleteSession()
     with pytest.raises(PaymentRequired, match="closing"):
@@ -225,7 +225,13 @@ def test_a_claim_this_journal_does_not_know_is_never_claimed_again():
 def test_a_claim_over_more_than_the_restored_journal_has_leaves_it_sound():
     life = answered(120)
     life.feed(ContractReceiveProofAccepted(JOB, 400, b"\xee" * 32, STARTED_AT + 9))
-    assert (life.session.claimed, life.session.acknowledged, life.session.produced) == (400,) * 3
+    assert (life.session.claimed, life.session.acknowledged, life.session.produced) == (
+        400,
+        120,
+        120,
+    )
+    with pytest.raises(PaymentRequired, match="journal does not know"):
+        life.make(1)
     assert life.step(10_000) == CompleteSession()
 
 
@@ -260,7 +266,7 @@ def test_a_closing_session_takes_no_new_request_and_finishes_the_open_one():
 @pytest.mark.parametrize("phase", [Phase.COMPLETED, Phase.TIMED_OUT])
 def test_an_ended_session_owes_only_its_withdrawal(phase):
     life = answered(300).claim(200).feed(ContractReceiveSessionEnded(JOB, phase, 900, 100))
-    assert (life.session.claim, life.session.request, life.session.stream) == (None, None, ())
+    assert life.session.claim is None
     assert life.step() == WithdrawEarnings()
     assert life.feed(EarningsWithdrawn(JOB, 900)).step() is None
     assert life.feed(SessionClosing(JOB, "idle")).session.phase is phase
@@ -277,7 +283,7 @@ def test_nothing_is_claimed_or_produced_after_the_end():
     life.feed(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 0, 1_000_000))
     with pytest.raises(InvalidRequest, match="does not fit"):
         life.feed(ClaimPrepared(JOB, claim))
-    with pytest.raises(InvalidRequest, match="not open"):
+    with pytest.raises(PaymentRequired, match="is completed"):
         life.make(1)
     with pytest.raises(PaymentRequired):
         life.ask(TWO)

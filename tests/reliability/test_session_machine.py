@@ -1,12 +1,15 @@
-"""Any order of changes keeps the counters in order, and the journalled changes replay to it."""
+"""Any order of changes and reorgs keeps the counters in order, and the journal replays to it."""
 
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nodeapp.chain.ledger import Entry
+from nodeapp.chain.draft import Draft
+from nodeapp.chain.ledger import Entry, RewoundTo
+from nodeapp.core.chain_view import ChainView
 from nodeapp.core.errors import Rejected
+from nodeapp.core.outbox import Outbox
 from nodeapp.core.session import (
     ClaimPrepared,
     ContractReceiveProofAccepted,
@@ -50,13 +53,18 @@ class SessionMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        first = opened(deposit=1_500, price=1_000, interval=150)
+        self.block = 1
+        first = self.creation()
         self.session = open_session(first)
         self.journal = [_encode(first)]
         self.received = []
         self.signed = 0
         self.claims = []
+        """(block, tokens) that the chain holds."""
         self.now = STARTED_AT
+
+    def creation(self):
+        return opened(deposit=1_500, price=1_000, interval=150, block=self.block)
 
     def change(self, change):
         try:
@@ -112,6 +120,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(seconds=st.integers(1, 200))
     def chain_goes_on(self, seconds):
         self.now += seconds
+        self.block += 1
         step = next_step(self.session, self.now, interval_tokens=400, dispute_window_seconds=30)
         match step:
             case PrepareClaim(tokens=tokens):
@@ -122,20 +131,45 @@ class SessionMachine(RuleBasedStateMachine):
                 least = 150 if not self.claims else 100
                 assert claim.tokens >= least
                 assert self.change(
-                    ContractReceiveProofAccepted(JOB, claim.tokens, claim.proof_hash, self.now)
+                    ContractReceiveProofAccepted(
+                        JOB, claim.tokens, claim.proof_hash, self.now, self.block
+                    )
                 )
-                self.claims.append(claim.tokens)
+                self.claims.append((self.block, claim.tokens))
             case CompleteSession():
-                paid = sum(self.claims)
+                paid = self.paid()
                 assert self.change(
-                    ContractReceiveSessionEnded(JOB, Phase.COMPLETED, paid, 1_500 - paid)
+                    ContractReceiveSessionEnded(
+                        JOB, Phase.COMPLETED, paid, 1_500 - paid, self.block
+                    )
                 )
             case WithdrawEarnings():
-                assert self.change(EarningsWithdrawn(JOB, self.session.host_earnings))
+                assert self.change(EarningsWithdrawn(JOB, self.session.host_earnings, self.block))
+
+    def paid(self):
+        return sum(tokens for _, tokens in self.claims)
+
+    @rule(depth=st.integers(1, 12))
+    def reorganise(self, depth):
+        before = self.session
+        fork = max(0, self.block - depth)
+        change = RewoundTo(fork, "0x" if fork else "")
+        self.journal.append(_encode(change))
+        draft = Draft({JOB: self.session}, Outbox(), ChainView()).add([change])
+        self.session = draft.sessions.get(JOB, self.session)
+        self.claims = [one for one in self.claims if one[0] <= fork]
+        for name in ("stream", "acknowledged", "request", "prompts", "claims", "closing"):
+            assert getattr(self.session, name) == getattr(before, name), "local facts stay"
+
+    @precondition(lambda self: self.session.phase is Phase.VANISHED)
+    @rule()
+    def the_creation_comes_again(self):
+        self.block += 1
+        assert self.change(self.creation())
 
     @rule(tokens=st.integers(-5, 400))
     def prepare_any_claim(self, tokens):
-        unclaimed = self.session.acknowledged - self.session.claimed
+        unclaimed = self.session.acknowledged - self.session.covered
         fits = self.session.claim is None and 0 < tokens <= unclaimed
         if not fits:
             assert not self.change(ClaimPrepared(JOB, claim_of(self.session, tokens)))
@@ -155,13 +189,13 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def exactly_what_was_signed_counts(self):
         assert self.session.acknowledged == self.signed
-        assert sum(self.claims) == self.session.claimed <= self.signed
+        assert self.paid() == self.session.claimed <= self.session.covered <= self.signed
 
     @invariant()
     def the_unclaimed_stream_is_what_the_renter_got(self):
         session = self.session
         if session.phase not in ENDED:
-            assert session.stream == tuple(self.received[session.claimed : session.produced])
+            assert session.stream == tuple(self.received[session.first_kept : session.produced])
 
     @invariant()
     def a_claim_holds_acknowledged_tokens_only(self):
@@ -170,11 +204,8 @@ class SessionMachine(RuleBasedStateMachine):
             assert claim.first_token + claim.tokens <= self.session.acknowledged
 
     def teardown(self):
-        first, *rest = (_decode(line) for line in self.journal)
-        again = open_session(first)
-        for change in rest:
-            again = apply(again, change)
-        assert again == self.session
+        replayed = Draft({}, Outbox(), ChainView()).add([_decode(line) for line in self.journal])
+        assert replayed.sessions[JOB] == self.session
 
 
 TestSessionMachine = SessionMachine.TestCase

@@ -39,6 +39,9 @@ class FakeContracts:
     deployment: Deployment = DEPLOYMENT
     status: SessionStatus = SessionStatus.ACTIVE
 
+    async def is_paused(self, block):
+        return False
+
     async def session(self, job_id, block):
         chosen = terms(job_id=job_id)
         ended = self.status is not SessionStatus.ACTIVE
@@ -80,7 +83,7 @@ class Chain:
         return self.contracts.provider
 
     def at(self, number):
-        return LogPosition(number, f"0x{self.blocks.branch}{number}", "0x01", 0)
+        return LogPosition(number, self.blocks.hash_of(number), "0x01", 0)
 
     def create(self, number, job_id=JOB):
         self.events.all.append(
@@ -117,13 +120,30 @@ async def test_only_confirmed_blocks_are_taken_in(chain):
     assert JOB in chain.ledger.sessions
 
 
-async def test_each_block_is_asked_for_once(chain):
+async def test_blocks_that_may_change_are_read_again_and_final_ones_are_not(chain):
     await chain.watcher.step()
     chain.blocks.head = 14
     await chain.watcher.step()
     chain.restart(1)
     await chain.watcher.step()
-    assert chain.events.asked == [(0, 10), (11, 14)]
+    chain.blocks.head = 90
+    await chain.watcher.step()
+    assert chain.events.asked == [(0, 10), (1, 14), (1, 26), (1, 90)]
+
+
+async def test_a_log_left_out_and_one_sent_twice_change_nothing_in_the_end(chain):
+    chain.create(9)
+    left_out = chain.events.all.pop()
+    await chain.watcher.step()
+    assert chain.ledger.sessions == {}
+    chain.events.all += [left_out, left_out]
+    chain.blocks.head = 11
+    await chain.watcher.step()
+    session = chain.ledger.session(JOB)
+    assert session.opened_in == 9
+    chain.blocks.head = 12
+    await chain.watcher.step()
+    assert chain.ledger.session(JOB) is session, "what is known is not written again"
 
 
 @pytest.mark.parametrize(
@@ -164,12 +184,84 @@ async def test_events_of_sessions_from_before_our_journal_are_passed_over(chain)
     assert chain.ledger.sessions == {}
 
 
-async def test_a_chain_that_lost_our_block_stops_the_process(chain):
+async def test_a_reorg_takes_back_what_is_above_the_fork(chain):
+    chain.create(4)
     await chain.watcher.step()
-    chain.blocks.branch, chain.blocks.head = "b", 12
-    with pytest.raises(Corrupt, match="block 10 changed"):
+    chain.create(11, job_id=8)
+    chain.blocks.head = 11
+    await chain.watcher.step()
+    chain.blocks.fork(from_block=11, branch="b")
+    chain.events.all.pop()
+    chain.create(12, job_id=9)
+    chain.blocks.head = 12
+    assert await chain.watcher.step()
+    phases = {job_id: one.phase for job_id, one in chain.ledger.sessions.items()}
+    assert phases == {JOB: Phase.ACTIVE, 8: Phase.VANISHED, 9: Phase.ACTIVE}
+    assert chain.ledger.cursor.block_hash == "0xb12"
+
+
+async def test_a_reorg_that_leaves_the_height_as_it_was_is_seen(chain):
+    chain.create(10)
+    await chain.watcher.step()
+    chain.events.all.clear()
+    chain.blocks.fork(from_block=10, branch="b")
+    assert await chain.watcher.step()
+    assert chain.ledger.session(JOB).phase is Phase.VANISHED
+
+
+async def test_an_endpoint_that_is_behind_takes_nothing_back(chain):
+    await chain.watcher.step()
+    chain.blocks.head = 14
+    await chain.watcher.step()
+    chain.blocks.head = 12
+    assert not await chain.watcher.step()
+    assert chain.ledger.cursor.block_number == 14
+
+
+async def test_a_shorter_chain_with_other_blocks_is_a_reorg(chain):
+    await chain.watcher.step()
+    chain.blocks.head = 14
+    chain.create(13)
+    await chain.watcher.step()
+    chain.events.all.clear()
+    chain.blocks.fork(from_block=9, branch="b")
+    chain.blocks.head = 12
+    assert await chain.watcher.step()
+    assert chain.ledger.session(JOB).phase is Phase.VANISHED
+    assert chain.ledger.cursor.block_hash == "0xb12"
+
+
+async def test_a_chain_that_lost_a_final_block_stops_the_process(chain):
+    chain.blocks.head = 100
+    await chain.watcher.step()
+    chain.blocks.fork(from_block=36, branch="b")
+    chain.blocks.head = 101
+    with pytest.raises(Corrupt, match=r"block 36 is not 0xa36 .* chain.reorg_window_blocks"):
         await chain.watcher.step()
-    assert chain.ledger.cursor.block_hash == "0xa10"
+    assert chain.ledger.cursor.block_hash == "0xa100"
+
+
+async def test_the_deepest_reorg_of_the_window_is_followed(chain):
+    chain.blocks.head = 100
+    await chain.watcher.step()
+    chain.blocks.fork(from_block=37, branch="b")
+    chain.blocks.head = 101
+    assert await chain.watcher.step()
+    assert chain.ledger.cursor.block_hash == "0xb101"
+
+
+async def test_logs_that_an_endpoint_never_shows_are_found_by_the_audit(chain):
+    chain.create(4)
+    await chain.watcher.step()
+    chain.complete(5)
+    hidden = chain.events.all.pop()
+    chain.blocks.head = 90
+    await chain.watcher.step()
+    assert chain.ledger.session(JOB).ended is None
+    chain.events.all.append(hidden)
+    chain.blocks.head = 91
+    await chain.watcher.step()
+    assert chain.ledger.session(JOB).phase is Phase.COMPLETED
 
 
 async def test_a_chain_that_does_not_answer_moves_nothing(chain):
