@@ -134,9 +134,14 @@ class ModelHost:
 
     def current(self) -> Served:
         """See EngineProvider."""
-        if self._served is None or self._phase in ("draining", "loading"):
+        if self._served is None or not self.is_serving:
             raise Unavailable(self._progress, retry_after_seconds=RETRY_SECONDS)
         return self._served
+
+    @property
+    def is_serving(self) -> bool:
+        """Requests are taken; also while the next model is being checked."""
+        return self._served is not None and self._phase in ("serving", "checking")
 
     @property
     def served(self) -> Served | None:

@@ -66,15 +66,15 @@ class ModelLoader:
 
     async def check(self, model: ModelFile, report: Report) -> ModelCard:
         """See host.Loader."""
-        report(f"checking {model.path.name}")
+        report(f"checking {model.file_name}")
         card = await asyncio.to_thread(check_model, model, self._digests)
-        report(f"loading {model.path.name} in the sandbox first")
+        report(f"loading {model.file_name} in the sandbox first")
         await self._prober.probe(model.path, card.sha256)
         return card
 
     async def load(self, model: ModelFile, card: ModelCard, report: Report) -> Served:
         """See host.Loader."""
-        report(f"loading {model.path.name}, {card.size_bytes >> 20} MiB")
+        report(f"loading {model.file_name}, {card.size_bytes >> 20} MiB")
         hold = await asyncio.to_thread(self._store.hold, card.sha256) if model.name else None
         try:
             identity = await asyncio.to_thread(self._checked_identity, model, card)

@@ -45,6 +45,7 @@ class InferenceProcess:
         )
         self._choice = ModelChoice(settings, store, own / "chosen.json")
         self._host = ModelHost(loader, remember=self._choice.remember)
+        shell.is_serving = lambda: self._host.is_serving
         self._desk = ModelDesk(self._choice, self._host)
         self._api = InferenceApi(self._host)
 

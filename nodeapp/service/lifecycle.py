@@ -44,6 +44,8 @@ class Shell:
     clock: Clock
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str = ""
+    is_serving: Callable[[], bool] = lambda: True
+    """Set by a process that is up and cannot do its work for a while: /readyz says so."""
 
     def fail(self, reason: str) -> None:
         """Ask for an orderly end with exit code 1."""
@@ -155,7 +157,8 @@ class _State:
     async def readyz(self) -> Readiness:
         uptime = self.shell.clock.monotonic_seconds() - self.started_seconds
         detail = self.part.readiness()
-        return Readiness(self.shell.process, self.ready, detail, os.getpid(), round(uptime, 3))
+        is_ready = self.ready and self.shell.is_serving()
+        return Readiness(self.shell.process, is_ready, detail, os.getpid(), round(uptime, 3))
 
 
 async def _serve(shell: Shell, part: Process, state: _State) -> web.AppRunner:
