@@ -10,13 +10,13 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from nodeapp.core.errors import NotFound, Rejected
+from nodeapp.core.errors import NotFound
 from nodeapp.core.ids import Address, JobId, ModelId
 from nodeapp.core.units import BaseUnits, BlockTime, PricePerToken, Tokens
 from nodeapp.evm.abi import ContractAbi, checksum, load_abi
 from nodeapp.evm.calls import model_bytes
 from nodeapp.evm.deployment import Deployment
-from nodeapp.evm.errors import Reverted
+from nodeapp.evm.generation import Generation, check_deployment
 from nodeapp.evm.provider import BlockTag, Provider, block_parameter
 from nodeapp.evm.rpc import as_bytes
 
@@ -139,29 +139,14 @@ class Contracts:
         self.provider = provider
         self.deployment = deployment
 
-    async def check(self) -> None:
-        """Make sure that the deployment is the one this node was built for.
+    async def check(self, wanted: Generation = Generation.AUTO) -> Generation:
+        """Make sure that the deployment is one this node can work with; tells its ABI generation.
 
         Raises:
-            Rejected: no contract at an address, registries differ, or an ABI before v2.
+            Rejected: no contract at an address, contracts that point elsewhere, another ABI.
             Unavailable: no endpoint answered.
         """
-        deployment = self.deployment
-        for name in deployment.__struct_fields__:
-            address = getattr(deployment, name)
-            if isinstance(address, str) and not await self.provider.has_code(Address(address)):
-                raise Rejected(
-                    f"no contract stands at {name} {address} on chain {deployment.chain_id}"
-                )
-        try:
-            await self._marketplace("MIN_PROOF_TIMEOUT")
-            wired = checksum(await self._marketplace("nodeRegistry"))
-        except Reverted as error:
-            raise Rejected("the marketplace speaks an abi older than v2") from error
-        if wired != deployment.node_registry:
-            raise Rejected(
-                f"the marketplace uses node registry {wired}, expected {deployment.node_registry}"
-            )
+        return await check_deployment(self.provider, self.deployment, wanted)
 
     # --- marketplace ------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from nodeapp.core.ids import JobId, ModelId
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.devnet.main import Devnet
 from nodeapp.devnet.provision import HostOffer, provision_host, provision_renter
+from nodeapp.evm.abi import load_abi
 from nodeapp.evm.accounts import Wallet, new_wallet
 from nodeapp.evm.calls import (
     NATIVE,
@@ -30,6 +31,7 @@ from nodeapp.evm.events import (
     SessionCreated,
     SessionTimedOut,
 )
+from nodeapp.evm.generation import Generation
 from nodeapp.evm.transactions import Transactions
 from tests.contracts.world import MODEL
 
@@ -82,7 +84,7 @@ async def market(devnet: Devnet) -> Market:
 
 async def test_a_session_runs_from_deposit_to_withdrawal(market: Market) -> None:
     usdc, contracts = market.devnet.deployment.usdc, market.contracts
-    await contracts.check()
+    assert await contracts.check() is Generation.V3
     node = await contracts.node(market.host.address)
     assert node.active
     assert node.model_ids == (MODEL.model_id,)
@@ -249,8 +251,55 @@ async def test_a_deployment_that_is_not_there_is_named(market: Market) -> None:
     with pytest.raises(Rejected, match=f"no contract stands at usdc {market.renter.address}"):
         await Contracts(market.devnet.provider, wrong).check()
     wrong = msgspec.structs.replace(deployment, node_registry=deployment.usdc)
-    with pytest.raises(Rejected, match="uses node registry"):
+    with pytest.raises(Rejected, match="uses node_registry 0x"):
         await Contracts(market.devnet.provider, wrong).check()
     wrong = msgspec.structs.replace(deployment, marketplace=deployment.usdc)
     with pytest.raises(Rejected, match="older than v2"):
         await Contracts(market.devnet.provider, wrong).check()
+
+
+async def test_contracts_that_point_elsewhere_are_named(market: Market) -> None:
+    deployment = market.devnet.deployment
+    for name, other in (("usdc", "fab"), ("fab", "usdc"), ("proof_system", "host_earnings")):
+        wrong = msgspec.structs.replace(deployment, **{name: getattr(deployment, other)})
+        with pytest.raises(Rejected, match=f"uses {name} .*correct the deployment file"):
+            await Contracts(market.devnet.provider, wrong).check()
+
+
+async def test_another_generation_than_the_wanted_one_is_refused(market: Market) -> None:
+    assert await market.contracts.check(Generation.V3) is Generation.V3
+    with pytest.raises(Rejected, match=r'speaks abi v3, chain\.abi is "v2"'):
+        await market.contracts.check(Generation.V2)
+
+
+def _answering(*selectors: str) -> str:
+    """Runtime code that answers 32 zero bytes to these selectors and reverts otherwise."""
+    start = "5f3560e01c"  # selector = calldata[0:4]
+    size = len(start) // 2 + 10 * len(selectors) + 4
+    checks = "".join(f"8063{selector}1460{size:02x}57" for selector in selectors)
+    return "0x" + start + checks + "5f5ffd" + "00" * 1 + "5b60205ff3"
+
+
+@pytest.mark.parametrize(
+    ("functions", "told"),
+    [
+        (("nodeRegistry",), "speaks an abi older than v2"),
+        ((), "is no marketplace"),
+    ],
+)
+async def test_an_old_marketplace_is_refused_in_words(market: Market, functions, told) -> None:
+    abi = load_abi("JobMarketplace").functions
+    code = _answering(*(abi[name].selector.hex() for name in functions))
+    marketplace = market.devnet.deployment.marketplace
+    await market.devnet.provider.request("anvil_setCode", [marketplace, code])
+    with pytest.raises(Rejected, match=told):
+        await market.contracts.check()
+
+
+async def test_a_marketplace_without_delegate_limits_is_v2(market: Market) -> None:
+    deployment = market.devnet.deployment
+    abi = load_abi("JobMarketplace").functions
+    code = _answering(abi["MIN_PROOF_TIMEOUT"].selector.hex(), abi["nodeRegistry"].selector.hex())
+    await market.devnet.provider.request("anvil_setCode", [deployment.marketplace, code])
+    with pytest.raises(Rejected, match=r"uses node_registry 0x0{40}"):
+        await market.contracts.check(Generation.V2)
