@@ -19,10 +19,10 @@ class InferenceApi:
         self._engines = engines
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """POST /v1/generate, GET /v1/models."""
+        """POST /v1/generate, GET /v1/models/facts."""
         return [
             web.post("/v1/generate", stream_endpoint(GenerateRequest, self._generate)),
-            web.get("/v1/models", query(self._models)),
+            web.get("/v1/models/facts", query(self._models)),
         ]
 
     async def _generate(self, request: GenerateRequest) -> AsyncIterator[Event]:

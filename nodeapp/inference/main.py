@@ -17,6 +17,7 @@ from nodeapp.inference.metrics import InferenceMetrics
 from nodeapp.inference.model_desk import ModelChoice, ModelDesk
 from nodeapp.inference.model_store import model_store, verdicts_file
 from nodeapp.inference.nvml import NvmlInventory
+from nodeapp.inference.openai_backend import OpenAiApi
 from nodeapp.security.sandbox import (
     ResourceLimits,
     confine_files,
@@ -44,14 +45,17 @@ class InferenceProcess:
             files=LoaderFiles(own / "digests.json", verdicts_file(shell.paths)),
         )
         self._choice = ModelChoice(settings, store, own / "chosen.json")
-        self._host = ModelHost(loader, remember=self._choice.remember)
+        self._host = ModelHost(
+            loader, remember=self._choice.remember, slots=lambda: settings.max_sequences
+        )
         shell.is_serving = lambda: self._host.is_serving
         self._desk = ModelDesk(self._choice, self._host)
         self._api = InferenceApi(self._host)
+        self._openai = OpenAiApi(self._host, None, shell.clock)
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """See api.py and model_desk.py."""
-        return [*self._api.routes(), *self._desk.routes()]
+        """See api.py, model_desk.py and openai_backend.py, whose /v1/models/NAME comes last."""
+        return [*self._api.routes(), *self._desk.routes(), *self._openai.routes()]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Check the file, load it, watch the decode thread."""

@@ -21,7 +21,7 @@ from nodeapp.wire.ipc_inference import (
 )
 
 GENERATE = "/v1/generate"
-MODELS = "/v1/models"
+MODELS = "/v1/models/facts"
 
 
 class InferenceClient:

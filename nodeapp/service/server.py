@@ -20,7 +20,7 @@ from aiohttp import web
 from nodeapp.core import errors
 from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
 from nodeapp.service.logs import get_logger
-from nodeapp.wire import ipc
+from nodeapp.wire import ipc, openai
 
 STATUS_OF_CODE = {
     errors.InvalidRequest.code: 400,
@@ -34,6 +34,8 @@ STATUS_OF_CODE = {
     errors.Unavailable.code: 503,
     errors.Corrupt.code: 500,
 }
+JSON_PATHS = ("/v1/", "/tokenize", "/detokenize", "/health")
+"""Here a client may be anybody's; whoever does not send our messages gets OpenAI's error object."""
 STREAM_BUFFER_BYTES = 4096
 """Small on purpose: back-pressure has to reach the producer."""
 
@@ -136,9 +138,14 @@ async def errors_to_replies(request: web.Request, handler: Handler) -> web.Strea
         raise
     except NodeError as known:
         error = known
-    headers = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    headers = openai.error_headers(error)
+    if request.path.startswith(JSON_PATHS) and request.content_type != ipc.CONTENT_TYPE:
+        return web.Response(
+            status=openai.error_status(error),
+            body=openai.error_body(error),
+            content_type="application/json",
+            headers=headers,
+        )
     return web.Response(
         status=STATUS_OF_CODE.get(error.code, 409),
         body=_encode(ipc.error_body(error)),

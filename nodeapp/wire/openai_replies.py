@@ -156,9 +156,9 @@ class Choice:
         return _text_logprobs(entries)
 
 
-def usage_of(choices: Sequence[Choice], *, prompts: int = 1) -> dict[str, object]:
-    """Usage of a reply: each prompt is counted once, however many answers it has."""
-    firsts = [choice for choice in choices if choice.index % (len(choices) // prompts) == 0]
+def usage_of(choices: Sequence[Choice], answers: int) -> dict[str, object]:
+    """Usage of a reply: a prompt is counted once, however many `answers` each one has."""
+    firsts = choices[::answers]
     return openai.usage(
         sum(choice.prompt_tokens for choice in firsts),
         sum(choice.completion_tokens for choice in choices),
@@ -166,11 +166,11 @@ def usage_of(choices: Sequence[Choice], *, prompts: int = 1) -> dict[str, object
     )
 
 
-def whole_body(head: Head, choices: Sequence[Choice], *, prompts: int = 1) -> bytes:
+def whole_body(head: Head, choices: Sequence[Choice], answers: int) -> bytes:
     """The body of a reply that is not streamed."""
     rest: dict[str, object] = {
         "choices": [choice.whole() for choice in choices],
-        "usage": usage_of(choices, prompts=prompts),
+        "usage": usage_of(choices, answers),
     }
     return msgspec.json.encode(head.body(rest, is_chunk=False))
 
@@ -186,9 +186,9 @@ def events_of(
         yield openai.event(head.body(rest, is_chunk=True))
 
 
-def usage_event(head: Head, choices: Sequence[Choice], *, prompts: int = 1) -> bytes:
+def usage_event(head: Head, choices: Sequence[Choice], answers: int) -> bytes:
     """The last event before [DONE] when usage was asked for."""
-    rest: dict[str, object] = {"choices": [], "usage": usage_of(choices, prompts=prompts)}
+    rest: dict[str, object] = {"choices": [], "usage": usage_of(choices, answers)}
     return openai.event(head.body(rest, is_chunk=True))
 
 
