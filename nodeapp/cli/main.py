@@ -15,6 +15,7 @@ from nodeapp.cli import (
     earnings,
     host,
     model,
+    peers,
     renter,
     run,
     status,
@@ -41,6 +42,7 @@ backup.register(app)
 host.register(app)
 earnings.register(app)
 model.register(app)
+peers.register(app)
 
 
 def main() -> int:

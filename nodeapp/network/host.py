@@ -28,6 +28,7 @@ from nodeapp.network.library import (
     parse_multiaddr,
     parse_peer_id,
     refuse_taken_port,
+    remote_ip,
 )
 from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
@@ -234,7 +235,10 @@ class Libp2pHost:
     ) -> None:
         del nursery
         self._library = library = new_library_host(self._settings, self._identity)
-        library.get_network().register_notifee(ConnectionNotifee(self._note_peers))
+        notifee = ConnectionNotifee(
+            self._note_peers, self._settings.gate, self._settings.max_per_subnet
+        )
+        library.get_network().register_notifee(notifee)
         listen = [parse_multiaddr(address) for address in self._settings.listen]
         # No cover for a stop: the block is left by returning, and then closes in order.
         async with library.run(listen_addrs=listen), self.dht.running(library):
@@ -256,12 +260,14 @@ class Libp2pHost:
     def _offer(self, protocol_id: str) -> None:
         async def accept(net: Any) -> None:  # noqa: ANN401 - py-libp2p's stream
             peer_id = PeerId(str(net.muxed_conn.peer_id))
-            if self._inbound[peer_id] >= INBOUND_STREAMS_PER_PEER:
+            address = remote_ip(net)
+            is_served = self._settings.gate(peer_id, address)
+            if not is_served or self._inbound[peer_id] >= INBOUND_STREAMS_PER_PEER:
                 await net.reset()
                 return
             self._inbound[peer_id] += 1
             try:
-                stream = Stream(self._bridge, net, peer_id, protocol_id)
+                stream = Stream(self._bridge, net, peer_id, protocol_id, address)
                 self._bridge.to_loop(self._serve, stream)
                 await stream.pump()
             finally:
@@ -332,7 +338,7 @@ class Libp2pHost:
                 offered = ", ".join(protocol_ids)
                 raise NotFound(f"peer {peer_id} offers none of {offered}") from error
             raise
-        stream = Stream(self._bridge, net, peer_id, str(net.get_protocol()))
+        stream = Stream(self._bridge, net, peer_id, str(net.get_protocol()), remote_ip(net))
         self._bridge.spawn(stream.pump)
         return stream
 

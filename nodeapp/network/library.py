@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.core.ids import PeerId
+from nodeapp.core.peer_score import subnet_of
 from nodeapp.network.identity import Identity
-from nodeapp.network.settings import NetworkSettings
+from nodeapp.network.settings import Gate, NetworkSettings
 
 NEGOTIATE_SECONDS: Final = 10
 CONNECTIONS_PER_PEER: Final = 4
@@ -22,20 +23,34 @@ INBOUND_STREAMS: Final = 2000
 
 
 class ConnectionNotifee:
-    """Tells about connections; the other events are of no interest here."""
+    """Tells about connections and closes those that the gate or a full subnet does not let in."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[], None], gate: Gate, max_per_subnet: int) -> None:
         self._changed = changed
+        self._gate = gate
+        self._max_per_subnet = max_per_subnet
 
-    async def connected(self, network: object, conn: object) -> None:
+    async def connected(self, network: Any, conn: Any) -> None:  # noqa: ANN401 - untyped library
         """A connection is up."""
-        del network, conn
+        address = remote_ip(conn.muxed_conn)
+        if not self._gate(PeerId(str(conn.muxed_conn.peer_id)), address) or self._is_full(
+            network, subnet_of(address)
+        ):
+            await conn.close()
         self._changed()
 
     async def disconnected(self, network: object, conn: object) -> None:
         """A connection is gone."""
         del network, conn
         self._changed()
+
+    def _is_full(self, network: Any, subnet: str) -> bool:  # noqa: ANN401 - untyped library
+        if not subnet:
+            return False
+        open_ones = sum(
+            subnet_of(remote_ip(conn.muxed_conn)) == subnet for conn in network.get_connections()
+        )
+        return open_ones > self._max_per_subnet
 
     async def opened_stream(self, network: object, stream: object) -> None:
         """Not used."""
@@ -48,6 +63,12 @@ class ConnectionNotifee:
 
     async def listen_close(self, network: object, multiaddr: object) -> None:
         """Not used."""
+
+
+def remote_ip(muxed: Any) -> str:  # noqa: ANN401 - a muxed stream or connection
+    """Where the other end is, "" when the library does not tell."""
+    found = muxed.get_remote_address()
+    return str(found[0]) if found else ""
 
 
 def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # noqa: ANN401 - untyped library

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from nodeapp.core.ids import PeerId
+
 KAD_PROTOCOL_ID: Final = "/fabstir/kad/1.0.0"
 """Our own DHT: a node that meets an IPFS peer must not join the public one."""
 
@@ -32,6 +34,15 @@ RecordRule = Callable[[str, bytes], int]
 for a value that must be neither kept nor believed. Called on the trio thread."""
 
 
+Gate = Callable[[PeerId, str], bool]
+"""(peer, IP address or "") -> whether its connections and streams are served. Trio thread."""
+
+
+def everybody(_peer_id: PeerId, _address: str) -> bool:
+    """The gate of a host that keeps nobody out."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
     """One libp2p host.
@@ -44,6 +55,8 @@ class NetworkSettings:
         dht_mode: see DhtMode.
         max_connections: inbound and outbound together.
         deny: CIDR blocks that may not connect.
+        max_per_subnet: connections of one subnet (/24, /48) at a time; private ones are exempt.
+        gate: who is served; see Gate.
         record_rules: DHT values taken, by the first part of their key; no others are.
         start_seconds: allowance for start, most of it the import of libp2p.
     """
@@ -54,5 +67,7 @@ class NetworkSettings:
     dht_mode: DhtMode = DhtMode.SERVER
     max_connections: int = 200
     deny: tuple[str, ...] = ()
+    max_per_subnet: int = 32
+    gate: Gate = everybody
     record_rules: Mapping[str, RecordRule] = field(default_factory=dict)
     start_seconds: float = 60.0

@@ -65,10 +65,13 @@ class NetStream(Protocol):
 class Stream:
     """The asyncio side. One task reads; any number may write, frames stay whole."""
 
-    def __init__(self, bridge: Bridge, net: NetStream, peer_id: PeerId, protocol_id: str) -> None:
+    def __init__(
+        self, bridge: Bridge, net: NetStream, peer_id: PeerId, protocol_id: str, address: str = ""
+    ) -> None:
         """Built on the trio thread, which then runs `pump`."""
         self._peer_id = peer_id
         self._protocol_id = protocol_id
+        self._address = address
         self._bridge = bridge
         self._inbox = bytearray()
         self._taken_bytes = 0
@@ -87,6 +90,11 @@ class Stream:
     def remote_peer_id(self) -> PeerId:
         """Proven by the noise handshake of the connection."""
         return self._peer_id
+
+    @property
+    def remote_address(self) -> str:
+        """IP address of the other end, "" when it is not known."""
+        return self._address
 
     @property
     def protocol_id(self) -> str:

@@ -43,6 +43,10 @@ class Admission:
         if len(self._paying) > MAX_PAYING_PEERS:
             del self._paying[next(iter(self._paying))]
 
+    def is_paying(self, peer_id: str) -> bool:
+        """Whether the peer opened a session that it paid, since this process started."""
+        return peer_id in self._paying
+
     @contextmanager
     def stream(self, peer_id: str, purpose: str = "handshake") -> Iterator[None]:
         """Count one stream of a peer while it lives; each purpose has its own limits.

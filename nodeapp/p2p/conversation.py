@@ -28,6 +28,7 @@ from nodeapp.core.errors import (
 from nodeapp.core.ids import Address, JobId
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.relay import Answer, Relay, RelaySettings, begin_answer
@@ -67,6 +68,7 @@ class Services:
     heartbeat_seconds: float
     metrics: ConversationMetrics
     live: LiveConversations
+    bans: Bans
 
 
 class ConversationMetrics:
@@ -159,6 +161,7 @@ class Conversation:
         key = recover_public_key(digest, login.signature)
         if address_of(key) != login.renter:
             raise Unauthorised("login is not signed by the renter it names")
+        self._services.bans.check_wallet(login.renter)
         await self._send(login_accepted=pb.LoginAccepted())
         return Renter(Address(login.renter), key)
 
@@ -330,6 +333,13 @@ class Conversation:
     async def _tell(self, error: NodeError) -> None:
         self._services.metrics.refused.labels(error.code).inc()
         _log.info("renter told", code=error.code, error=error.message)
+        peer = self._stream.remote_peer_id
+        self._services.bans.note(
+            peer,
+            self._stream.remote_address,
+            error,
+            has_paid=self._services.admission.is_paying(peer),
+        )
         await self._stream.write_frame(envelope.encode_error(error))
 
     async def _refuse(self, error: NodeError) -> None:

@@ -9,11 +9,13 @@ from contextlib import AsyncExitStack
 import stamina
 from aiohttp import web
 
-from nodeapp.core.errors import NodeError, ProtocolViolation, Rejected
+from nodeapp.core.errors import NodeError, NotFound, ProtocolViolation, Rejected
+from nodeapp.core.ids import PeerId
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer, OfferBook
@@ -24,14 +26,15 @@ from nodeapp.rpc.listing import ListingClient
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
-from nodeapp.service.server import query
+from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import envelope
 from nodeapp.wire.capability import DHT_NAMESPACE, dht_key
-from nodeapp.wire.ipc_p2p import NetworkView
+from nodeapp.wire.ipc_p2p import BanList, BanRequest, BanView, LiftRequest, NetworkView
 from nodeapp.wire.provider_key import any_host_key, provider_key
 
 ANNOUNCE_RETRY_SECONDS = 5.0
+MODEL_LOOK_SECONDS = 2.0
 ANNOUNCE_REST_SECONDS = 15.0
 """Between two announcements, however many renters come and go meanwhile."""
 LISTING_WAIT_SECONDS = 25.0
@@ -54,6 +57,9 @@ class P2pNode:
             max_streams_per_peer=settings.max_requests_per_peer,
         )
         self._metrics = ConversationMetrics(shell.metrics)
+        self._bans = Bans(
+            shell.paths.process_state("p2p") / "bans.json", shell.clock, shell.metrics
+        )
         self._resources = AsyncExitStack()
         self._host: Libp2pHost | None = None
         self._live = LiveConversations()
@@ -61,8 +67,13 @@ class P2pNode:
         self._waits_for = "libp2p"
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """GET /v1/network."""
-        return [web.get("/v1/network", query(self.view))]
+        """What the operator sees and does."""
+        return [
+            web.get("/v1/network", query(self.view)),
+            web.get("/v1/bans", query(self.ban_list)),
+            web.post("/v1/bans/add", endpoint(BanRequest, self.ban)),
+            web.post("/v1/bans/lift", endpoint(LiftRequest, self.lift)),
+        ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Ready when renters can be served; announcing goes on in the background."""
@@ -74,6 +85,8 @@ class P2pNode:
             listen=(self._settings.listen,),
             announce=self._settings.announce,
             max_connections=self._settings.max_connections,
+            max_per_subnet=self._settings.max_connections_per_subnet,
+            gate=self._admits,
             record_rules={DHT_NAMESPACE: capability_rule(self._shell.clock.unix_seconds)},
         )
         host = await Libp2pHost.start(network, tasks, on_death=self._shell.fail)
@@ -84,6 +97,7 @@ class P2pNode:
         self._waits_for = ""
         tasks.create_task(self._announce(host))
         tasks.create_task(self._follow_listing(host))
+        tasks.create_task(self._follow_inference(host))
 
     def readiness(self) -> str:
         """What is served or waited for."""
@@ -112,6 +126,28 @@ class P2pNode:
             announced_models=self._announced,
             conversations=len(self._live),
         )
+
+    async def ban_list(self) -> BanList:
+        """Who is kept out now."""
+        active = self._bans.active()
+        return BanList(
+            tuple(BanView(name, ban.reason, int(ban.until)) for name, ban in active.items())
+        )
+
+    async def ban(self, request: BanRequest) -> BanView:
+        """Keep somebody out by the operator's word."""
+        ban = self._bans.ban(request.name, request.reason, request.seconds)
+        return BanView(request.name, ban.reason, int(ban.until))
+
+    async def lift(self, request: LiftRequest) -> BanList:
+        """Let somebody in again."""
+        if not self._bans.lift(request.name):
+            raise NotFound(f"{request.name} is not banned")
+        return await self.ban_list()
+
+    def _admits(self, peer_id: PeerId, address: str) -> bool:
+        has_paid = self._admission.is_paying(peer_id)
+        return self._bans.admits(peer_id, address, has_paid=has_paid)
 
     async def _wait_for_offer(self, host: Libp2pHost) -> None:
         """The others start beside us; nothing can be sold before both answer."""
@@ -159,14 +195,32 @@ class P2pNode:
                 version = await self._listing.version(known, wait_seconds=LISTING_WAIT_SECONDS)
                 if version != known:
                     known = version
-                    self._offers.renew()
-                    offer = await self._offer(host)
-                    await self._provide(host, offer)
-                    await self._publish(host, offer)
+                    await self._offer_anew(host)
             except NodeError as error:
                 # Not sold any more, or chain restarts: who asks now is told the same.
                 _log.warning("listing cannot be offered", code=error.code, error=error.message)
                 await asyncio.sleep(ANNOUNCE_RETRY_SECONDS)
+
+    async def _follow_inference(self, host: Libp2pHost) -> None:
+        """Another model, or fewer answers at once by a hot GPU, is offered within seconds."""
+        known: tuple[str, int] | None = None
+        while True:
+            try:
+                state = await self._inference.model_state()
+                found = (state.name, state.slots)
+                if known not in (None, found) and state.slots:
+                    await self._offer_anew(host)
+                if known is None or state.slots:
+                    known = found
+            except NodeError as error:
+                _log.warning("model cannot be offered", code=error.code, error=error.message)
+            await asyncio.sleep(MODEL_LOOK_SECONDS)
+
+    async def _offer_anew(self, host: Libp2pHost) -> None:
+        self._offers.renew()
+        offer = await self._offer(host)
+        await self._provide(host, offer)
+        await self._publish(host, offer)
 
     async def _provide(self, host: Libp2pHost, offer: Offer) -> bool:
         chain_id = offer.record.chain_id
@@ -199,6 +253,7 @@ class P2pNode:
             self._settings.heartbeat_seconds,
             self._metrics,
             self._live,
+            self._bans,
         )
         conversation = Conversation(stream, services, offer)
         with self._live.line(conversation):

@@ -203,9 +203,13 @@ class UseModel(Message, frozen=True):
 
 
 class ModelState(Message, frozen=True):
-    """What is served or happens; `error` is why the last change asked for was not made."""
+    """What is served or happens; `error` is why the last change asked for was not made.
+
+    `slots`: requests answered at once now, 0 when none are; hot or faulty GPUs lower it.
+    """
 
     name: str
     phase: ModelPhase
     detail: str
     error: str = ""
+    slots: int = 0

@@ -5,6 +5,7 @@ import pytest
 from nodeapp.core.errors import PaymentRequired
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.conversation import MAX_REFUSALS, Conversation, ConversationMetrics, Services
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.relay import RelaySettings
@@ -12,6 +13,7 @@ from nodeapp.service.metrics import Metrics
 from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.signed import domain_separator, login_digest
+from tests.fakes.clock import FakeClock
 
 CHAIN, MARKETPLACE, HOST = 31337, "0x" + "11" * 20, "0x" + "22" * 20
 
@@ -44,6 +46,7 @@ class ScriptedStream:
     """The renter's frames are made from what the host says."""
 
     remote_peer_id = "renter-peer"
+    remote_address = "8.8.8.8"
     is_over = False
 
     def __init__(self, wallet, frames: list[bytes], renter: str = "") -> None:
@@ -80,11 +83,13 @@ class ScriptedStream:
 
 
 @pytest.fixture
-def services():
+def services(tmp_path):
     admission = Admission(handshakes_per_minute=60, max_streams_per_peer=4)
     relay = RelaySettings(64, 0.03, 5.0)
-    metrics = ConversationMetrics(Metrics("hostile"))
-    return Services(Chain(), None, admission, relay, 10.0, metrics, LiveConversations())
+    metrics = Metrics("hostile")
+    bans = Bans(tmp_path / "bans.json", FakeClock(), metrics)
+    counters = ConversationMetrics(metrics)
+    return Services(Chain(), None, admission, relay, 10.0, counters, LiveConversations(), bans)
 
 
 async def test_a_login_signed_by_another_key_is_refused(services):
@@ -120,3 +125,21 @@ async def test_the_slot_of_a_refused_stream_is_free_again(services):
         await Conversation(ScriptedStream(new_wallet(), []), services, Offer).run()
     with services.admission.stream(ScriptedStream.remote_peer_id):
         pass
+
+
+async def test_a_peer_that_breaks_the_protocol_again_and_again_is_kept_out(services):
+    for _ in range(3):
+        assert services.bans.admits(ScriptedStream.remote_peer_id, "8.8.8.8")
+        frames = [envelope.encode(welcome=pb.Welcome(version=1))]
+        await Conversation(ScriptedStream(new_wallet(), frames), services, Offer).run()
+    assert not services.bans.admits(ScriptedStream.remote_peer_id, "8.8.8.8")
+
+
+async def test_a_banned_wallet_is_told_so_after_its_login(services):
+    wallet = new_wallet()
+    services.bans.ban(f"wallet:{wallet.address}", "owes us", 60.0)
+    stream = ScriptedStream(wallet, [])
+    await Conversation(stream, services, Offer).run()
+    (error,) = stream.errors()
+    assert error.code == "unauthorised"
+    assert "not served here until" in error.message
