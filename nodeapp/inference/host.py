@@ -93,11 +93,21 @@ class ModelHost:
         loader: Loader,
         *,
         remember: Callable[[ModelFile], None],
+        slots: Callable[[], int],
         drain_seconds: float = DRAIN_SECONDS,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """`remember` is told, in a thread, of every model that a change brought up."""
+        """See the arguments.
+
+        Args:
+            loader: makes engines.
+            remember: told, in a thread, of every model that a change brought up.
+            slots: requests that may be answered at once now.
+            drain_seconds: how long open requests may take before a change.
+            look_seconds: how often the served file is looked at.
+        """
         self._loader = loader
+        self._slots = slots
         self._remember = remember
         self._drain_seconds = drain_seconds
         self._look_seconds = look_seconds
@@ -152,7 +162,13 @@ class ModelHost:
     def state(self) -> ModelState:
         """For people and for who waits for a change."""
         name = self._served.model.file_name if self._served is not None else ""
-        return ModelState(name=name, phase=self._phase, detail=self._progress, error=self._error)
+        return ModelState(
+            name=name,
+            phase=self._phase,
+            detail=self._progress,
+            error=self._error,
+            slots=self._slots() if self.is_serving else 0,
+        )
 
     def ask(self, model: ModelFile | None) -> None:
         """Serve this model next; None: serve nothing.

@@ -75,7 +75,7 @@ class FakeLoader:
 @asynccontextmanager
 async def hosting(loader, *, first="a", **more):
     kept = []
-    host = ModelHost(loader, remember=kept.append, **more)
+    host = ModelHost(loader, remember=kept.append, slots=lambda: 4, **more)
     await host.start(model(first))
     run = asyncio.ensure_future(host.run())
     host.kept, host.runner = kept, run
@@ -103,11 +103,12 @@ async def test_a_change_drains_frees_loads_and_remembers():
         assert caught.value.retry_after_seconds > 0
         loader.engines["a"].idle.set()
         await until(lambda: host.state.detail == "loading b, half")
+        assert host.state.slots == 0
         with pytest.raises(Unavailable, match="loading b"):
             host.current()
         loader.gate.set()
         await until(lambda: host.state.phase == "serving")
-        assert host.current().model.name == "b"
+        assert (host.current().model.name, host.state.slots) == ("b", 4)
         await until(lambda: host.kept == [model("b")])
     assert loader.log == ["check a", "load a", "check b", "drain a", "stop a", "load b"]
 

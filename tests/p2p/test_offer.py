@@ -10,7 +10,7 @@ from nodeapp.security.wallet import verify_digest
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire.capability import decode_record
 from nodeapp.wire.ipc_chain import HostView
-from nodeapp.wire.ipc_inference import ModelFacts, Models
+from nodeapp.wire.ipc_inference import ModelFacts, Models, ModelState
 from nodeapp.wire.signed import capability_digest
 from tests.fakes.clock import FakeClock
 from tests.fakes.paid_session import CHAIN_ID, MARKET, SEPARATOR
@@ -48,6 +48,7 @@ class FakeChainClient:
 
 class FakeInferenceClient:
     is_down = False
+    slots = 4
 
     async def models(self):
         if self.is_down:
@@ -65,6 +66,9 @@ class FakeInferenceClient:
             vocabulary_size=49152,
         )
         return Models((facts,))
+
+    async def model_state(self):
+        return ModelState("model.gguf", "serving", "", slots=self.slots)
 
 
 @pytest.fixture
@@ -157,3 +161,12 @@ async def test_a_listing_that_is_gone_stays_refused_until_it_is_back(ends):
             await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
     chain.prices = {MODEL: 2000}
     await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)
+
+
+async def test_a_hot_gpu_lowers_the_slots_that_are_offered(ends):
+    _chain, inference, _clock = ends
+    offers = book(ends)
+    assert (await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)).record.free_slots == 4
+    inference.slots = 1
+    offers.renew()
+    assert (await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)).record.free_slots == 1
