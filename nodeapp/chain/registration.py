@@ -167,7 +167,8 @@ class Registrar:
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(price(host)) for host in hosts[:MAX_MARKET_HOSTS]]
         found = [task.result() for task in asked if task.result().price]
-        return wire.Market(tuple(sorted(found, key=lambda item: (item.price, item.host))))
+        ordered = sorted(found, key=lambda item: (item.price, item.host))
+        return wire.Market(tuple(ordered), await self.contracts.fee_basis_points())
 
     async def _read(self, since: BlockNumber) -> tuple[Listing, Bounds, Purse]:
         """All as of one block that is not before `since`."""

@@ -36,6 +36,16 @@ Asset = Annotated[str, typer.Option("--asset", help="usd, native or all.")]
 ModelArgument = Annotated[str, typer.Argument(help="repo/file or model id.")]
 AnyModel = Annotated[str, typer.Argument(help="repo/file, model id, or * for every listed one.")]
 Amount = Annotated[str, typer.Argument(help="USD (or native coin) per million tokens.")]
+Figure = Annotated[str, typer.Option(help="Measured when left out, where this machine tells.")]
+Electricity = Annotated[str, typer.Option("--electricity-per-kwh", help="USD.")]
+UsdPerHour = Annotated[
+    str, typer.Option("--usd-per-hour", help="What else an hour costs: wear, rent, hosting.")
+]
+MeasureSeconds = Annotated[
+    float, typer.Option("--measure-seconds", min=0.1, max=600, help="How long to watch.")
+]
+Apply = Annotated[bool, typer.Option("--apply", help="Set the suggested price.")]
+OneModel = Annotated[str, typer.Option("--model", help="repo/file or id; default: the settings'.")]
 Native = Annotated[bool, typer.Option("--native", help="The price in native coin, not in USD.")]
 
 
@@ -56,6 +66,7 @@ def register(app: typer.Typer) -> None:
     price.command("list")(price_list)
     price.command("set")(price_set)
     price.command("clear")(price_clear)
+    price.command("suggest")(price_suggest)
     group.add_typer(price, name="price")
     app.add_typer(group, name="host")
 
@@ -247,3 +258,32 @@ def price_clear(  # noqa: PLR0913, PLR0917  # one argument an option
 
     overrides = Overrides(off_sale=((model, native),))
     change(settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
+
+
+def price_suggest(  # noqa: PLR0913, PLR0917  # one argument an option
+    electricity_per_kwh: Electricity,
+    model: OneModel = "",
+    watts: Figure = "",
+    tokens_per_second: Figure = "",
+    usd_per_hour: UsdPerHour = "",
+    measure_seconds: MeasureSeconds = 10.0,
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+    apply: Apply = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Suggest a price in USD from what tokens cost here and what other hosts ask."""
+    from nodeapp.cli.host_change import Consent
+    from nodeapp.cli.host_suggest import Given, run
+
+    given = Given(
+        model, electricity_per_kwh, watts, tokens_per_second, usd_per_hour, measure_seconds
+    )
+    run(
+        settings_of(config, state_dir, flags),
+        given,
+        apply=apply,
+        consent=Consent(yes=yes, as_json=as_json),
+    )

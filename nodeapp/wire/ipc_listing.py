@@ -114,3 +114,5 @@ class Market(Message, frozen=True):
     """Every active host that sells the model for the asset, cheapest first; ours included."""
 
     prices: tuple[MarketPrice, ...]
+    fee_basis_points: int
+    """The treasury's part of a payment, 1/10000."""

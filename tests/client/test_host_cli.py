@@ -1,0 +1,70 @@
+"""`fabstir-node host` as an operator uses it, over a real chain process, chain and contracts."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from nodeapp.devnet.provision import STAKE
+from nodeapp.service.config import load_settings
+from nodeapp.service.single import reachable_process
+from tests.client.host_world import FIRST, SECOND, host_world
+from tests.world import left_of
+
+pytestmark = pytest.mark.timeout(120)
+
+
+async def test_a_host_registers_reprices_and_leaves_from_the_command_line(tmp_path):
+    async with (
+        host_world(tmp_path) as world,
+        reachable_process(load_settings(world.config), "chain"),
+    ):
+
+        async def host(*arguments, code=0):
+            done = await asyncio.to_thread(world.host, *arguments)
+            assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
+            return done.stdout if code in (0, 3) else done.stderr
+
+        assert "account holds 0 FAB" in await host("register", "--yes", code=1)
+        await world.fund(fab=STAKE)
+        assert "add --yes" in await host("register", code=1)
+
+        planned = await host("register", "--dry-run")
+        assert "1. approve a stake of 1000 FAB" in planned
+        assert "2 USD per million tokens (2000 on chain)" in planned
+        assert "not registered" in await host("status", code=3)
+
+        done = msgspec.json.decode(await host("register", "--yes", "--json"))
+        assert len(done["steps"]) == len(done["done"]) == 4
+        assert all(one["tx_hash"].startswith("0x") for one in done["done"])
+        node = await world.contracts.node(world.wallet.address)
+        assert (node.active, node.model_ids) == (True, (FIRST.model_id,))
+
+        second = f"{SECOND.repo}/{SECOND.file_name}"
+        await host("models", "add", second, "--price", f"{second} 1.25 usd", "--yes")
+        assert "1.25 USD per million tokens" in await host("models", "list")
+        drift = await host("status", code=3)
+        assert "on chain is 1.25 USD, settings say 2 USD" in drift
+
+        suggested = await host(
+            *("price", "suggest", "--electricity-per-kwh", "0.30", "--watts", "300"),
+            *("--tokens-per-second", "100", "--apply", "--yes"),
+        )
+        assert "floor      0.2778 USD" in suggested
+        assert "suggested  0.556 USD" in suggested
+        assert "0.556 USD per million tokens" in await host("price", "list")
+
+        assert "1000 FAB return" in await host("unregister", "--yes")
+        assert "is not registered" in await host("unregister", "--yes", code=1)
+
+
+async def test_while_the_node_is_down_the_money_process_runs_for_the_command_only(tmp_path):
+    async with host_world(tmp_path) as world:
+        done = await asyncio.to_thread(world.host, "status")
+        assert "not registered" in done.stdout
+        assert left_of(tmp_path / "n") == []
+        world.write_settings(listing_prices=["* 2.00 euro"])
+        done = await asyncio.to_thread(world.host, "status")
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: chain cannot run: price '* 2.00 euro' is not MODEL")
+        assert done.stderr.count("\n") == 1
