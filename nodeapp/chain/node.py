@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from nodeapp.chain import statement
 from nodeapp.chain.checkpoints import Archived, job_of
 from nodeapp.chain.desk import Desk, session_view
 from nodeapp.chain.ledger import Ledger
@@ -21,6 +22,7 @@ from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
 from nodeapp.chain.watcher import Watcher
 from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
+from nodeapp.core.ids import Address
 from nodeapp.core.listing import Listing, findings
 from nodeapp.core.session import Session
 from nodeapp.core.units import BaseUnits
@@ -107,6 +109,7 @@ class ChainNode:
                 endpoint(ListingVersionRequest, self.listing_version),
             ),
             *routes(lambda: self.parts().registrar),
+            *statement.routes(self.books),
         ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -328,6 +331,11 @@ class ChainNode:
         return wire.SessionDetail(
             session_view(session), _claims(session), transactions, session.withdrawn or BaseUnits(0)
         )
+
+    def books(self) -> tuple[Ledger, Contracts, Address]:
+        """What a statement is made of."""
+        parts = self.parts()
+        return parts.ledger, parts.contracts, parts.wallet.address
 
     async def backup(self, request: wire.BackupRequest) -> wire.BackupReply:
         """Copy the journal."""
