@@ -42,6 +42,7 @@ def show(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = 
         f"peer id        {view.peer_id}",
         *(f"address        {address}" for address in view.addresses),
         f"connected      {view.connected_peers} peers, {view.conversations} conversations",
+        f"reachable      {view.reachability}",
         *(f"announced      {model}" for model in view.announced_models),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""The bootstrap node: a libp2p host and DHT server that others join by, and nothing else.
+"""The bootstrap node: others join the DHT by it and have it dial them back; it does nothing else.
 
     python -m nodeapp.p2p.bootstrap --state-dir DIR --listen /ip4/127.0.0.1/tcp/0 --ready-file FILE
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from nodeapp.core.errors import NodeError
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import DhtMode, NetworkSettings
+from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.reach import REACH_PROTOCOL, serve_dial_back
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.clock import SystemClock
 from nodeapp.service.lifecycle import die_with_parent
@@ -63,6 +65,8 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
         record_rules={DHT_NAMESPACE: capability_rule(SystemClock().unix_seconds)},
     )
     async with Libp2pHost.running(network, on_death=on_death) as host:
+        admission = Admission(handshakes_per_minute=30, max_streams_per_peer=4)
+        host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, admission))
         await asyncio.to_thread(_write_whole, settings.ready_file, host.addresses[0] + "\n")
         try:
             await stopping.wait()

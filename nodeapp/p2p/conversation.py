@@ -363,6 +363,11 @@ def _prompt_record(command: GenerateCommand) -> bytes:
     turns = [(turn.role, turn.content) for turn in command.messages]
     if command.continue_ids:
         turns.append(("continue_ids", " ".join(map(str, command.continue_ids))))
+    if command.prompt_text:
+        turns.append(("prompt_text", command.prompt_text))
+    if command.tools or command.json_schema:
+        rules = (command.tools, command.tool_choice, command.tool_name, command.json_schema)
+        turns.append(("rules", msgspec.json.encode(rules).decode()))
     return msgspec.json.encode(turns)
 
 

@@ -19,6 +19,7 @@ from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer, OfferBook
+from nodeapp.p2p.reach import REACH_PROTOCOL, Reachability, ask_peers, serve_dial_back
 from nodeapp.p2p.relay import RelaySettings
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.rpc.inference import InferenceClient
@@ -35,6 +36,8 @@ from nodeapp.wire.provider_key import any_host_key, provider_key
 
 ANNOUNCE_RETRY_SECONDS = 5.0
 MODEL_LOOK_SECONDS = 2.0
+REACH_SECONDS = 900.0
+REACH_SETTLE_SECONDS = 2.0
 ANNOUNCE_REST_SECONDS = 15.0
 """Between two announcements, however many renters come and go meanwhile."""
 LISTING_WAIT_SECONDS = 25.0
@@ -64,6 +67,10 @@ class P2pNode:
         self._host: Libp2pHost | None = None
         self._live = LiveConversations()
         self._announced: tuple[str, ...] = ()
+        self._reach = Reachability("not asked yet")
+        self._reachable = shell.metrics.gauge(
+            "reachable", "1: peers can dial this host, 0: they cannot, -1: not known"
+        )
         self._waits_for = "libp2p"
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -95,7 +102,9 @@ class P2pNode:
         host.set_handler(envelope.INFERENCE_PROTOCOL, self._serve_inference)
         host.set_handler(envelope.CAPABILITY_PROTOCOL, self._serve_capability)
         self._waits_for = ""
+        host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, self._admission))
         tasks.create_task(self._announce(host))
+        tasks.create_task(self._watch_reach(host))
         tasks.create_task(self._follow_listing(host))
         tasks.create_task(self._follow_inference(host))
 
@@ -104,6 +113,8 @@ class P2pNode:
         if self._waits_for or self._host is None:
             return f"waits for {self._waits_for}"
         addresses = ", ".join(self._host.addresses)
+        if self._reach.is_reachable is False:
+            return f"{addresses}; {self._reach.sentence}"
         return f"{addresses}; announced {len(self._announced)} models"
 
     async def drain(self) -> None:
@@ -125,7 +136,24 @@ class P2pNode:
             connected_peers=len(host.connected_peers()),
             announced_models=self._announced,
             conversations=len(self._live),
+            is_reachable=self._reach.is_reachable,
+            reachability=self._reach.sentence,
         )
+
+    async def _watch_reach(self, host: Libp2pHost) -> None:
+        """Look again when peers come or go while nothing is known, else now and then."""
+        while True:
+            peers = host.connected_peers()
+            self._reach = await ask_peers(host, sorted(peers))
+            known = self._reach.is_reachable
+            self._reachable.set(-1 if known is None else int(known))
+            if known is False:
+                _log.warning("host cannot be reached", reason=self._reach.sentence)
+            if known is None:
+                await host.peers_changed(peers, REACH_SECONDS)
+                await asyncio.sleep(REACH_SETTLE_SECONDS)
+            else:
+                await asyncio.sleep(REACH_SECONDS)
 
     async def ban_list(self) -> BanList:
         """Who is kept out now."""

@@ -27,16 +27,20 @@ from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.envelope import GenerateCommand
 from nodeapp.wire.ipc_chain import Authorised, ProducedRequest
 from nodeapp.wire.ipc_inference import (
+    Alternative,
     ChatMessage,
     Finished,
     GenerateRequest,
     Produced,
     Sampling,
     Started,
+    TokenLogprob,
+    ToolCall,
 )
 
 ENGINE_RESTART_SECONDS = 45.0
 MAX_BATCH_TOKENS = 256
+MAX_LOGPROB_TOKENS = 48
 AHEAD_TOKENS = 256
 """Made and not sent; then the engine's stream is not read, so it pauses this sequence only."""
 _log = get_logger(__name__)
@@ -65,9 +69,18 @@ class Answer:
     texts: list[str] = field(default_factory=list)
     """One per unsent token batch: (ids, text) pairs share indices with `pieces`."""
     pieces: list[tuple[int, ...]] = field(default_factory=list)
+    logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)
+    """As `texts`, one entry for each of `pieces`; empty when not asked for."""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     is_cancelled: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def most_tokens(self) -> int:
+        """Of one frame, whose size logprobs make many times larger."""
+        has_logprobs = self.command.sampling.top_logprobs is not None
+        return MAX_LOGPROB_TOKENS if has_logprobs else MAX_BATCH_TOKENS
 
 
 def begin_answer(
@@ -154,9 +167,10 @@ class Relay:
                 match event:
                     case Started(prompt_tokens=prompt_tokens):
                         answer.prompt_tokens = prompt_tokens
-                    case Produced(token_ids=token_ids, text=text):
-                        _keep(answer, token_ids, text)
-                    case Finished(reason=reason):
+                    case Produced():
+                        _keep(answer, event)
+                    case Finished(reason=reason, cached_tokens=cached):
+                        answer.cached_tokens = max(answer.cached_tokens, cached)
                         self._finish(answer, reason)
                 answer.changed.set()
                 await self._keep_pace(answer)
@@ -200,11 +214,12 @@ class Relay:
     async def _send_batch(self, answer: Answer) -> None:
         ids: list[int] = []
         text = ""
-        while answer.pieces and len(ids) + len(answer.pieces[0]) <= min(
-            answer.delivery.sendable, MAX_BATCH_TOKENS
-        ):
+        logprobs: list[pb.TokenLogprob] = []
+        most = min(answer.delivery.sendable, answer.most_tokens)
+        while answer.pieces and len(ids) + len(answer.pieces[0]) <= most:
             ids.extend(answer.pieces.pop(0))
             text += answer.texts.pop(0)
+            logprobs += map(_logprob, answer.logprobs.pop(0))
         first = answer.delivery.sent
         await self._chain.produced(
             ProducedRequest(
@@ -216,7 +231,7 @@ class Relay:
         )
         answer.delivery = delivery.sent(answer.delivery, len(ids))
         answer.changed.set()
-        tokens = pb.Tokens(first_token=first, ids=ids, text=text)
+        tokens = pb.Tokens(first_token=first, ids=ids, text=text, logprobs=logprobs)
         await self._stream.write_frame(envelope.encode(tokens=tokens))
 
     async def _linger(self, answer: Answer) -> None:
@@ -248,22 +263,34 @@ class Relay:
             finish_reason=answer.delivery.finish_reason,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=sent,
+            cached_tokens=answer.cached_tokens,
         )
         await self._stream.write_frame(envelope.encode(end=end))
 
 
-def _keep(answer: Answer, token_ids: tuple[int, ...], text: str) -> None:
+def _keep(answer: Answer, made: Produced) -> None:
     """Queue what was made, in pieces that fit the window; the text goes with the last one.
 
     The engine merges what piled up, and holds tokens back that may begin a stop string, so one
     event may have more tokens than may ever be on their way at once.
     """
-    size = min(answer.delivery.window, MAX_BATCH_TOKENS)
-    pieces = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
-    answer.ids.extend(token_ids)
-    answer.pieces.extend(pieces)
-    answer.texts.extend([*[""] * (len(pieces) - 1), text])
-    answer.delivery = delivery.made(answer.delivery, len(token_ids))
+    size = min(answer.delivery.window, answer.most_tokens)
+    starts = range(0, len(made.token_ids), size)
+    answer.ids.extend(made.token_ids)
+    answer.pieces.extend(made.token_ids[start : start + size] for start in starts)
+    answer.texts.extend([*[""] * (len(starts) - 1), made.text])
+    answer.logprobs.extend(made.logprobs[start : start + size] for start in starts)
+    answer.delivery = delivery.made(answer.delivery, len(made.token_ids))
+
+
+def _logprob(entry: TokenLogprob) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        chosen=_alternative(entry.chosen), top=[_alternative(other) for other in entry.top]
+    )
+
+
+def _alternative(entry: Alternative) -> pb.Alternative:
+    return pb.Alternative(id=entry.token_id, piece=entry.piece, logprob=entry.logprob)
 
 
 def _request(answer: Answer, left: int) -> GenerateRequest:
@@ -272,7 +299,8 @@ def _request(answer: Answer, left: int) -> GenerateRequest:
     return GenerateRequest(
         request_id=command.request_id,
         model_id=command.model_id,
-        messages=tuple(ChatMessage(role=m.role, content=m.content) for m in command.messages),  # type: ignore[arg-type]
+        messages=tuple(_turn(message) for message in command.messages),
+        prompt_text=command.prompt_text,
         continue_token_ids=(*command.continue_ids, *answer.ids),
         max_tokens=left,
         sampling=Sampling(
@@ -281,8 +309,23 @@ def _request(answer: Answer, left: int) -> GenerateRequest:
             top_p=choice.top_p or 1.0,
             min_p=choice.min_p,
             seed=choice.seed,
+            typical_p=choice.typical_p or 1.0,
+            repeat_penalty=choice.repeat_penalty or 1.0,
+            frequency_penalty=choice.frequency_penalty,
+            presence_penalty=choice.presence_penalty,
+            logit_bias=choice.logit_bias,
+            top_logprobs=choice.top_logprobs,
         ),
+        tools=command.tools,
+        tool_choice=command.tool_choice,
+        tool_name=command.tool_name,
+        json_schema=command.json_schema,
         stop=command.stop,
         cache_scope=answer.renter,
         renter=answer.renter,
     )
+
+
+def _turn(message: envelope.ChatMessage) -> ChatMessage:
+    calls = tuple(ToolCall(*call) for call in message.tool_calls)
+    return ChatMessage(message.role, message.content, calls, message.tool_call_id)  # type: ignore[arg-type]  # the envelope has checked the role

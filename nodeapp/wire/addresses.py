@@ -30,6 +30,14 @@ def is_public(address: str) -> bool:
     return (mapped or found).is_global and not (mapped or found).is_multicast
 
 
+def tcp_endpoint(address: str) -> tuple[str, int] | None:
+    """(IP address, port) of a TCP multiaddr with a literal address, else None."""
+    parts = address.split("/")
+    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        return None
+    return (parts[2], int(parts[4])) if parts[4].isdigit() and int(parts[4]) <= 65535 else None
+
+
 def dialable(addresses: tuple[str, ...], *, private: bool) -> tuple[str, ...]:
     """Those of a record that may be dialled; `private`: the network is a local one."""
     if private:

@@ -20,6 +20,9 @@ class NetworkView(Message, frozen=True):
     connected_peers: int
     announced_models: tuple[str, ...]
     conversations: int
+    is_reachable: bool | None = None
+    """Whether peers could dial back; None: nobody could be asked."""
+    reachability: str = ""
 
 
 class BanView(Message, frozen=True):

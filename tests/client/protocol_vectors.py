@@ -210,6 +210,14 @@ def _envelopes(signatures, running_hash):
                 peer_signature=bytes.fromhex(signatures["capability"]["peer_signature"]),
             ),
         ),
+        _example("dial_back_request", pb.DialBackRequest(ports=[9000])),
+        _example(
+            "dial_back_reply",
+            pb.DialBackReply(
+                observed_address="203.0.113.7",
+                results=[pb.DialBackResult(port=9000, reachable=False, reason="timed out")],
+            ),
+        ),
     ]
 
 
