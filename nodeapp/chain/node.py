@@ -13,13 +13,14 @@ from aiohttp import web
 
 from nodeapp.chain import statement
 from nodeapp.chain.checkpoints import Archived, job_of
+from nodeapp.chain.connection import Connection
 from nodeapp.chain.desk import Desk, session_view
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import ListingWatch, read_listing, settings_wish
-from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.registration import Registrar, routes
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
+from nodeapp.chain.sending import Sending, build_sending
 from nodeapp.chain.watcher import Watcher
 from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
 from nodeapp.core.ids import Address
@@ -30,8 +31,7 @@ from nodeapp.evm.accounts import Wallet, load_keystore
 from nodeapp.evm.calls import Calls
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.deployment import load_deployment
-from nodeapp.evm.provider import Block, Provider
-from nodeapp.evm.transactions import Transactions
+from nodeapp.evm.provider import Block
 from nodeapp.rpc.prover import ProverClient
 from nodeapp.rpc.storage import StorageClient
 from nodeapp.service.lifecycle import Shell
@@ -53,9 +53,11 @@ class Parts:
     wallet: Wallet
     ledger: Ledger
     desk: Desk
+    connection: Connection
     contracts: Contracts
     watcher: Watcher
     runner: Runner
+    sending: Sending
     listing: ListingWatch
     registrar: Registrar
 
@@ -115,6 +117,7 @@ class ChainNode:
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Open wallet and journal, find the contracts, then follow the chain."""
         self._parts = await self._open()
+        tasks.create_task(self._parts.connection.listen())
         tasks.create_task(self._follow(self._parts, tasks))
         tasks.create_task(self._on_changes(self._parts, tasks))
         tasks.create_task(self._parts.ledger.keep_short())
@@ -126,7 +129,9 @@ class ChainNode:
         now = self._parts.watcher.now
         sessions = len(self._parts.ledger.sessions)
         at = f"block {now.number}" if now else "no block yet"
-        notes = [note for note in (self._trouble, self._parts.listing.summary()) if note]
+        reached, listed = self._parts.connection.summary(), self._parts.listing.summary()
+        trouble = "" if self._trouble in reached else self._trouble
+        notes = [note for note in (trouble, reached, listed) if note]
         return "; ".join([f"{self._parts.wallet.address} at {at}, {sessions} sessions", *notes])
 
     async def drain(self) -> None:
@@ -155,25 +160,26 @@ class ChainNode:
             marker=keystore.with_name(keystore.name + ".journal"),
         )
         self._resources.push_async_callback(ledger.close)
-        provider = await self._resources.enter_async_context(
-            Provider(settings.rpc_urls, chain_id=settings.chain_id)
+        connection = await self._resources.enter_async_context(
+            Connection(settings, self._shell.clock, self._shell.metrics)
         )
+        provider = connection.provider
         contracts = Contracts(provider, deployment)
-        dispute_window = await self._first_contact(contracts)
+        dispute_window = await self._first_contact(connection, contracts)
         prover = await self._resources.enter_async_context(
             ProverClient(self._shell.paths.socket("prover"))
         )
         storage = StorageClient(self._shell.paths.socket("s5"))
-        queue = TransactionQueue(
-            ledger,
-            Transactions(provider),
-            wallet,
-            confirmations=settings.confirmations,
+        sending = build_sending(
+            settings,
+            ledger=ledger,
+            contracts=contracts,
+            signer=wallet,
             metrics=self._shell.metrics,
         )
         runner = Runner(
             ledger=ledger,
-            queue=queue,
+            queue=sending.queue,
             sealer=Sealer(
                 prover,
                 storage,
@@ -183,15 +189,8 @@ class ChainNode:
                 patience_seconds=settings.proof_patience_seconds,
                 clock=self._shell.clock,
             ),
-            contracts=contracts,
             calls=Calls(deployment),
-            host=wallet.address,
-            settings=RunnerSettings(
-                settings.claim_interval_tokens,
-                dispute_window,
-                withdraw=settings.withdraw,
-                payout_address=settings.payout_address,
-            ),
+            settings=RunnerSettings(settings.claim_interval_tokens, dispute_window),
         )
         wish = partial(settings_wish, settings, usdc=deployment.usdc, public_key=wallet.public_key)
         # A misspelt price ends the start, not the first look at the chain.
@@ -200,15 +199,17 @@ class ChainNode:
             wallet=wallet,
             ledger=ledger,
             desk=Desk(ledger, self._shell.clock),
+            connection=connection,
             contracts=contracts,
             watcher=Watcher(
                 ledger,
-                contracts,
+                Contracts(connection.steady, deployment),
                 wallet.address,
                 confirmations=settings.confirmations,
                 window_blocks=settings.reorg_window_blocks,
             ),
             runner=runner,
+            sending=sending,
             listing=ListingWatch(
                 contracts,
                 wallet.address,
@@ -222,7 +223,7 @@ class ChainNode:
             registrar=Registrar(
                 contracts=contracts,
                 calls=Calls(deployment),
-                queue=queue,
+                queue=sending.queue,
                 ledger=ledger,
                 host=wallet.address,
                 public_key=wallet.public_key,
@@ -230,11 +231,12 @@ class ChainNode:
             ),
         )
 
-    async def _first_contact(self, contracts: Contracts) -> int:
+    async def _first_contact(self, connection: Connection, contracts: Contracts) -> int:
         """RPC down at the start is waited for; wrong contracts end the process."""
         while True:
             try:
-                await contracts.check()
+                generation = await connection.check(contracts.deployment)
+                _log.info("contracts found", abi=generation.value)
                 return await contracts.dispute_window_seconds()
             except Unavailable as error:
                 self._trouble = error.message
@@ -244,12 +246,15 @@ class ChainNode:
     async def _follow(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
         while True:
             try:
+                await parts.connection.survey()
                 if await parts.watcher.step():
                     self._trouble = ""
                 await parts.desk.close_idle(self._settings.idle_settle_seconds)
                 if parts.watcher.now is not None:
                     await parts.desk.close_running_out(parts.watcher.now.timestamp)
                     await parts.listing.step(parts.watcher.now.number)
+                # For what nobody waits: a reorg took it back, or a restart forgot who asked.
+                await parts.sending.queue.step()
             except Corrupt:
                 raise
             except NodeError as error:
@@ -258,7 +263,7 @@ class ChainNode:
                 _log.warning("chain cannot be followed", code=error.code, error=error.message)
             # Without a new block, too: a step that failed is tried again.
             self._consider(parts, tasks)
-            await asyncio.sleep(self._settings.poll_seconds)
+            await parts.connection.wait()
 
     async def _on_changes(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -268,6 +273,8 @@ class ChainNode:
     def _consider(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
         if parts.watcher.now is not None:
             parts.runner.consider(parts.watcher.now.timestamp, tasks)
+            if parts.sending.withdrawer is not None:
+                parts.sending.withdrawer.consider(parts.watcher.now, tasks)
 
     async def host_view(self) -> wire.HostView:
         """Who we are, what is registered, at which price."""
@@ -318,7 +325,11 @@ class ChainNode:
         ledger, job_id = self.parts().ledger, request.job_id
         live = ledger.sessions.get(job_id)
         if live is not None:
-            own = [one for key, one in ledger.mined.items() if job_of(key) == job_id]
+            own = [
+                one
+                for key, one in ledger.mined.items()
+                if job_of(key) == job_id or one.tx_hash == live.withdrawn_tx
+            ]
             found = Archived(live, tuple(own))
         else:
             older = await ledger.archived(job_id)

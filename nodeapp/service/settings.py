@@ -37,11 +37,22 @@ class ChainSettings(Section, frozen=True):
     """[chain]: wallet, marketplace and money policy."""
 
     rpc_urls: Annotated[tuple[str, ...], msgspec.Meta(max_length=8)] = ("http://127.0.0.1:8545",)
+    """The preferred one first; ws:// and wss:// ones only announce new blocks."""
+    rpc_timeout_seconds: PositiveSeconds = 10.0
+    rpc_requests_per_second: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 25.0
+    """Most that one endpoint is asked, 0: no limit; endpoints on loopback have none."""
     chain_id: Annotated[int, msgspec.Meta(ge=1)] = 31337
+    abi: Literal["auto", "v2", "v3"] = "auto"
+    """Refuse to run on another ABI generation of the contracts than this one."""
     deployment_file: str = ""
     """JSON with the contract addresses; never built in."""
     keystore_file: str = ""
     password_file: str = ""
+    """Both: a path, or credential:NAME for a file that systemd hands over (LoadCredential=)."""
+    signer_url: str = ""
+    """http(s)://host:port or unix:/path of a Web3Signer-like signer; then no keystore is read."""
+    signer_address: str = ""
+    """Whose key the remote signer signs with."""
     payout_address: str = ""
     """Where withdrawn earnings go; empty: they stay with the host account."""
     confirmations: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 1
@@ -58,7 +69,33 @@ class ChainSettings(Section, frozen=True):
     proof_patience_seconds: PositiveSeconds = 120.0
     """best_effort: wait for a proof so long, or a quarter of the session's proof window."""
     withdraw: bool = True
-    """Pull earnings out of the contract as soon as a session has ended."""
+    """Pull earnings out of the contract, those of all ended sessions at once."""
+    withdraw_interval_seconds: Annotated[int, msgspec.Meta(ge=0, le=31_536_000)] = 3600
+    """So long between two withdrawals of an asset; 0: after every session."""
+    withdraw_least_native: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Wei; less stays in the contract."""
+    withdraw_least_asset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Base units of a token; less stays in the contract."""
+    withdraw_max_gas_percent: Annotated[float, msgspec.Meta(gt=0, le=100)] = 5.0
+    """Gas may eat up so much of a withdrawal; for tokens native_coin_price must be set."""
+    native_coin_price: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Worth of one native coin in base units of the token (USDC: dollars x 1000000); 0: unknown."""
+    max_fee_gwei: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 100.0
+    """Highest price of gas; while the base fee is above it nothing is sent."""
+    max_priority_fee_gwei: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 10.0
+    base_fee_percent: Annotated[int, msgspec.Meta(ge=100, le=1000)] = 200
+    """Base fee that a first attempt offers, in percent of the newest block's."""
+    replace_after_blocks: Annotated[int, msgspec.Meta(ge=2, le=10_000)] = 10
+    """A transaction not mined for so many blocks is sent again for more."""
+    fee_bump_percent: Annotated[float, msgspec.Meta(ge=10, le=100)] = 12.5
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    """Own transactions waiting to be mined at once."""
+    gas_warning_claims: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
+    """Warn when the host's native coin pays for fewer claims than this."""
+    max_gas_per_day: Annotated[int, msgspec.Meta(ge=0)] = 10**18
+    """Wei that are signed for gas in 24 hours at most, at the fees offered; 0: no limit."""
+    max_payout_per_day: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Wei of native coin that may leave for payout_address in 24 hours; 0: no limit."""
     listing_api_url: str = ""
     """Address for SDK clients in the registry; empty: left as it is on chain."""
     listing_models: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()

@@ -63,7 +63,7 @@ def test_other_variables_are_left_alone():
             "unknown key chain.confirmation; did you mean confirmations",
         ),
         ("[chian]\n", r"unknown section \[chian\]; did you mean chain"),
-        ("[chain]\nzzzzzz = 1\n", "unknown key chain.zzzzzz; known: chain_id, "),
+        ("[chain]\nzzzzzz = 1\n", "unknown key chain.zzzzzz; known: abi, "),
         ("chain = 3\n", r"chain must be a \[section\]"),
         ("[chain\n", "is not TOML"),
         ("[chain]\nconfirmations = -1\n", "chain.confirmations"),
