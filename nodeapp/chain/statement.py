@@ -70,7 +70,7 @@ async def statement_page(
         *(session_line(one, ()) for one in ledger.parked),
         *(
             session_line(one, mined.get(one.terms.job_id, ()), _failed_of(one, failed))
-            for one in ledger.sessions.values()
+            for _, one in sorted(ledger.sessions.items())
         ),
     )
     others = transaction_lines(mined.get(None, ()), failed.get(None, ()))
