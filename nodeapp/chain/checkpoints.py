@@ -17,6 +17,7 @@ from nodeapp.core.errors import Corrupt
 from nodeapp.core.ids import JobId
 from nodeapp.core.outbox import Outbox, TransactionDropped, TransactionMined
 from nodeapp.core.session import Session
+from nodeapp.core.withdrawals import Withdrawals
 
 COMMON_KEY = "common"
 _SESSION, _MINED = "session/", "mined/"
@@ -29,6 +30,7 @@ class Common(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outbox: Outbox = Outbox()
     failed: tuple[TransactionDropped, ...] = ()
     parked: tuple[Session, ...] = ()
+    withdrawals: Withdrawals = Withdrawals()
 
 
 class Archived(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

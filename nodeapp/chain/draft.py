@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from nodeapp.core import chain_view, outbox, reorgs
+from nodeapp.core import chain_view, outbox, reorgs, withdrawals
 from nodeapp.core.chain_view import ChainView, CursorMoved, RewoundTo
 from nodeapp.core.errors import NotFound
 from nodeapp.core.ids import JobId
@@ -24,8 +24,9 @@ from nodeapp.core.outbox import (
 from nodeapp.core.session import Change, ContractReceiveSessionOpened, Session
 from nodeapp.core.transitions import apply, is_same_creation, open_session
 from nodeapp.core.units import BlockNumber
+from nodeapp.core.withdrawals import WithdrawalFinished, WithdrawalPlanned, Withdrawals
 
-Entry = Change | chain_view.ViewChange | TransactionChange
+Entry = Change | chain_view.ViewChange | TransactionChange | withdrawals.WithdrawalChange
 
 OUTBOX_BLOCKS = 1024
 """For so long an own transaction is kept ready to be sent again; above any reorg window."""
@@ -38,6 +39,7 @@ class Draft:
     base: Mapping[JobId, Session]
     outbox: Outbox
     view: ChainView
+    withdrawals: Withdrawals = Withdrawals()  # noqa: RUF009 (immutable)
     sessions: dict[JobId, Session] = field(default_factory=dict)
     parked: tuple[Session, ...] = ()
     """Vanished sessions whose job id another session has now; a second reorg may turn it round."""
@@ -57,6 +59,8 @@ class Draft:
                     self._rewind(entry)
                 case TransactionSigned() | TransactionMined() | TransactionDropped():
                     self.outbox = outbox.apply(self.outbox, entry)
+                case WithdrawalPlanned() | WithdrawalFinished():
+                    self.withdrawals = withdrawals.apply(self.withdrawals, entry)
                 case ContractReceiveSessionOpened():
                     self._open(entry)
                 case _:

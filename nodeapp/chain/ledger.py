@@ -24,6 +24,7 @@ from nodeapp.core.errors import Corrupt, NodeError, NotFound, Unavailable
 from nodeapp.core.ids import Address, JobId
 from nodeapp.core.outbox import Outbox, TransactionDropped, TransactionMined, TransactionSigned
 from nodeapp.core.session import Phase, Session
+from nodeapp.core.withdrawals import Withdrawals
 from nodeapp.service.logs import get_logger
 from nodeapp.store import journal
 from nodeapp.store.backups import BackupFile
@@ -79,6 +80,7 @@ class Ledger:
         """Vanished sessions whose job id another session has now."""
         self.view = ChainView()
         self.outbox = Outbox()
+        self.withdrawals = Withdrawals()
         self.mined: dict[str, TransactionMined] = {}
         """Purposes served, without those of archived sessions."""
         self.failed: list[TransactionDropped] = []
@@ -200,11 +202,12 @@ class Ledger:
         self._checkpoint_at = cut.sequence
 
     def _draft(self) -> Draft:
-        return Draft(self.sessions, self.outbox, self.view, parked=self.parked)
+        return Draft(self.sessions, self.outbox, self.view, self.withdrawals, parked=self.parked)
 
     def _publish(self, entries: Sequence[Entry], draft: Draft) -> None:
         self._show(draft.sessions)
         self.outbox, self.view, self.parked = draft.outbox, draft.view, draft.parked
+        self.withdrawals = draft.withdrawals
         for entry in entries:
             match entry:
                 case TransactionMined(key=key):
@@ -245,7 +248,7 @@ class Ledger:
         self.parked = tuple(one for one in self.parked if one not in parked)
         sessions, self._unstored_sessions = frozenset(self._unstored_sessions), set()
         mined, self._unstored_mined = frozenset(self._unstored_mined), set()
-        common = Common(self.view, self.outbox, tuple(self.failed), self.parked)
+        common = Common(self.view, self.outbox, tuple(self.failed), self.parked, self.withdrawals)
         rows: dict[str, Row] = {
             checkpoints.COMMON_KEY: common,
             **{checkpoints.session_key(one): self.sessions.get(one) for one in sessions},
@@ -308,6 +311,7 @@ class Ledger:
         self._show(restored.sessions)
         self.view, self.outbox = restored.common.view, restored.common.outbox
         self.parked = restored.common.parked
+        self.withdrawals = restored.common.withdrawals
         self.failed.extend(restored.common.failed)
         self.mined.update(restored.mined)
         self._unstored_sessions.clear()

@@ -146,6 +146,15 @@ class TransactionQueue:
         async with self._lock:
             await self._step()
 
+    async def gas_price(self) -> Wei:
+        """What gas costs now, wei each.
+
+        Raises:
+            Unavailable: no endpoint answered.
+        """
+        head = await self._transactions.head()
+        return Wei(head.base_fee + await self._transactions.suggested_tip())
+
     async def _step_when_due(self) -> None:
         """Those who wait together look at the chain together."""
         now = asyncio.get_running_loop().time()

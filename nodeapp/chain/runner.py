@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.sealing import Sealer
-from nodeapp.core.errors import Corrupt, NodeError
-from nodeapp.core.ids import Address, JobId
+from nodeapp.core.claims import claimable_from
+from nodeapp.core.errors import Corrupt, NodeError, Unavailable
+from nodeapp.core.ids import JobId
 from nodeapp.core.ledger_proof import IDS_PER_CHUNK, SALT_BYTES
-from nodeapp.core.session import Claim, ClaimPrepared, EarningsWithdrawn, Session
+from nodeapp.core.session import Claim, ClaimPrepared, Session
 from nodeapp.core.steps import (
     CompleteSession,
     PrepareClaim,
@@ -27,10 +28,9 @@ from nodeapp.core.steps import (
     WithdrawEarnings,
     next_step,
 )
-from nodeapp.core.units import BaseUnits, BlockTime, Tokens, Wei
-from nodeapp.evm.abi import Call
-from nodeapp.evm.calls import NATIVE, Calls, send_native, transfer
-from nodeapp.evm.contracts import Contracts
+from nodeapp.core.units import BlockTime, Tokens
+from nodeapp.evm.calls import Calls
+from nodeapp.evm.refusals import InsufficientFunds
 from nodeapp.service.logs import get_logger
 
 FIRST_RETRY_SECONDS = 0.5
@@ -44,8 +44,6 @@ class RunnerSettings:
 
     claim_interval_tokens: int
     dispute_window_seconds: int
-    withdraw: bool
-    payout_address: str
 
 
 @dataclass(slots=True)
@@ -66,9 +64,7 @@ class Runner:
     ledger: Ledger
     queue: TransactionQueue
     sealer: Sealer
-    contracts: Contracts
     calls: Calls
-    host: Address
     settings: RunnerSettings
     _jobs: dict[JobId, _Job] = field(default_factory=dict)
     _now: BlockTime = field(default=BlockTime(0))
@@ -105,10 +101,8 @@ class Runner:
             interval_tokens=self.settings.claim_interval_tokens,
             dispute_window_seconds=self.settings.dispute_window_seconds,
         )
-        if isinstance(step, WaitUntil) or step == job.done:
-            return None
-        if isinstance(step, WithdrawEarnings) and not self.settings.withdraw:
-            return None
+        if isinstance(step, WaitUntil | WithdrawEarnings) or step == job.done:
+            return None  # the withdrawer sees to all sessions' earnings together
         return step
 
     async def _run(self, job: _Job, job_id: JobId) -> None:
@@ -120,6 +114,8 @@ class Runner:
                 raise
             except NodeError as error:
                 pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**job.failures)
+                if isinstance(error, InsufficientFunds):
+                    pause = LONGEST_RETRY_SECONDS  # somebody must send gas first
                 job.failures += 1
                 _log.warning(
                     "step failed",
@@ -143,6 +139,7 @@ class Runner:
                 await self.ledger.record(await self.sealer.seal(session, claim))
                 _log.info("claim sealed", job_id=job_id, tokens=claim.tokens)
             case SubmitClaim(claim=claim):
+                await self._keep_rate(session, claim)
                 await self.queue.execute(
                     f"claim/{job_id}/{claim.interval}",
                     self.calls.submit_proof(
@@ -157,10 +154,24 @@ class Runner:
                 await self.queue.execute(f"complete/{job_id}", self.calls.complete_session(job_id))
             case TriggerTimeout():
                 await self.queue.execute(f"timeout/{job_id}", self.calls.trigger_timeout(job_id))
-            case WithdrawEarnings():
-                await self._withdraw(session)
-            case WaitUntil():
+            case WithdrawEarnings() | WaitUntil():
                 return
+
+    async def _keep_rate(self, session: Session, claim: Claim) -> None:
+        """Send nothing that the model's rate limit would revert.
+
+        Raises:
+            Unavailable: too early; the step is tried again.
+        """
+        limit = await self.sealer.contracts.model_rate_limit(session.terms.model_id)
+        earliest = claimable_from(
+            last_proof_at=session.last_proof_at, tokens=claim.tokens, tokens_per_second=limit
+        )
+        if self._now < earliest:
+            raise Unavailable(
+                f"{claim.tokens} tokens are within the model's limit of {limit} tokens/s"
+                f" from block time {earliest}, {earliest - self._now} s from now"
+            )
 
     def _claim(self, session: Session, tokens: Tokens) -> Claim:
         chunks = -(-tokens // IDS_PER_CHUNK)
@@ -171,21 +182,3 @@ class Runner:
             salts=tuple(secrets.token_bytes(SALT_BYTES) for _ in range(chunks)),
             previous_commitment=session.previous_commitment,
         )
-
-    async def _withdraw(self, session: Session) -> None:
-        """One withdrawal takes what other sessions earned along; theirs then find nothing left."""
-        job_id, asset = session.terms.job_id, session.terms.asset
-        key = f"withdraw/{job_id}"
-        balance = await self.contracts.earnings(self.host, asset)
-        if balance > 0 or key in self.ledger.outbox.pending:
-            await self.queue.execute(key, self.calls.withdraw_all_earnings(asset))
-        payout = self.settings.payout_address
-        if payout and payout != self.host:
-            amount = session.host_earnings
-            await self.queue.execute(f"payout/{job_id}", _payment(asset, Address(payout), amount))
-        await self.ledger.record(EarningsWithdrawn(job_id, session.host_earnings))
-
-
-def _payment(asset: Address, to: Address, amount: BaseUnits) -> Call:
-    """Sessions may be paid in the native coin, which is no contract."""
-    return send_native(to, Wei(amount)) if asset == NATIVE else transfer(asset, to, amount)

@@ -225,6 +225,7 @@ def _write_node_file(world: World, options: WorldOptions, portal_port: int) -> N
             keystore_file=str(world.host_keys.keystore_file),
             password_file=str(world.host_keys.password_file),
             poll_seconds=0.5,
+            withdraw_interval_seconds=0,
         ),
         inference=InferenceSettings(
             model_path=str(options.model_path),

@@ -12,8 +12,6 @@ from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
 from nodeapp.core.session import (
     ContractReceiveProofAccepted,
-    ContractReceiveSessionEnded,
-    Phase,
     RenterAuthenticated,
     RenterSentReceipt,
     RequestAuthorised,
@@ -42,7 +40,7 @@ from tests.fakes.sealing import FakeContracts, FakeProver, FakeStorage
 ADDRESS = "0x" + "11" * 20
 DEPLOYMENT = Deployment(CHAIN_ID, ADDRESS, ADDRESS, MARKET, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
 IDS = tuple(range(250))
-SETTINGS = RunnerSettings(1000, 30, withdraw=True, payout_address="")
+SETTINGS = RunnerSettings(1000, 30)
 
 
 class Money:
@@ -62,9 +60,7 @@ class Money:
                 self.ledger, self.chain, wallet, confirmations=1, metrics=Metrics("chain")
             ),
             sealer=Sealer(self.prover, FakeStorage(), wallet, self.contracts),
-            contracts=self.contracts,
             calls=Calls(DEPLOYMENT),
-            host=HOST,
             settings=self.settings,
         )
 
@@ -118,19 +114,14 @@ async def finished_session(money):
     )
 
 
-async def test_a_closed_session_is_claimed_completed_and_withdrawn(money):
+async def test_a_closed_session_is_claimed_and_completed(money):
     await finished_session(money)
     async with money.running(seconds=100):
         await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
         await money.confirm_claim()
         await money.until(lambda: f"complete/{JOB}" in money.ledger.mined)
-        money.contracts.unpaid = 22_500
-        await money.ledger.record(
-            ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 22_500, 975_000)
-        )
-        await money.until(lambda: money.session.withdrawn is not None)
-    assert money.chain.effects == ["submitProofOfWork", "completeSessionJob", "withdrawAll"]
-    assert (money.session.claimed, money.session.withdrawn) == (250, 22_500)
+    assert money.chain.effects == ["submitProofOfWork", "completeSessionJob"]
+    assert money.session.claimed == 250
 
 
 async def test_the_dispute_window_is_waited_for(money):
@@ -153,7 +144,7 @@ async def test_a_failed_step_is_tried_again_without_a_new_block(money, monkeypat
 
 
 async def test_a_refused_claim_is_sent_again(money, monkeypatch):
-    monkeypatch.setattr(runner_module, "FIRST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(runner_module, "LONGEST_RETRY_SECONDS", 0.02)
     await finished_session(money)
     money.chain.refuse = "insufficient funds"
     async with money.running():
@@ -169,29 +160,3 @@ async def test_after_a_restart_a_mined_claim_is_not_sent_again(money):
     async with money.running():
         await money.ledger.record(opened(job_id=8))
     assert money.chain.effects == ["submitProofOfWork"]
-
-
-async def test_earnings_go_to_the_payout_address_once(money):
-    payout = "0x" + "99" * 20
-    money.settings = RunnerSettings(1000, 30, withdraw=True, payout_address=payout)
-    money.start()
-    money.contracts.unpaid = 500
-    await money.ledger.record(opened())
-    await money.ledger.record(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 500, 0))
-    async with money.running():
-        await money.until(lambda: money.session.withdrawn is not None)
-    assert money.chain.effects[1:] == ["transfer"]
-    money.start()
-    async with money.running():
-        await money.ledger.record(opened(job_id=8))
-    assert len(money.chain.effects) == 2
-
-
-async def test_a_host_that_keeps_its_earnings_withdraws_nothing(money):
-    money.settings = RunnerSettings(1000, 30, withdraw=False, payout_address="")
-    money.start()
-    await money.ledger.record(opened())
-    async with money.running():
-        await money.ledger.record(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 500, 0))
-    assert money.chain.effects == []
-    assert money.session.withdrawn is None

@@ -4,7 +4,6 @@ import asyncio
 
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
-from nodeapp.chain.runner import _payment
 from nodeapp.core.session import (
     ContractReceiveSessionEnded,
     EarningsWithdrawn,
@@ -13,7 +12,6 @@ from nodeapp.core.session import (
 )
 from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import new_wallet
-from nodeapp.evm.calls import NATIVE
 from nodeapp.service.metrics import Metrics
 from tests.fakes.mempool import FakeChain
 from tests.fakes.paid_session import HOST, JOB, opened
@@ -59,10 +57,3 @@ async def test_transactions_do_not_wait_for_each_others_confirmations(tmp_path):
         chain.mine(11)
     assert len(ledger.mined) == 5
     await ledger.close()
-
-
-def test_earnings_in_the_native_coin_are_sent_as_such():
-    to = "0x" + "44" * 20
-    native, asset = _payment(NATIVE, to, 7), _payment("0x" + "22" * 20, to, 7)
-    assert (native.to, native.value, native.data) == (to, 7, b"")
-    assert (asset.to, asset.value) == ("0x" + "22" * 20, 0)

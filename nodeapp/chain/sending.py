@@ -1,0 +1,78 @@
+"""How this process sends transactions, put together from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.queue import QueueSettings, TransactionQueue
+from nodeapp.chain.withdrawals import Withdrawer
+from nodeapp.core.fees import GWEI, FeePolicy
+from nodeapp.core.ids import Address
+from nodeapp.core.units import BaseUnits, Wei
+from nodeapp.core.withdrawals import WithdrawalPolicy
+from nodeapp.evm.calls import Calls
+from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.signers import Signer
+from nodeapp.evm.transactions import Transactions
+from nodeapp.service.metrics import Metrics
+from nodeapp.service.settings import ChainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """`withdrawer` is None when earnings stay in the contract."""
+
+    queue: TransactionQueue
+    withdrawer: Withdrawer | None
+
+
+def build_sending(
+    settings: ChainSettings,
+    *,
+    ledger: Ledger,
+    contracts: Contracts,
+    signer: Signer,
+    metrics: Metrics,
+) -> Sending:
+    """Queue and withdrawer of one account."""
+    queue = TransactionQueue(
+        ledger,
+        Transactions(contracts.provider),
+        signer,
+        confirmations=settings.confirmations,
+        metrics=metrics,
+        settings=queue_settings(settings),
+    )
+    if not settings.withdraw:
+        return Sending(queue, None)
+    withdrawer = Withdrawer(
+        ledger=ledger,
+        queue=queue,
+        contracts=contracts,
+        calls=Calls(contracts.deployment),
+        host=signer.address,
+        payout=Address(settings.payout_address),
+        policy=WithdrawalPolicy(
+            interval_seconds=settings.withdraw_interval_seconds,
+            least_native=Wei(settings.withdraw_least_native),
+            least_asset=BaseUnits(settings.withdraw_least_asset),
+            max_gas_percent=settings.withdraw_max_gas_percent,
+            native_price=BaseUnits(settings.native_coin_price),
+        ),
+    )
+    return Sending(queue, withdrawer)
+
+
+def queue_settings(settings: ChainSettings) -> QueueSettings:
+    """The [chain] section's policy of sending."""
+    return QueueSettings(
+        fees=FeePolicy(
+            Wei(int(settings.max_fee_gwei * GWEI)),
+            Wei(int(settings.max_priority_fee_gwei * GWEI)),
+            base_fee_percent=settings.base_fee_percent,
+            bump_permille=round(settings.fee_bump_percent * 10),
+        ),
+        replace_after_blocks=settings.replace_after_blocks,
+        max_in_flight=settings.max_in_flight,
+    )

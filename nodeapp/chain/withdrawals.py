@@ -1,0 +1,204 @@
+"""Take earnings out of the contract and send them to the payout address, by schedule and size.
+
+One withdrawal per asset serves all sessions; core/withdrawals.py says which and how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from nodeapp.chain.ledger import Entry, Ledger
+from nodeapp.chain.queue import TransactionQueue
+from nodeapp.core.errors import Corrupt, NodeError
+from nodeapp.core.ids import Address, JobId, TxHash
+from nodeapp.core.session import EarningsWithdrawn
+from nodeapp.core.units import BaseUnits, BlockNumber, Wei
+from nodeapp.core.withdrawals import (
+    NATIVE,
+    WITHDRAWAL_GAS,
+    WithdrawalFinished,
+    WithdrawalPlanned,
+    WithdrawalPolicy,
+    is_due,
+    is_worth_it,
+    owed,
+    payout_key,
+    plan_withdrawal,
+    withdraw_key,
+)
+from nodeapp.evm.abi import Call
+from nodeapp.evm.calls import Calls, send_native, transfer
+from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.errors import Reverted
+from nodeapp.evm.provider import Block
+from nodeapp.service.logs import get_logger
+
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 60.0
+GONE_BLOCKS = 10
+"""A share must be missing for so long before it counts as taken out by other software."""
+_log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One asset's withdrawal under way."""
+
+    task: asyncio.Task[None] | None = None
+    failures: int = 0
+    looked_at: BlockNumber | None = None
+    missing_since: BlockNumber | None = None
+
+
+@dataclass(slots=True)
+class Withdrawer:
+    """`consider` is called on every change and every block; `payout` may be empty."""
+
+    ledger: Ledger
+    queue: TransactionQueue
+    contracts: Contracts
+    calls: Calls
+    host: Address
+    payout: Address
+    policy: WithdrawalPolicy
+    _work: dict[Address, _Work] = field(default_factory=dict)
+
+    def consider(self, now: Block, tasks: asyncio.TaskGroup) -> None:
+        """Start on every asset that is due and not under way."""
+        for asset in self._assets():
+            work = self._work.setdefault(asset, _Work())
+            if work.task is None or work.task.done():
+                work.task = tasks.create_task(self._run(asset, now), name=f"withdraw {asset}")
+
+    def _assets(self) -> set[Address]:
+        state, now = self.ledger.withdrawals, self.ledger.cursor
+        if now is None:
+            return set()
+        found = set(state.open)
+        for session in self.ledger.unsettled.values():
+            asset = session.terms.asset
+            if session.ended is not None and session.host_earnings > 0 and asset not in found:
+                found.add(asset)
+        return found
+
+    async def _run(self, asset: Address, now: Block) -> None:
+        work = self._work[asset]
+        try:
+            await self.step(asset, now)
+        except Corrupt:
+            raise
+        except NodeError as error:
+            pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**work.failures)
+            work.failures += 1
+            _log.warning(
+                "withdrawal failed",
+                asset=asset,
+                code=error.code,
+                error=error.message,
+                retry_seconds=pause,
+            )
+            await asyncio.sleep(pause)
+        else:
+            work.failures = 0
+
+    async def step(self, asset: Address, now: Block) -> None:
+        """Plan a withdrawal if one is due, and carry out the one that is planned.
+
+        Raises:
+            Rejected: a transaction was refused; it is tried again.
+            Unavailable: no endpoint answered, or not mined in time.
+        """
+        if asset not in self.ledger.withdrawals.open:
+            await self._plan(asset, now)
+        plan = self.ledger.withdrawals.open.get(asset)
+        if plan is not None:
+            await self._carry_out(plan)
+
+    async def _plan(self, asset: Address, now: Block) -> None:
+        cursor, state = self.ledger.cursor, self.ledger.withdrawals
+        if cursor is None or not is_due(state, asset, now.timestamp, self.policy):
+            return
+        height, work = cursor.block_number, self._work.setdefault(asset, _Work())
+        if work.looked_at == height or self._is_unsettled(height):
+            return
+        sessions = owed(tuple(self.ledger.unsettled.values()), asset)
+        shares = BaseUnits(sum(session.host_earnings for session in sessions))
+        if not is_worth_it(shares, asset, Wei(0), self.policy):
+            return
+        work.looked_at = height
+        balance = await self.contracts.earnings(self.host, asset, height)
+        plan = plan_withdrawal(
+            state,
+            sessions,
+            asset=asset,
+            balance=balance,
+            payout=self.payout if self.payout != self.host else Address(""),
+            now=now.timestamp,
+        )
+        if not self._is_gone_for_long(asset, plan, height):
+            return
+        entries = self._booked(plan.gone, height, TxHash(""))
+        cost = Wei(WITHDRAWAL_GAS * await self.queue.gas_price())
+        if plan.job_ids and is_worth_it(plan.amount, asset, cost, self.policy):
+            entries = [plan, *entries]
+        if entries and self.ledger.withdrawals == state:
+            await self.ledger.record(*entries)
+
+    def _is_unsettled(self, height: BlockNumber) -> bool:
+        """A withdrawal of ours that may or may not be in the balance at this height."""
+        pending = any(key.startswith("withdraw/") for key in self.ledger.outbox.pending)
+        ends = [
+            self.ledger.mined.get(withdraw_key(plan))
+            for plan in self.ledger.withdrawals.last.values()
+        ]
+        return pending or any(end is not None and end.block_number > height for end in ends)
+
+    def _is_gone_for_long(
+        self, asset: Address, plan: WithdrawalPlanned, height: BlockNumber
+    ) -> bool:
+        """An endpoint's odd answer must not be booked; money really taken out stays away."""
+        work = self._work.setdefault(asset, _Work())
+        if not plan.gone:
+            work.missing_since = None
+            return True
+        if work.missing_since is None or work.missing_since > height:
+            work.missing_since = height
+        return height - work.missing_since >= GONE_BLOCKS
+
+    async def _carry_out(self, plan: WithdrawalPlanned) -> None:
+        call = self.calls.withdraw_earnings(plan.asset, plan.amount)
+        try:
+            mined = await self.queue.execute(withdraw_key(plan), call)
+        except Reverted as error:
+            await self.ledger.record(WithdrawalFinished(plan.number, error.message))
+            raise
+        await self.ledger.decide(
+            lambda: self._booked(plan.job_ids, mined.block_number, mined.tx_hash)
+        )
+        if plan.payout:
+            payment = payment_of(plan.asset, plan.payout, plan.amount)
+            await self.queue.execute(payout_key(plan), payment, is_payment=True)
+        await self.ledger.record(WithdrawalFinished(plan.number))
+        _log.info(
+            "earnings withdrawn",
+            asset=plan.asset,
+            amount=plan.amount,
+            sessions=len(plan.job_ids),
+            payout=plan.payout or self.host,
+        )
+
+    def _booked(
+        self, job_ids: tuple[JobId, ...], block: BlockNumber, tx_hash: TxHash
+    ) -> list[Entry]:
+        entries: list[Entry] = []
+        for job_id in job_ids:
+            session = self.ledger.unsettled.get(job_id)
+            if session is not None and session.ended is not None and session.withdrawn is None:
+                entries.append(EarningsWithdrawn(job_id, session.host_earnings, block, tx_hash))
+        return entries
+
+
+def payment_of(asset: Address, to: Address, amount: BaseUnits) -> Call:
+    """Sessions may be paid in the native coin, which is no contract."""
+    return send_native(to, Wei(amount)) if asset == NATIVE else transfer(asset, to, amount)

@@ -1,0 +1,328 @@
+"""Earnings leave the contract once, for all sessions together, and arrive once."""
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodeapp.chain.ledger import CursorMoved, Ledger
+from nodeapp.chain.queue import QueueSettings, TransactionQueue
+from nodeapp.chain.withdrawals import GONE_BLOCKS, Withdrawer, payment_of
+from nodeapp.core.errors import InvalidRequest, NodeError
+from nodeapp.core.session import ContractReceiveSessionEnded, Phase
+from nodeapp.core.units import BlockNumber, BlockTime, Wei
+from nodeapp.core.withdrawals import (
+    NATIVE,
+    WithdrawalFinished,
+    WithdrawalPolicy,
+    Withdrawals,
+    apply,
+    is_due,
+    is_worth_it,
+    owed,
+    plan_withdrawal,
+)
+from nodeapp.evm.accounts import new_wallet
+from nodeapp.evm.calls import Calls
+from nodeapp.evm.deployment import Deployment
+from nodeapp.evm.provider import Block
+from nodeapp.service.metrics import Metrics
+from tests.fakes.mempool import Died, FakeChain
+from tests.fakes.paid_session import CHAIN_ID, HOST, MARKET, new_session, opened
+
+ADDRESS = "0x" + "11" * 20
+ASSET = "0x" + "22" * 20
+PAYOUT = "0x" + "99" * 20
+DEPLOYMENT = Deployment(CHAIN_ID, ADDRESS, ADDRESS, MARKET, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
+ALWAYS = WithdrawalPolicy(0, 0, 0, 5.0, 0)
+
+
+def ended(job_id, earnings):
+    return ContractReceiveSessionEnded(job_id, Phase.COMPLETED, earnings, 0, BlockNumber(1))
+
+
+@dataclass
+class Earnings:
+    """The earnings contract's view; what our withdrawals took is read off the chain's effects."""
+
+    chain: FakeChain
+    credited: int = 0
+    taken_by_others: int = 0
+    asked: int = 0
+
+    def withdrawn(self):
+        bodies = [body for block in self.chain.blocks for body in block.bodies]
+        amounts = [body.data[4:36] for body in bodies if body.function == "withdraw"]
+        return sum(int.from_bytes(amount, "big") for amount in amounts)
+
+    async def earnings(self, host, asset, block="latest"):
+        self.asked += 1
+        return self.credited - self.taken_by_others - self.withdrawn()
+
+
+class Purse:
+    def __init__(self, directory, policy=ALWAYS, payout=PAYOUT):
+        self.directory, self.policy, self.payout = directory, policy, payout
+        self.chain, self.wallet = FakeChain(), new_wallet()
+        self.contracts = Earnings(self.chain)
+        self.height = 1
+
+    async def start(self):
+        self.ledger = await Ledger.open(
+            self.directory / "j.db", owner=HOST, marker=self.directory / "marker"
+        )
+        self.withdrawer = Withdrawer(
+            ledger=self.ledger,
+            queue=TransactionQueue(
+                self.ledger,
+                self.chain,
+                self.wallet,
+                confirmations=1,
+                metrics=Metrics("chain"),
+                settings=QueueSettings(poll_seconds=0.005),
+            ),
+            contracts=self.contracts,
+            calls=Calls(DEPLOYMENT),
+            host=HOST,
+            payout=self.payout,
+            policy=self.policy,
+        )
+
+    async def restart(self):
+        await self.ledger.close()
+        await self.start()
+
+    async def earn(self, job_id, amount):
+        await self.ledger.record(opened(job_id=job_id))
+        await self.ledger.record(ended(job_id, amount))
+        self.contracts.credited += amount
+
+    async def step(self, seconds=0):
+        """One more confirmed block, then the withdrawer's turn."""
+        self.height = max(self.height, len(self.chain.blocks)) + 1
+        await self.ledger.record(CursorMoved(BlockNumber(self.height), f"0x{self.height}"))
+        now = Block(self.height, "0x", "0x", BlockTime(5000 + seconds), Wei(1))
+        await self.withdrawer.step(ASSET, now)
+
+    @property
+    def withdrawn(self):
+        return {job: session.withdrawn for job, session in self.ledger.sessions.items()}
+
+    @property
+    def amounts(self):
+        """What was transferred to the payout address, in order."""
+        bodies = [body for block in self.chain.blocks for body in block.bodies]
+        data = [body.data for body in bodies if body.function == "transfer"]
+        return [int.from_bytes(one[36:68], "big") for one in data]
+
+
+@pytest.fixture
+async def purse(tmp_path):
+    purse = Purse(tmp_path)
+    await purse.start()
+    yield purse
+    await purse.ledger.close()
+
+
+async def test_one_withdrawal_serves_all_sessions(purse):
+    for job_id, amount in ((7, 100), (8, 200), (9, 50)):
+        await purse.earn(job_id, amount)
+    await purse.step()
+    assert purse.chain.effects == ["withdraw", "transfer"]
+    assert purse.withdrawn == {7: 100, 8: 200, 9: 50}
+    assert purse.amounts == [350]
+    hashes = {session.withdrawn_tx for session in purse.ledger.sessions.values()}
+    assert hashes == {purse.ledger.mined["withdraw/all/0"].tx_hash}
+    assert (purse.ledger.unsettled, purse.ledger.withdrawals.open) == ({}, {})
+
+
+async def test_without_a_payout_address_earnings_stay_with_the_host(purse):
+    purse.payout = ""
+    await purse.restart()
+    await purse.earn(7, 100)
+    await purse.step()
+    assert purse.chain.effects == ["withdraw"]
+    assert purse.withdrawn == {7: 100}
+
+
+PLACES = ["before journal", "before broadcast", "after broadcast"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("which", ["withdraw", "transfer"])
+async def test_a_crash_at_any_step_pays_exactly_once(purse, place, which, monkeypatch):
+    await purse.earn(7, 100)
+    if which == "transfer":
+        real = purse.chain.prepare
+        calls = []
+
+        async def prepare(call, *rest, **more):
+            calls.append(call.function)
+            if call.function == "transfer" and calls.count("transfer") == 1:
+                purse.chain.die_at = place
+            return await real(call, *rest, **more)
+
+        monkeypatch.setattr(purse.chain, "prepare", prepare)
+    else:
+        purse.chain.die_at = place
+    with pytest.raises(Died):
+        await purse.step()
+    await purse.restart()
+    for _ in range(3):
+        await purse.step()
+    assert purse.chain.effects == ["withdraw", "transfer"]
+    assert (purse.amounts, purse.withdrawn) == ([100], {7: 100})
+
+
+async def test_the_schedule_collects_sessions(purse):
+    purse.policy = WithdrawalPolicy(100, 0, 0, 5.0, 0)
+    await purse.restart()
+    await purse.earn(7, 100)
+    await purse.step()
+    await purse.earn(8, 10)
+    await purse.step(seconds=50)
+    assert purse.amounts == [100]
+    await purse.earn(9, 20)
+    await purse.step(seconds=100)
+    assert purse.amounts == [100, 30]
+
+
+async def test_a_small_sum_stays_and_is_not_asked_for(purse):
+    purse.policy = WithdrawalPolicy(0, 0, 500, 5.0, 0)
+    await purse.restart()
+    await purse.earn(7, 499)
+    await purse.step()
+    assert (purse.chain.effects, purse.contracts.asked) == ([], 0)
+    await purse.earn(8, 1)
+    await purse.step()
+    assert purse.amounts == [500]
+
+
+async def test_credit_from_before_the_journal_comes_along(purse):
+    purse.contracts.credited = 1000
+    await purse.earn(7, 100)
+    await purse.step()
+    assert (purse.amounts, purse.withdrawn) == ([1100], {7: 100})
+
+
+async def test_what_other_software_took_is_booked_when_it_stays_away(purse):
+    await purse.earn(7, 100)
+    await purse.earn(8, 200)
+    purse.contracts.taken_by_others = 100
+    for _ in range(GONE_BLOCKS):
+        await purse.step()
+        assert purse.withdrawn == {7: None, 8: None}
+    await purse.step()
+    assert (purse.withdrawn, purse.amounts) == ({7: 100, 8: 200}, [200])
+    assert purse.ledger.session(7).withdrawn_tx == ""
+
+
+async def test_one_odd_balance_books_nothing(purse):
+    await purse.earn(7, 100)
+    purse.contracts.taken_by_others = 100
+    await purse.step()
+    purse.contracts.taken_by_others = 0
+    await purse.step()
+    assert (purse.withdrawn, purse.amounts) == ({7: 100}, [100])
+    assert purse.ledger.session(7).withdrawn_tx != ""
+
+
+async def test_a_refused_withdrawal_is_planned_anew(purse):
+    await purse.earn(7, 100)
+    purse.chain.refuses_calls = "withdraw"
+    with pytest.raises(NodeError):
+        await purse.step()
+    assert purse.ledger.withdrawals.open == {}
+    purse.chain.refuses_calls = ""
+    await purse.step()
+    assert (purse.amounts, purse.withdrawn) == ([100], {7: 100})
+
+
+async def test_a_failed_payout_is_not_doubled(purse):
+    await purse.earn(7, 100)
+    purse.chain.refuses_calls = "transfer"
+    with pytest.raises(NodeError):
+        await purse.step()
+    assert purse.withdrawn == {7: 100}
+    purse.chain.refuses_calls = ""
+    for _ in range(3):
+        await purse.step()
+    assert purse.amounts == [100]
+
+
+async def test_considering_starts_one_task_per_asset(purse):
+    await purse.earn(7, 100)
+    await purse.ledger.record(CursorMoved(BlockNumber(2), "0x2"))
+    now = Block(2, "0x", "0x", BlockTime(5000), Wei(1))
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            purse.withdrawer.consider(now, tasks)
+    assert purse.amounts == [100]
+
+
+def test_the_schedule_counts_from_the_last_one():
+    policy = WithdrawalPolicy(100, 0, 0, 5.0, 0)
+    plan = plan_withdrawal(
+        Withdrawals(), (), asset=ASSET, balance=5, payout="", now=BlockTime(1000)
+    )
+    state = apply(Withdrawals(), plan)
+    assert not is_due(state, ASSET, BlockTime(2000), policy), "one is under way"
+    state = apply(state, WithdrawalFinished(0))
+    assert not is_due(state, ASSET, BlockTime(1099), policy)
+    assert is_due(state, ASSET, BlockTime(1100), policy)
+    assert is_due(state, NATIVE, BlockTime(0), policy)
+    with pytest.raises(InvalidRequest, match="withdrawal 0 is not open"):
+        apply(state, WithdrawalFinished(0))
+    with pytest.raises(InvalidRequest, match="does not fit"):
+        apply(state, plan)
+
+
+def test_gas_may_eat_up_a_part_only():
+    policy = WithdrawalPolicy(0, 0, 0, 5.0, native_price=3_000_000_000)
+    cheap, dear = Wei(10**12), Wei(10**15)  # 0.003 and 3 dollars
+    assert is_worth_it(1_000_000, ASSET, cheap, policy)
+    assert not is_worth_it(1_000_000, ASSET, dear, policy)
+    assert is_worth_it(10**17, NATIVE, dear, policy)
+    assert not is_worth_it(10**16, NATIVE, dear, policy)
+    assert not is_worth_it(0, ASSET, cheap, policy)
+
+
+@given(
+    shares=st.lists(st.integers(1, 1000), max_size=8),
+    balance=st.integers(0, 9000),
+)
+def test_property_every_share_is_covered_or_gone(shares, balance):
+    sessions = []
+    for number, share in enumerate(shares):
+        session = new_session(job_id=number + 1)
+        sessions.append(_ended_session(session, share))
+    plan = plan_withdrawal(
+        Withdrawals(), sessions, asset=ASSET, balance=balance, payout="", now=BlockTime(1)
+    )
+    share_of = dict(enumerate(shares, start=1))
+    assert sorted((*plan.job_ids, *plan.gone)) == list(share_of)
+    assert sum(share_of[job_id] for job_id in plan.job_ids) <= balance == plan.amount
+    if sum(shares) <= balance:
+        assert plan.gone == ()
+
+
+def _ended_session(session, share):
+    from nodeapp.core.transitions import apply as apply_change
+
+    return apply_change(session, ended(session.terms.job_id, share))
+
+
+def test_only_ended_sessions_with_a_share_are_owed():
+    sessions = [new_session(job_id=number) for number in (3, 1, 2)]
+    sessions[0] = _ended_session(sessions[0], 5)
+    sessions[1] = _ended_session(sessions[1], 0)
+    assert [one.terms.job_id for one in owed(sessions, ASSET)] == [3]
+
+
+def test_earnings_in_the_native_coin_are_sent_as_such():
+    to = "0x" + "44" * 20
+    native, asset = payment_of(NATIVE, to, 7), payment_of(ASSET, to, 7)
+    assert (native.to, native.value, native.data) == (to, 7, b"")
+    assert (asset.to, asset.value) == (ASSET, 0)
