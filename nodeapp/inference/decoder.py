@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -22,6 +22,7 @@ from nodeapp.inference.llama import Aborted, LlamaModel, NoRoom
 from nodeapp.inference.metrics import InferenceMetrics
 from nodeapp.inference.sampling import Choice, Constraint, Logits, Sampler, SamplingParameters
 from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Rows, Scheduler, Step
+from nodeapp.inference.speculation import DRAFT_LENGTHS, Guesser, SpeculationCost
 from nodeapp.inference.text import Released, TextAssembler
 from nodeapp.service.clock import Clock
 from nodeapp.wire.ipc_inference import (
@@ -53,6 +54,8 @@ class Submit:
     stop: tuple[str, ...]
     scope: str
     accepted_at: float
+    renter: str = ""
+    weight: int = 1
     constraint: Constraint | None = None
 
 
@@ -86,6 +89,7 @@ class DecoderLimits:
 
     scheduler: Limits
     slow_reader_seconds: float
+    has_speculation: bool
 
     @classmethod
     def of(
@@ -96,6 +100,7 @@ class DecoderLimits:
         kv_tokens: int,
         prefill_chunk_tokens: int,
         slow_reader_seconds: float,
+        has_speculation: bool = True,
     ) -> DecoderLimits:
         """While others decode, prefill gets a quarter: it is what they wait for."""
         limits = Limits(
@@ -105,7 +110,7 @@ class DecoderLimits:
             prefill_tokens=prefill_chunk_tokens,
             prefill_tokens_while_decoding=max(16, prefill_chunk_tokens // 4),
         )
-        return cls(limits, slow_reader_seconds)
+        return cls(limits, slow_reader_seconds, has_speculation)
 
 
 @dataclass(slots=True)
@@ -117,6 +122,8 @@ class _Request:
     cached: int = 0
     choices: deque[Choice] = field(default_factory=deque)
     """Of the tokens that are not released yet, when more than their ids is wanted."""
+    guesser: Guesser | None = None
+    guess: tuple[int, ...] = ()
     chosen: int = 0
     delivered: int = 0
     debt: int = 0
@@ -143,6 +150,7 @@ class Decoder:
         self._metrics = metrics
         self._post = post
         self._scheduler = Scheduler(limits.scheduler)
+        self._cost: SpeculationCost | None = None
         self._requests: dict[int, _Request] = {}
         self._events: list[tuple[int, Event]] = []
         self._is_urgent = False
@@ -169,6 +177,9 @@ class Decoder:
     def _run(self, ended: Callable[[str], None]) -> None:
         failure = "decode thread ended by a bug"
         try:
+            if self._limits.has_speculation:
+                self._cost = SpeculationCost(self._model.row_cost())
+                self._metrics.row_cost.set(self._cost.row)
             while self._take_commands():
                 self._turn()
             failure = ""
@@ -212,7 +223,14 @@ class Decoder:
     def _submit(self, submit: Submit) -> None:
         token_ids = (*submit.prompt_ids, *submit.answer_ids)
         count = len(token_ids)
-        job = Job(submit.number, token_ids, count + submit.max_tokens, submit.scope)
+        job = Job(
+            submit.number,
+            token_ids,
+            count + submit.max_tokens,
+            submit.scope,
+            renter=submit.renter,
+            weight=submit.weight,
+        )
         self._scheduler.submit(job)
         sampler = Sampler(
             submit.sampling,
@@ -272,6 +290,7 @@ class Decoder:
                     if not self._model.remove(slot, start):
                         self._model.remove(slot, 0)
                         self._scheduler.lost(slot)
+                        self._cost = None
                         is_kept = False
                 case _:
                     assert_never(operation)
@@ -292,25 +311,61 @@ class Decoder:
         self._scheduler.done(step)
         self._metrics.steps.inc()
         self._metrics.rows.inc(sum(len(rows.token_ids) for rows in step.rows))
-        wanted = (rows for rows in step.rows if rows.is_last)
-        for rows, row in zip(wanted, logits, strict=True):
-            self._sample(rows, row)
+        begin = 0
+        for rows in step.rows:
+            if rows.is_last:
+                end = begin + 1 + rows.drafts
+                self._sample(rows, logits[begin:end])
+                begin = end
 
-    def _sample(self, rows: Rows, logits: Logits) -> None:
+    def _sample(self, rows: Rows, logits: Sequence[Logits]) -> None:
+        """Choose token by token as long as the guesses are right; then one more is known."""
         request = self._requests[rows.job_id]
+        guesses = rows.token_ids[len(rows.token_ids) - rows.drafts :]
+        chosen: list[int] = []
+        for row, guess in zip(logits, (*guesses, None), strict=True):
+            token_id = self._choose(request, row)
+            if token_id is None:
+                break
+            chosen.append(token_id)
+            if token_id != guess:
+                break
+        if rows.drafts:
+            self._metrics.drafted_tokens.inc(rows.drafts)
+            self._metrics.accepted_tokens.inc(max(0, len(chosen) - 1))
+        if rows.job_id in self._requests:
+            self._scheduler.advance(rows.job_id, chosen, self._draft(request, chosen))
+
+    def _draft(self, request: _Request, chosen: Sequence[int]) -> tuple[int, ...]:
+        """Guesses for what follows; also judges what would have been guessed for these."""
+        cost, guesser = self._cost, request.guesser
+        if cost is None:
+            return ()
+        if guesser is None:
+            submit = request.submit
+            guesser = request.guesser = Guesser((*submit.prompt_ids, *submit.answer_ids))
+        guesser.learn(request.guess, chosen)
+        guesser.extend(chosen)
+        room = request.submit.max_tokens - request.chosen - 1
+        request.guess = guesser.guess(min(room, DRAFT_LENGTHS[-1]))
+        length = cost.best_length(guesser.rate, self._scheduler.running, len(request.guess))
+        return request.guess[:length]
+
+    def _choose(self, request: _Request, logits: Logits) -> int | None:
+        """The next token, delivered as far as it may be; None: with it the answer has ended."""
         try:
             choice = request.sampler.choose(logits, request.position)
             token_id = choice.token_id
             request.sampler.accept(token_id)
         except Unavailable as error:
             self._finish(request, "error", request.text.flush(), error.message)
-            return
+            return None
         if request.chosen == 0:
             waited = self._clock.monotonic_seconds() - request.submit.accepted_at
             self._metrics.first_token.observe(waited)
         if token_id in self._model.end_token_ids:
             self._finish(request, "stop", request.text.flush())
-            return
+            return None
         request.chosen += 1
         request.position += 1
         self._metrics.produced_tokens.inc()
@@ -319,14 +374,15 @@ class Decoder:
         released = request.text.feed(token_id, self._model.piece(token_id))
         if released.is_stopped:
             self._finish(request, "stop", released)
-            return
+            return None
         self._produced(request, released)
         if request.sampler.is_finished:
             self._finish(request, "stop", request.text.flush())
         elif request.chosen >= request.submit.max_tokens:
             self._finish(request, "length", request.text.flush())
         else:
-            self._scheduler.append(rows.job_id, token_id)
+            return token_id
+        return None
 
     def _produced(self, request: _Request, released: Released) -> None:
         if not released.token_ids:

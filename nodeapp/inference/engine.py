@@ -40,6 +40,7 @@ class EngineOptions:
     prefill_chunk_tokens: int
     queue_requests: int
     slow_reader_seconds: float
+    has_speculation: bool = True
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class Engine:
             kv_tokens=model.kv_tokens,
             prefill_chunk_tokens=self._options.prefill_chunk_tokens,
             slow_reader_seconds=self._options.slow_reader_seconds,
+            has_speculation=self._options.has_speculation,
         )
         self._decoder = Decoder(
             model, limits, self._commands, clock=self._clock, metrics=metrics, post=post
@@ -296,6 +298,8 @@ class Engine:
             stop=request.stop,
             scope=request.cache_scope,
             accepted_at=self._clock.monotonic_seconds(),
+            renter=request.renter,
+            weight=request.weight,
             constraint=constraint,
         )
 

@@ -19,6 +19,15 @@ class InferenceMetrics:
         self.delivered_tokens = metrics.counter(
             "tokens_delivered_total", "tokens handed to readers"
         )
+        self.drafted_tokens = metrics.counter(
+            "draft_tokens_total", "tokens guessed by prompt lookup and put into a batch"
+        )
+        self.accepted_tokens = metrics.counter(
+            "draft_tokens_accepted_total", "guesses that were right"
+        )
+        self.row_cost = metrics.gauge(
+            "batch_row_cost_ratio", "time a further row adds to a batch, by that of a single row"
+        )
         self.steps = metrics.counter("decode_steps_total", "llama_decode calls")
         self.rows = metrics.counter("decode_rows_total", "tokens computed, prefill included")
         self.finished = metrics.counter("requests_finished_total", "by reason", ("reason",))

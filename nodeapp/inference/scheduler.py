@@ -1,10 +1,12 @@
 """Which tokens go into the next batch: continuous batching over a shared KV cache. Pure.
 
-Rules: decode rows always first; what is left of the step goes to prefill, shortest remaining
-first with ageing, so nobody starves. A request is admitted in order of arrival when a sequence
-slot is free and its whole reservation (prompt + answer) fits, so a running one never runs out of
-KV cells. Finished sequences stay as prefix cache until their cells are wanted (least recently
-used first); a prefix is only shared inside one cache scope, else its timing would leak prompts.
+Rules: decode rows always first, then guesses (drafts) for them, then prefill. Renters take turns
+by weighted deficit round-robin, for a sequence and for prefill; inside a renter the shortest
+remaining prefill goes first, with ageing. A request is admitted when a sequence slot is free and
+its whole reservation (prompt + answer) fits, so a running one never runs out of KV cells and
+nothing is ever taken back; one that does not fit keeps its turn, so it cannot be passed for ever.
+A request whose prefix another is computing is held until that is done. Finished sequences stay as
+prefix cache until their cells are wanted, least recently used first.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-MIN_SHARED_TOKENS = 16
-"""A shorter common prefix is not worth a memory operation."""
+from nodeapp.inference.kv import BLOCK_TOKENS, KvCells, Prefix, Slot
+
 AGEING_TOKENS = 32
 """A waiting prefill gains this much priority with every step."""
+TURN_TOKENS = 512
+"""What a renter of weight 1 may take in one turn: cells of new requests, tokens of prefill."""
+MAX_DRAFT_TOKENS = 32
+"""Guesses in one batch, of all sequences together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +38,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request: its context so far, and every KV cell it may ever need."""
+    """One request: its context so far, and every KV cell it may ever need.
+
+    `scope`: who may share its prefix, "" nobody. `public`: tokens at its beginning that the
+    operator declared public, which anybody may share. `weight` >= 1.
+    """
 
     job_id: int
     token_ids: tuple[int, ...]
     reserved_tokens: int
     scope: str
+    public: int = 0
+    renter: str = ""
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +75,18 @@ MemoryOperation = Remove | Copy
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Consecutive tokens of one sequence; `is_last`: logits of the final one are wanted."""
+    """Consecutive tokens of one sequence.
+
+    `is_last`: the logits of the final one are wanted, and of the one before each of the `drafts`
+    guesses at the end.
+    """
 
     job_id: int
     slot: int
     start: int
     token_ids: tuple[int, ...]
     is_last: bool
+    drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +99,19 @@ class Step:
 
 
 @dataclass(slots=True)
-class _Slot:
-    index: int
-    scope: str = ""
-    tokens: list[int] = field(default_factory=list)
-    owner: int | None = None
-    used_at: int = 0
+class _Waiting:
+    job: Job
+    prefix: Prefix
 
 
 @dataclass(slots=True)
 class _Running:
     job: Job
-    slot: _Slot
+    prefix: Prefix
+    slot: Slot
     context: list[int]
     admitted_at: int
+    draft: tuple[int, ...] = ()
     is_paused: bool = False
 
     @property
@@ -102,22 +119,31 @@ class _Running:
         return len(self.context) - len(self.slot.tokens)
 
 
+@dataclass(slots=True)
+class _Renter:
+    waiting: deque[_Waiting] = field(default_factory=deque)
+    deficit: int = 0
+
+
 class Scheduler:
     """The one owner of sequence slots and KV cells; deterministic, no clock."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._slots = [_Slot(index) for index in range(limits.slots)]
-        self._waiting: deque[Job] = deque()
+        self._cells = KvCells(limits.slots)
+        self._renters: dict[str, _Renter] = {}
         self._running: dict[int, _Running] = {}
         self._memory: list[MemoryOperation] = []
         self._reused: list[tuple[int, int]] = []
+        self._prefill_turns: deque[str] = deque()
+        self._turn_left = 0
+        self._has_no_room = False
         self._step = 0
 
     @property
     def waiting(self) -> int:
         """Requests not admitted yet."""
-        return len(self._waiting)
+        return sum(len(renter.waiting) for renter in self._renters.values())
 
     @property
     def running(self) -> int:
@@ -127,9 +153,7 @@ class Scheduler:
     @property
     def kv_tokens(self) -> int:
         """Cells held: reservations of running sequences and the prefix cache."""
-        return sum(running.job.reserved_tokens for running in self._running.values()) + sum(
-            len(slot.tokens) for slot in self._slots if slot.owner is None
-        )
+        return self._cells.used
 
     def submit(self, job: Job) -> None:
         """Queue a job. Its reservation must fit the whole cache, and its context is not empty."""
@@ -137,48 +161,62 @@ class Scheduler:
             raise ValueError(f"job {job.job_id} reserves {job.reserved_tokens} tokens")
         if job.reserved_tokens > self._limits.kv_tokens:
             raise ValueError(f"job {job.job_id} can never fit {self._limits.kv_tokens} cells")
-        self._waiting.append(job)
+        prefix = Prefix.of(job.token_ids, job.scope or f"\0job {job.job_id}", job.public)
+        self._renters.setdefault(job.renter, _Renter()).waiting.append(_Waiting(job, prefix))
+        self._has_no_room = False
 
     def pause(self, job_id: int, *, is_paused: bool) -> None:
         """Leave a job out of the batches, or take it in again; its cells stay."""
         if job_id in self._running:
             self._running[job_id].is_paused = is_paused
 
-    def append(self, job_id: int, token_id: int) -> None:
-        """A chosen token: it goes into the next batch."""
-        self._running[job_id].context.append(token_id)
+    def advance(self, job_id: int, token_ids: Sequence[int], draft: Sequence[int] = ()) -> None:
+        """Tokens were chosen: the guesses that came true and one more, which is computed next.
+
+        Cells of guesses that did not come true are dropped. `draft` guesses what follows.
+        """
+        running = self._running[job_id]
+        running.context += token_ids
+        running.draft = tuple(draft)
+        valid = len(running.context) - 1
+        if len(running.slot.tokens) > valid:
+            self._truncate(running.slot, valid)
 
     def finish(self, job_id: int) -> None:
         """Forget a job in whatever state; its cells become prefix cache of its scope."""
+        self._has_no_room = False
         running = self._running.pop(job_id, None)
         if running is None:
-            self._waiting = deque(job for job in self._waiting if job.job_id != job_id)
+            self._forget_waiting(job_id)
             return
         slot = running.slot
-        slot.owner, slot.used_at = None, self._step
-        if not slot.scope:
-            self._clear(slot)
+        slot.owner, slot.reserved, slot.used_at = None, 0, self._step
+        if not running.job.scope:
+            self._truncate(slot, running.job.public // BLOCK_TOKENS * BLOCK_TOKENS)
 
     def lost(self, slot: int) -> None:
         """The slot's cells could not be kept (some models cannot drop a part): all are gone."""
-        self._slots[slot].tokens = []
+        self._cells.truncate(self._cells.slots[slot], 0)
 
     def drop_cache(self) -> bool:
         """Give up the whole prefix cache; False when there was none."""
-        idle = [slot for slot in self._slots if slot.owner is None and slot.tokens]
+        idle = self._idle()
         for slot in idle:
-            self._clear(slot)
+            self._truncate(slot, 0)
         return bool(idle)
 
     def plan(self) -> Step:
         """The next step. Its memory operations must be carried out even without rows."""
         self._step += 1
-        while self._waiting and self._admit(self._waiting[0]):
-            self._waiting.popleft()
+        self._admit_all()
         active = [running for running in self._running.values() if not running.is_paused]
         decode = [running for running in active if running.remaining == 1]
-        rows = [self._rows(running, 1) for running in decode]
-        rows += self._prefill([running for running in active if running.remaining > 1], decode)
+        rows = self._decode(decode)
+        budget = self._limits.prefill_tokens
+        if decode:
+            drafts = sum(row.drafts for row in rows)
+            budget = max(0, self._limits.prefill_tokens_while_decoding - drafts)
+        rows += self._prefill([running for running in active if running.remaining > 1], budget)
         step = Step(tuple(self._memory), tuple(rows), tuple(self._reused))
         self._memory, self._reused = [], []
         return step
@@ -188,21 +226,66 @@ class Scheduler:
         for rows in step.rows:
             running = self._running.get(rows.job_id)
             if running is not None:
-                running.slot.tokens += rows.token_ids
+                self._cells.append(running.slot, rows.token_ids)
 
-    def _prefill(self, prefill: list[_Running], decode: Sequence[_Running]) -> list[Rows]:
-        limits = self._limits
-        budget = limits.prefill_tokens_while_decoding if decode else limits.prefill_tokens
-        prefill.sort(key=lambda r: r.remaining - (self._step - r.admitted_at) * AGEING_TOKENS)
+    def _decode(self, decode: Sequence[_Running]) -> list[Rows]:
         rows: list[Rows] = []
-        for running in prefill:
-            count = min(budget, running.remaining)
-            if count > 0:
-                rows.append(self._rows(running, count))
-            budget -= count
+        room = min(MAX_DRAFT_TOKENS, self._limits.prefill_tokens)
+        for running in decode:
+            slot = running.slot
+            start = len(slot.tokens)
+            draft = running.draft[: min(room, slot.reserved - start - 1)]
+            room -= len(draft)
+            token_ids = (running.context[-1], *draft)
+            job_id = running.job.job_id
+            rows.append(Rows(job_id, slot.index, start, token_ids, is_last=True, drafts=len(draft)))
         return rows
 
-    def _rows(self, running: _Running, count: int) -> Rows:
+    def _prefill(self, prefill: list[_Running], budget: int) -> list[Rows]:
+        """Turn by turn; a turn ends when it is used up or its renter has nothing to prefill."""
+        prefill.sort(key=lambda r: r.remaining - (self._step - r.admitted_at) * AGEING_TOKENS)
+        by_renter: dict[str, list[_Running]] = {}
+        for running in prefill:
+            by_renter.setdefault(running.job.renter, []).append(running)
+        self._take_turns(by_renter)
+        taken: dict[int, int] = {}
+        order: list[_Running] = []
+        while budget > 0 and by_renter:
+            renter = self._prefill_turns[0]
+            running = by_renter[renter][0]
+            left = running.remaining - taken.get(running.job.job_id, 0)
+            count = min(budget, left, self._turn_left)
+            if running.job.job_id not in taken:
+                order.append(running)
+            taken[running.job.job_id] = taken.get(running.job.job_id, 0) + count
+            budget -= count
+            self._turn_left -= count
+            if count == left:
+                by_renter[renter].pop(0)
+            if not by_renter[renter]:
+                del by_renter[renter]
+                self._prefill_turns.popleft()
+                self._turn_left = 0
+            elif self._turn_left == 0:
+                self._prefill_turns.rotate(-1)
+            if self._turn_left == 0:
+                self._begin_turn(by_renter)
+        return [self._prefill_rows(running, taken[running.job.job_id]) for running in order]
+
+    def _take_turns(self, by_renter: dict[str, list[_Running]]) -> None:
+        """Renters with prefill, in the order they came; the first one's turn goes on."""
+        first = self._prefill_turns[0] if self._prefill_turns else None
+        kept = [renter for renter in self._prefill_turns if renter in by_renter]
+        new = [renter for renter in by_renter if renter not in self._prefill_turns]
+        self._prefill_turns = deque([*kept, *new])
+        if self._prefill_turns and (self._turn_left <= 0 or self._prefill_turns[0] != first):
+            self._begin_turn(by_renter)
+
+    def _begin_turn(self, by_renter: dict[str, list[_Running]]) -> None:
+        if self._prefill_turns:
+            self._turn_left = TURN_TOKENS * by_renter[self._prefill_turns[0]][0].job.weight
+
+    def _prefill_rows(self, running: _Running, count: int) -> Rows:
         start = len(running.slot.tokens)
         return Rows(
             running.job.job_id,
@@ -212,84 +295,108 @@ class Scheduler:
             is_last=count == running.remaining,
         )
 
-    def _admit(self, job: Job) -> bool:
-        if len(self._running) >= self._limits.max_sequences:
-            return False
-        source, shared = self._longest_prefix(job)
-        target = source if source is not None and source.owner is None else None
-        if not self._make_room(job, target):
-            return False
-        if target is None:
-            target = self._free_slot()
-            if source is not None:
-                self._memory.append(Copy(source.index, target.index, shared))
-                target.tokens = list(source.tokens[:shared])
-        elif shared < len(target.tokens):
-            self._memory.append(Remove(target.index, shared))
-            del target.tokens[shared:]
-        target.owner, target.scope = job.job_id, job.scope
-        self._running[job.job_id] = _Running(job, target, list(job.token_ids), self._step)
-        self._reused.append((job.job_id, len(target.tokens)))
-        return True
+    def _admit_all(self) -> None:
+        while len(self._running) < self._limits.max_sequences and not self._has_no_room:
+            chosen = self._next()
+            if chosen is None:
+                return
+            name, waiting, turns = chosen
+            if not self._admit(waiting):
+                self._has_no_room = True
+                return
+            for renter in self._renters.values():
+                renter.deficit += turns * TURN_TOKENS * renter.waiting[0].job.weight
+            renter = self._renters[name]
+            renter.deficit -= waiting.job.reserved_tokens
+            renter.waiting.remove(waiting)
+            if not renter.waiting:
+                del self._renters[name]
+            else:
+                # Who was served goes to the end of the round.
+                self._renters[name] = self._renters.pop(name)
 
-    def _longest_prefix(self, job: Job) -> tuple[_Slot | None, int]:
-        """The slot of the same scope that shares most; never the whole context.
-
-        The last token is always computed again: its logits are not kept.
-        """
-        best: _Slot | None = None
-        longest = MIN_SHARED_TOKENS - 1
-        if not job.scope:
-            return None, 0
-        for slot in self._slots:
-            if slot.scope != job.scope:
+    def _next(self) -> tuple[str, _Waiting, int] | None:
+        """The renter whose deficit is enough after the fewest rounds, and that number of rounds."""
+        best: tuple[str, _Waiting, int] | None = None
+        for name, renter in self._renters.items():
+            ready = (waiting for waiting in renter.waiting if not self._is_held(waiting))
+            first = next(ready, None)
+            if first is None:
                 continue
-            shared = min(common_prefix(slot.tokens, job.token_ids), len(job.token_ids) - 1)
-            is_better_kind = best is not None and best.owner is not None and slot.owner is None
-            if shared > longest or (shared == longest and is_better_kind):
-                best, longest = slot, shared
-        return best, longest if best is not None else 0
+            missing = first.job.reserved_tokens - renter.deficit
+            turns = max(0, -(-missing // (TURN_TOKENS * first.job.weight)))
+            if best is None or turns < best[2]:
+                best = name, first, turns
+        return best
 
-    def _make_room(self, job: Job, keep: _Slot | None) -> bool:
-        """Evict cache, least recently used first, until the reservation fits; `keep` stays."""
-        kept = len(keep.tokens) if keep is not None else 0
-        cached = (slot for slot in self._slots if slot.owner is None and slot.tokens)
-        idle = sorted((slot for slot in cached if slot is not keep), key=lambda slot: slot.used_at)
-        evictable = sum(len(slot.tokens) for slot in idle)
-        over = self.kv_tokens - kept + job.reserved_tokens - self._limits.kv_tokens
-        if over > evictable:
+    def _is_held(self, waiting: _Waiting) -> bool:
+        """Another one is computing a prefix of this one, longer than what is there already."""
+        resident: int | None = None
+        for running in self._running.values():
+            if running.is_paused or running.remaining <= 1:
+                continue
+            shared = waiting.prefix.common_blocks(running.prefix)
+            if shared <= len(running.slot.blocks):
+                continue
+            if resident is None:
+                _, resident = self._cells.longest(waiting.prefix)
+            if shared * BLOCK_TOKENS - resident >= BLOCK_TOKENS:
+                return True
+        return False
+
+    def _admit(self, waiting: _Waiting) -> bool:
+        job = waiting.job
+        source, shared = self._cells.longest(waiting.prefix)
+        blocks = shared // BLOCK_TOKENS
+        needed = self._cells.needed(source, blocks) - blocks * BLOCK_TOKENS
+        if needed + job.reserved_tokens > self._limits.kv_tokens:
             return False
-        for slot in idle:
-            if over <= 0:
+        slot = self._place(source, shared)
+        slot.scope, slot.public = waiting.prefix.scope, job.public
+        slot.owner, slot.reserved = job.job_id, job.reserved_tokens
+        for idle in sorted(self._idle(), key=lambda idle: idle.used_at):
+            if self._cells.used <= self._limits.kv_tokens:
                 break
-            over -= len(slot.tokens)
-            self._clear(slot)
+            self._truncate(idle, 0)
+        self._running[job.job_id] = _Running(
+            job, waiting.prefix, slot, list(job.token_ids), self._step
+        )
+        self._reused.append((job.job_id, len(slot.tokens)))
         return True
 
-    def _free_slot(self) -> _Slot:
-        """An empty slot, or the least recently used cached one emptied.
+    def _place(self, source: Slot | None, shared: int) -> Slot:
+        """A slot with the shared tokens in it.
 
-        There is one: slots >= max_sequences and fewer than that are running.
+        The source itself when nobody runs in it and little of it would be lost, or there is no
+        other; else another one, the empty ones first, then the least recently used.
         """
-        idle = [slot for slot in self._slots if slot.owner is None]
-        slot = min(idle, key=lambda candidate: (bool(candidate.tokens), candidate.used_at))
-        if slot.tokens:
-            self._clear(slot)
-        return slot
+        others = [slot for slot in self._cells.slots if slot.owner is None and slot is not source]
+        if source is not None and source.owner is None:
+            has_empty = any(not slot.tokens for slot in others)
+            if not has_empty or 2 * shared >= len(source.tokens):
+                if shared < len(source.tokens):
+                    self._truncate(source, shared)
+                return source
+        target = min(others, key=lambda slot: (bool(slot.tokens), slot.used_at))
+        if target.tokens:
+            self._truncate(target, 0)
+        if source is not None:
+            self._memory.append(Copy(source.index, target.index, shared))
+            self._cells.share(source, target, shared)
+        return target
 
-    def _clear(self, slot: _Slot) -> None:
-        self._memory.append(Remove(slot.index, 0))
-        slot.tokens, slot.scope = [], ""
+    def _idle(self) -> list[Slot]:
+        return [slot for slot in self._cells.slots if slot.owner is None and slot.tokens]
 
+    def _truncate(self, slot: Slot, length: int) -> None:
+        self._memory.append(Remove(slot.index, length))
+        self._cells.truncate(slot, length)
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of equal items at the beginning."""
-    limit = min(len(left), len(right))
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        if list(left[low:middle]) == list(right[low:middle]):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    def _forget_waiting(self, job_id: int) -> None:
+        for name, renter in list(self._renters.items()):
+            for waiting in renter.waiting:
+                if waiting.job.job_id == job_id:
+                    renter.waiting.remove(waiting)
+                    break
+            if not renter.waiting:
+                del self._renters[name]

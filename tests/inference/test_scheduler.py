@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Scheduler, common_prefix
+from nodeapp.inference.kv import common_prefix
+from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Scheduler
 
 SMALL = Limits(
     max_sequences=2, slots=4, kv_tokens=100, prefill_tokens=10, prefill_tokens_while_decoding=4
@@ -21,18 +24,23 @@ class World:
 
     limits: Limits
     scheduler: Scheduler = field(init=False)
-    cells: dict[int, list[int]] = field(default_factory=dict)
+    cells: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """Per slot its (token, cell) pairs; a copied sequence has the same cells."""
+    numbers: count = field(default_factory=count)
     wanted: dict[int, int] = field(default_factory=dict)
     contexts: dict[int, list[int]] = field(default_factory=dict)
     paused: set[int] = field(default_factory=set)
     finished: list[int] = field(default_factory=list)
     reused: dict[int, int] = field(default_factory=dict)
+    accepted: int = 0
+    guess: Callable[[int], tuple[int, ...]] = lambda _number: ()
 
     def __post_init__(self):
         self.scheduler = Scheduler(self.limits)
 
-    def submit(self, number, tokens, answer, scope=""):
-        self.scheduler.submit(Job(number, tuple(tokens), len(tokens) + answer, scope))
+    def submit(self, number, tokens, answer, scope="", **more):
+        job = Job(number, tuple(tokens), len(tokens) + answer, scope, **more)
+        self.scheduler.submit(job)
         self.wanted[number] = answer
         self.contexts[number] = list(tokens)
 
@@ -42,7 +50,9 @@ class World:
         self.reused |= dict(plan.reused)
         assert len({rows.slot for rows in plan.rows}) == len(plan.rows)
         assert len(plan.rows) <= self.limits.max_sequences
-        decode = [rows for rows in plan.rows if len(rows.token_ids) == 1 and rows.is_last]
+        decode = [
+            rows for rows in plan.rows if len(rows.token_ids) == 1 + rows.drafts and rows.is_last
+        ]
         prefill = sum(len(rows.token_ids) for rows in plan.rows if rows not in decode)
         assert prefill <= self.limits.prefill_tokens
         assert not decode or plan.rows[: len(decode)] == tuple(decode)
@@ -50,16 +60,17 @@ class World:
             held = self.cells.setdefault(rows.slot, [])
             context = self.contexts[rows.job_id]
             assert rows.job_id not in self.paused
-            assert held == context[: rows.start]
-            held += rows.token_ids
-            assert held == context[: len(held)]
-            assert rows.is_last == (len(held) == len(context))
-        assert sum(map(len, self.cells.values())) <= self.limits.kv_tokens
-        assert self.scheduler.kv_tokens <= self.limits.kv_tokens
+            assert [token for token, _ in held] == context[: rows.start]
+            held += [(token, next(self.numbers)) for token in rows.token_ids]
+            sure = len(held) - rows.drafts
+            assert [token for token, _ in held[:sure]] == context[:sure]
+            assert rows.is_last == (sure == len(context))
+        used = {cell for held in self.cells.values() for _, cell in held}
+        assert len(used) <= self.scheduler.kv_tokens <= self.limits.kv_tokens
         self.scheduler.done(plan)
         for rows in plan.rows:
             if rows.is_last:
-                self.answer(rows.job_id)
+                self.answer(rows)
         return plan
 
     def apply_memory(self, plan):
@@ -72,14 +83,23 @@ class World:
                     assert len(self.cells[source]) >= end
                     self.cells[target] = self.cells[source][:end]
 
-    def answer(self, number):
-        self.wanted[number] -= 1
-        if self.wanted[number] == 0:
-            self.scheduler.finish(number)
-            self.finished.append(number)
-        else:
-            self.contexts[number].append(7)
-            self.scheduler.append(number, 7)
+    def answer(self, rows):
+        """The model says 7, 8, 9, 7…; guesses that agree with it are taken."""
+        number = rows.job_id
+        chosen = []
+        for guess in (*rows.token_ids[len(rows.token_ids) - rows.drafts :], None):
+            token = 7 + len(self.contexts[number]) % 3
+            chosen.append(token)
+            self.contexts[number].append(token)
+            self.wanted[number] -= 1
+            if self.wanted[number] == 0:
+                self.scheduler.finish(number)
+                self.finished.append(number)
+                return
+            if guess != token:
+                break
+        self.accepted += len(chosen) - 1
+        self.scheduler.advance(number, chosen, self.guess(number))
 
     def run(self, *, steps=2000):
         for _ in range(steps):
