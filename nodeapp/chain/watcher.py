@@ -19,6 +19,7 @@ from nodeapp.core.session import (
     ContractReceiveSessionEnded,
     ContractReceiveSessionOpened,
     Phase,
+    Session,
     Terms,
 )
 from nodeapp.core.units import BlockNumber, BlockTime
@@ -197,33 +198,53 @@ class Watcher:
         if isinstance(event, SessionCreated):
             return ContractReceiveSessionOpened(event.job_id, self._terms(job), block, tx_hash)
         return ContractReceiveSessionEnded(
-            event.job_id, _phase(job), job.host_share, job.refund, block, at, tx_hash
+            event.job_id,
+            _phase(job),
+            job.host_share,
+            job.refund,
+            block,
+            at,
+            tx_hash,
+            job.tokens_used,
         )
 
     async def _audit(self, newest: Block) -> None:
-        """Hold one session a step against the contract: an endpoint may leave logs out for good."""
+        """Look after logs that an endpoint left out for longer than blocks are read again."""
+        session = self._lacking() or await self._disproved(newest)
+        if session is None:
+            return
+        job_id = session.terms.job_id
+        first = session.opened_in or self._contracts.deployment.first_block
+        events = await self._events.get_session_events(first, newest.number, self._host, [job_id])
+        mine = [event for event in events if event.job_id == job_id]
+        changes = await self._told(mine, newest)
+        if changes:
+            _log.warning("logs were missing", job_id=job_id, found=len(changes))
+            await self._ledger.record(*changes)
+
+    def _lacking(self) -> Session | None:
+        """A session that ended a short while ago with claims that we were not told."""
+        final = self._ledger.view.final
+        for session in self._ledger.sessions.values():
+            if session.ended is not None and session.ended.block > final and session.lacks_proofs:
+                return session
+        return None
+
+    async def _disproved(self, newest: Block) -> Session | None:
+        """One open session a step is held against the contract, in turn."""
         unsettled = self._ledger.unsettled
         ids = [job_id for job_id, one in unsettled.items() if one.opened_in is not None]
         if not ids:
-            return
+            return None
         self._audited = min((one for one in ids if one > self._audited), default=min(ids))
         session = unsettled[self._audited]
         try:
             job = await self._contracts.session(self._audited, newest.number)
         except NotFound:
-            return  # a reorg meanwhile; the next step sees it
+            return None  # a reorg meanwhile; the next step sees it
         is_ended = job.status is not SessionStatus.ACTIVE
-        if (job.tokens_used, is_ended) == (session.claimed, session.ended is not None):
-            return
-        first = session.opened_in or self._contracts.deployment.first_block
-        events = await self._events.get_session_events(
-            first, newest.number, self._host, [self._audited]
-        )
-        mine = [event for event in events if event.job_id == self._audited]
-        changes = await self._told(mine, newest)
-        if changes:
-            _log.warning("logs were missing", job_id=self._audited, found=len(changes))
-            await self._ledger.record(*changes)
+        is_right = (job.tokens_used, is_ended) == (session.claimed, session.ended is not None)
+        return None if is_right else session
 
     def _terms(self, job: SessionJob) -> Terms:
         deployment = self._contracts.deployment

@@ -23,6 +23,7 @@ def rewound(session: Session, block: BlockNumber) -> Session:
         proofs=tuple(proof for proof in session.proofs if proof.block <= block),
         ended=session.ended if session.ended and session.ended.block <= block else None,
         withdrawn=session.withdrawn if session.withdrawn_in <= block else None,
+        withdrawn_in=session.withdrawn_in if session.withdrawn_in <= block else BlockNumber(0),
     )
 
 

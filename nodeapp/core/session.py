@@ -114,6 +114,8 @@ class Ended(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: BlockNumber = BlockNumber(0)
     at: BlockTime = BlockTime(0)
     tx_hash: TxHash = TxHash("")
+    tokens_used: Tokens = Tokens(-1)
+    """All accepted claims together, as the chain says; -1: not recorded."""
 
 
 class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,6 +135,8 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ended: Ended | None = None
     withdrawn: BaseUnits | None = None
     withdrawn_in: BlockNumber = BlockNumber(0)
+    withdrawn_tx: TxHash = TxHash("")
+    """Which transaction took the share out, with those of other sessions; "": none of ours."""
     renter_key: bytes = b""
     """Compressed secp256k1 key of the depositor, 33 bytes; pinned at first authentication."""
     closing: str = ""
@@ -206,6 +210,11 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_claimed_elsewhere(self) -> bool:
         """The chain has a claim this journal does not know; what it covers cannot be told."""
         return not self._accepted_hashes <= {claim.proof_hash for claim in self.claims}
+
+    @property
+    def lacks_proofs(self) -> bool:
+        """It ended with more claims than are known here: an endpoint left logs out."""
+        return self.ended is not None and self.ended.tokens_used not in (-1, self.claimed)
 
     @property
     def previous_commitment(self) -> bytes:
@@ -367,6 +376,8 @@ class ContractReceiveSessionEnded(SessionChange, frozen=True):
     block: BlockNumber = BlockNumber(0)
     at: BlockTime = BlockTime(0)
     tx_hash: TxHash = TxHash("")
+    tokens_used: Tokens = Tokens(-1)
+    """All accepted claims together, as the chain says; -1: not recorded."""
 
 
 class EarningsWithdrawn(SessionChange, frozen=True):
@@ -374,6 +385,7 @@ class EarningsWithdrawn(SessionChange, frozen=True):
 
     amount: BaseUnits
     block: BlockNumber = BlockNumber(0)
+    tx_hash: TxHash = TxHash("")
 
 
 Change = (

@@ -101,11 +101,15 @@ def apply(session: Session, change: Change) -> Session:  # noqa: C901, PLR0912  
                 change.block,
                 change.at,
                 change.tx_hash,
+                change.tokens_used,
             )
             return msgspec.structs.replace(session, ended=ended)
         case EarningsWithdrawn():
             return msgspec.structs.replace(
-                session, withdrawn=change.amount, withdrawn_in=change.block
+                session,
+                withdrawn=change.amount,
+                withdrawn_in=change.block,
+                withdrawn_tx=change.tx_hash,
             )
         case _:
             assert_never(change)
