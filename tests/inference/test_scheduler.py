@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeapp.inference.kv import common_prefix
-from nodeapp.inference.scheduler import Copy, Job, Limits, Remove, Scheduler
+from nodeapp.inference.scheduler import (
+    MAX_DRAFT_TOKENS,
+    Copy,
+    Job,
+    Limits,
+    Remove,
+    Scheduler,
+)
 
 SMALL = Limits(
     max_sequences=2, slots=4, kv_tokens=100, prefill_tokens=10, prefill_tokens_while_decoding=4
@@ -258,10 +265,12 @@ def test_a_job_that_can_never_fit_is_a_bug_of_the_caller():
 
 jobs = st.lists(
     st.tuples(
-        st.integers(1, 40),
+        st.integers(1, 200),
         st.integers(1, 30),
         st.sampled_from(["", "a", "b"]),
         st.integers(0, 3),
+        st.integers(1, 5),
+        st.sampled_from([0, 70, 130]),
     ),
     min_size=1,
     max_size=14,
@@ -273,18 +282,24 @@ jobs = st.lists(
     jobs=jobs,
     sequences=st.integers(1, 4),
     extra_slots=st.integers(0, 3),
-    kv=st.integers(70, 200),
+    kv=st.integers(230, 700),
+    guesses=st.lists(st.lists(st.integers(7, 9), max_size=8), max_size=5),
     prefill=st.integers(1, 16),
     noise=st.lists(st.tuples(st.integers(0, 13), st.sampled_from("cpr")), max_size=20),
 )
 def test_every_job_ends_and_no_budget_is_ever_exceeded(
-    jobs, sequences, extra_slots, kv, prefill, noise
+    jobs, sequences, extra_slots, kv, prefill, guesses, noise
 ):
     limits = Limits(sequences, sequences + extra_slots, kv, prefill, max(1, prefill // 2))
     world = World(limits)
+    if guesses:
+        world.guess = lambda number: tuple(guesses[number % len(guesses)])
     actions = list(noise)
-    for number, (length, answer, scope, base) in enumerate(jobs):
-        world.submit(number, range(base, base + length), answer, scope)
+    for number, (length, answer, scope, base, weight, public) in enumerate(jobs):
+        tokens = range(base, base + length)
+        declared = min(public, length) if base == 0 else 0
+        renter = f"{scope}{weight}"
+        world.submit(number, tokens, answer, scope, public=declared, renter=renter, weight=weight)
         world.step()
         if actions:
             target, action = actions.pop()
@@ -313,3 +328,156 @@ def test_common_prefix_is_the_longest(left, right):
     length = common_prefix(left, right)
     assert left[:length] == right[:length]
     assert length == min(len(left), len(right)) or left[length] != right[length]
+
+
+WIDE = Limits(
+    max_sequences=8, slots=16, kv_tokens=4000, prefill_tokens=128, prefill_tokens_while_decoding=64
+)
+SYSTEM = range(1000, 1200)
+
+
+def prefilled(world):
+    """Runs to the end; returns how many prompt tokens were computed by whom."""
+    computed = {}
+    while len(world.finished) < len(world.wanted):
+        for rows in world.step().rows:
+            computed[rows.job_id] = computed.get(rows.job_id, 0) + len(rows.token_ids)
+    return computed
+
+
+def test_requests_that_come_together_compute_their_common_prefix_once():
+    world = World(WIDE)
+    for number in range(6):
+        world.submit(number, [*SYSTEM, number, number], 1, scope="renter")
+    computed = prefilled(world)
+    assert computed[0] == 202
+    assert all(computed[number] == 2 for number in range(1, 6))
+
+
+def test_a_request_is_held_only_for_a_prefix_it_may_share():
+    world = World(WIDE)
+    world.submit(1, SYSTEM, 1, scope="a")
+    world.submit(2, SYSTEM, 1, scope="b")
+    world.step()
+    assert (world.scheduler.running, world.scheduler.waiting) == (2, 0)
+
+
+def test_a_held_request_goes_on_when_the_one_it_waits_for_is_cancelled_or_paused():
+    for event in ("finish", "pause"):
+        world = World(WIDE)
+        world.submit(1, range(600), 1, scope="a")
+        world.step()
+        world.submit(2, range(600), 1, scope="a")
+        world.step()
+        world.submit(3, range(600), 1, scope="a")
+        if event == "finish":
+            world.scheduler.finish(1)
+            world.finished.append(1)
+        else:
+            world.scheduler.pause(1, is_paused=True)
+            world.paused.add(1)
+            world.step()
+            assert world.scheduler.running >= 2
+            world.scheduler.pause(1, is_paused=False)
+            world.paused.clear()
+        world.run()
+
+
+def test_shared_blocks_are_counted_once():
+    world = World(Limits(8, 16, 600, 128, 64))
+    world.submit(0, [*SYSTEM, 1], 1, scope="renter")
+    world.run()
+    for number in range(1, 9):
+        world.submit(number, [*SYSTEM, number], 20, scope="renter")
+    world.step()
+    # Nine copies would be 1977 cells; three blocks are shared, 29 are each one's own.
+    assert world.scheduler.running == 8
+    assert world.scheduler.kv_tokens <= 192 + 9 * 29
+    world.run()
+
+
+def test_a_public_prefix_is_shared_between_renters_and_nothing_behind_it():
+    world = World(WIDE)
+    world.submit(1, [*SYSTEM, *range(100)], 1, scope="a", public=200)
+    world.run()
+    world.submit(2, [*SYSTEM, *range(100)], 1, scope="b", public=200)
+    world.step()
+    assert world.reused[2] == 200
+    world.submit(3, [*SYSTEM, *range(100)], 1, scope="", public=200)
+    world.run()
+    assert world.reused[3] == 200
+    world.submit(4, [*SYSTEM, *range(100)], 1, scope="c")
+    world.run()
+    assert world.reused[4] == 0
+
+
+def test_a_short_question_does_not_cost_a_long_conversation_its_cells():
+    world = World(WIDE)
+    world.submit(1, range(600), 1, scope="a")
+    world.run()
+    world.submit(2, [*range(70), 9, 9], 1, scope="a")
+    world.run()
+    world.submit(3, [*range(600), 5], 1, scope="a")
+    world.run()
+    assert (world.reused[2], world.reused[3]) == (70, 600)
+
+
+def test_renters_take_turns_however_many_requests_one_of_them_queues():
+    world = World(Limits(1, 2, 4000, 128, 64))
+    for number in range(20):
+        world.submit(number, range(number * 100, number * 100 + 50), 2, renter="many")
+    world.submit(100, range(5000, 5050), 2, renter="one")
+    world.run()
+    assert world.finished.index(100) <= 11
+
+
+def test_a_renter_of_weight_three_gets_three_turns_for_one():
+    world = World(Limits(1, 2, 4000, 600, 600))
+    for number in range(40):
+        world.submit(number, range(number * 600, number * 600 + 510), 2, renter="a", weight=3)
+        world.submit(100 + number, range(50_000, 50_510), 2, renter="b")
+    world.run()
+    first = world.finished[:24]
+    assert sum(number < 100 for number in first) == pytest.approx(18, abs=2)
+
+
+def test_a_long_prefill_of_one_renter_does_not_hold_up_the_short_one_of_another():
+    world = World(WIDE)
+    world.submit(1, range(3000), 1, renter="a")
+    for _ in range(2):
+        world.step()
+    world.submit(2, range(5000, 5100), 1, renter="b")
+    for _ in range(6):
+        world.step()
+    assert world.finished == [2]
+
+
+def test_right_guesses_save_steps_and_wrong_ones_leave_no_cells():
+    def right(number):
+        length = len(world.contexts[number])
+        return tuple(7 + (length + ahead) % 3 for ahead in range(4))
+
+    plain, steps = World(WIDE), 0
+    plain.submit(1, range(100), 60)
+    plain.run()
+    for guess in (right, lambda _number: (1, 2, 3)):
+        world = World(WIDE, guess=guess)
+        world.submit(1, range(100), 60)
+        steps = 0
+        while not world.finished:
+            world.step()
+            steps += 1
+        assert world.contexts == plain.contexts
+        assert (steps < 20) == (guess is right)
+        world.step()
+        assert not any(world.cells.values())
+
+
+def test_guesses_leave_a_sequence_its_reservation_and_the_others_their_rows():
+    world = World(Limits(4, 8, 4000, 64, 16), guess=lambda _number: (1,) * 15)
+    for number in range(4):
+        world.submit(number, range(number * 50, number * 50 + 20), 12)
+    rows = []
+    while len(world.finished) < 4:
+        rows += [sum(row.drafts for row in world.step().rows)]
+    assert max(rows) == MAX_DRAFT_TOKENS
