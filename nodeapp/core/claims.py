@@ -1,7 +1,8 @@
 """When a claim is due and how large it is: the marketplace's rules, nothing padded.
 
 Rules of submitProofOfWork that shape this: a claim has >= MIN_CLAIM tokens, the first one
->= proofInterval; a session without a claim for proofTimeoutWindow may be timed out by anyone.
+>= proofInterval, and no more than the model's rate limit times the seconds since the last one; a
+session without a claim for proofTimeoutWindow may be timed out by anyone.
 While a request runs, MIN_CLAIM tokens are held back so that what remains at the end is always
 large enough to be claimed; unpaid exposure is therefore <= interval + MIN_CLAIM.
 Sessions with proofInterval > MAX_CLAIM could never be claimed and are not served.
@@ -36,6 +37,14 @@ def claim_size(
         return _cut(unclaimed, least) if unclaimed >= least else Tokens(0)
     size = unclaimed - MIN_CLAIM if is_streaming else unclaimed
     return _cut(size, least) if size >= max(interval, least) else Tokens(0)
+
+
+def claimable_from(*, last_proof_at: int, tokens: int, tokens_per_second: int) -> int:
+    """Block time from which a claim of so many tokens is within the model's rate limit.
+
+    The contract takes tokens <= seconds since the last proof * limit.
+    """
+    return last_proof_at + -(-tokens // tokens_per_second)
 
 
 def _cut(size: int, least: int) -> Tokens:

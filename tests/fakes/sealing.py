@@ -78,6 +78,10 @@ class FakeContracts:
     """evm.Contracts towards sealer and runner."""
 
     unpaid: int = 0
+    rate_limit: int = 2000
+
+    async def model_rate_limit(self, model_id: str) -> int:
+        return self.rate_limit
 
     async def model(self, model_id: str) -> RegisteredModel:
         return RegisteredModel()
