@@ -21,6 +21,7 @@ from nodeapp.core.errors import InvalidRequest, Rejected, Unavailable
 from nodeapp.evm.errors import WrongShape
 from nodeapp.evm.health import Health, LogSpan, TokenBucket
 from nodeapp.evm.rpc import (
+    METHOD_MISSING,
     Block,
     Decode,
     Decoded,
@@ -134,7 +135,7 @@ class Endpoint:
                 self.head = NO_BLOCK
             case Meaning.LIMITED:
                 self.fail(text, must_rest=True)
-            case Meaning.BROKEN if answer.failure.code != -32601:
+            case Meaning.BROKEN if answer.failure.code != METHOD_MISSING:
                 self.fail(text)
             case _:
                 pass

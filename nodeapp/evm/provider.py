@@ -170,8 +170,10 @@ class Provider:
         """`call` with the JSON result as it came."""
         return await self.call(method, params, as_any, subject=subject, needs_block=needs_block)
 
-    async def find(self, method: str, params: Sequence[object]) -> Any:  # noqa: ANN401 (JSON)
-        """The first result that is not null; null only when every endpoint says so.
+    async def find(
+        self, method: str, params: Sequence[object], decode: Decode[Found | None]
+    ) -> Found | None:
+        """The first result that is not null; None only when every endpoint says so.
 
         For what one endpoint may not have heard of yet: transactions and receipts.
 
@@ -182,7 +184,7 @@ class Provider:
         request = Request(method, tuple(params))
 
         async def some(endpoint: Endpoint) -> RpcAnswer | None:
-            answer = await self._read(endpoint, request, as_any)
+            answer = await self._read(endpoint, request, decode)
             return None if answer.failure is None and answer.result is None else answer
 
         answer = await self._first(method, None, some)
@@ -190,7 +192,8 @@ class Provider:
             return None
         if answer.failure is not None:
             raise _refused(method, answer.failure)
-        return answer.result
+        result: Found = answer.result
+        return result
 
     async def block(self, tag: BlockTag = "latest") -> Block:
         """A header; Unavailable when no endpoint has the block (yet)."""

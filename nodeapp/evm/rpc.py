@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from nodeapp.core.ids import Address
 from nodeapp.core.units import BlockNumber, BlockTime, Wei
-from nodeapp.evm.abi import revert_reason
+from nodeapp.evm.abi import checksum, revert_reason
 from nodeapp.evm.errors import WrongShape
 
 Decoded = TypeVar("Decoded")
@@ -23,6 +24,7 @@ BlockTag = BlockNumber | str
 """A number, or "latest", "pending", "safe", "finalized", "earliest"."""
 
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _QUANTITY = re.compile(r"0x[0-9a-fA-F]{1,64}")
 _BYTES = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 
@@ -78,6 +80,7 @@ class Block:
     base_fee: Wei
 
 
+METHOD_MISSING = -32601
 _LIMITED_CODES = frozenset({429, -32005, -32007, -32016, -32029, -32090, -32097})
 _LIMITED_WORDS = (
     "rate limit",
@@ -133,7 +136,7 @@ _LACKING_WORDS = (
     "blockoutofrange",
     "beyond current head",
 )
-_BROKEN_CODES = frozenset({-32603, -32601, -32001, -32002, -32098, -32099})
+_BROKEN_CODES = frozenset({-32603, METHOD_MISSING, -32001, -32002, -32098, -32099})
 
 
 def meaning_of(method: str, failure: RpcFailure) -> Meaning:
@@ -151,6 +154,9 @@ def meaning_of(method: str, failure: RpcFailure) -> Meaning:
         return Meaning.TOO_LARGE
     if failure.code in _LIMITED_CODES or any(words in text for words in _LIMITED_WORDS):
         return Meaning.LIMITED
+    # There is another way to choose a fee: the caller decides.
+    if method == "eth_maxPriorityFeePerGas" and failure.code == METHOD_MISSING:
+        return Meaning.ANSWER
     # Some endpoints refuse a transaction with "internal error": the reason in words is the answer.
     if failure.code in _BROKEN_CODES and method != "eth_sendRawTransaction":
         return Meaning.BROKEN
@@ -227,6 +233,20 @@ def as_bytes(result: object) -> bytes:
     return bytes.fromhex(result[2:])
 
 
+def as_address(result: object) -> Address:
+    """20 bytes of hex, in EIP-55 form."""
+    if not isinstance(result, str) or _ADDRESS.fullmatch(result) is None:
+        raise WrongShape(f"{str(result)[:40]!r} is no address")
+    return checksum(result)
+
+
+def as_list(result: object) -> Sequence[object]:
+    """A JSON array."""
+    if not isinstance(result, list):
+        raise WrongShape(f"{str(result)[:40]!r} is no list")
+    return result
+
+
 def as_object(result: object) -> Mapping[str, Any]:
     """A JSON object."""
     if not isinstance(result, Mapping):
@@ -290,7 +310,8 @@ def _place(log: Mapping[str, Any]) -> tuple[int, int]:
         raise WrongShape("topics are no list of at most four")
     for topic in topics:
         as_hash(topic)
-    if not isinstance(log.get("address"), str):
+    # Without the checksum: there may be a hundred thousand of them.
+    if _ADDRESS.fullmatch(str(log.get("address"))) is None:
         raise WrongShape("log without address")
     return field(log, "blockNumber", as_quantity), field(log, "logIndex", as_quantity)
 

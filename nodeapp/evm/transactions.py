@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
@@ -19,10 +20,21 @@ from nodeapp.core.fees import GWEI, FeePolicy, Fees, first_fees
 from nodeapp.core.ids import Address, TxHash
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call, checksum
-from nodeapp.evm.errors import Reverted
+from nodeapp.evm.errors import Reverted, WrongShape
 from nodeapp.evm.events import MarketplaceEvent, decode_logs
 from nodeapp.evm.provider import Block, BlockTag, Provider, block_parameter, quantity
 from nodeapp.evm.refusals import SendRefused
+from nodeapp.evm.rpc import (
+    METHOD_MISSING,
+    as_address,
+    as_bytes,
+    as_hash,
+    as_list,
+    as_logs,
+    as_object,
+    as_quantity,
+    field,
+)
 from nodeapp.evm.signers import Signer
 
 GAS_MARGIN_PERCENT = 125
@@ -36,7 +48,6 @@ KNOWN_ALREADY = (
     "duplicated hash",
 )
 CANCEL_GAS = 21_000
-METHOD_MISSING = -32601
 DEFAULT_PRIORITY_FEE = Wei(GWEI)
 """Where the endpoint suggests none."""
 HISTORY_BLOCKS = 120
@@ -100,7 +111,9 @@ class Transactions:
     async def nonce(self, address: Address, block: BlockTag = "pending") -> int:
         """The account's next nonce, counting what the pool holds; "latest" counts mined ones."""
         params = [address, block_parameter(block)]
-        return int(await self._provider.request("eth_getTransactionCount", params), 16)
+        return await self._provider.call(
+            "eth_getTransactionCount", params, as_quantity, needs_block=block
+        )
 
     async def head(self) -> Block:
         """The newest block."""
@@ -118,7 +131,7 @@ class Transactions:
         """Priority fee that the endpoint suggests, wei per gas."""
         answer = await self._provider.ask("eth_maxPriorityFeePerGas", [])
         if answer.failure is None:
-            return Wei(int(answer.result, 16))
+            return Wei(as_quantity(answer.result))
         if answer.failure.code == METHOD_MISSING:
             return DEFAULT_PRIORITY_FEE
         raise Unavailable(f"no priority fee is suggested: {answer.failure.message}")
@@ -130,10 +143,13 @@ class Transactions:
             Reverted: the contract refuses; `reason` says why.
             Rejected: the account cannot pay.
         """
-        answer = await self._provider.request(
-            "eth_call", [_fields(call, sender), block_parameter(block)], subject=call.function
+        return await self._provider.call(
+            "eth_call",
+            [_fields(call, sender), block_parameter(block)],
+            as_bytes,
+            subject=call.function,
+            needs_block=block,
         )
-        return bytes.fromhex(answer[2:])
 
     async def estimate(self, call: Call, sender: Address) -> int:
         """Gas limit with a margin; simulates first, so that a revert has its reason.
@@ -143,10 +159,13 @@ class Transactions:
             Rejected: the account cannot pay.
         """
         await self.simulate(call, sender)
-        answer = await self._provider.request(
-            "eth_estimateGas", [_fields(call, sender), "pending"], subject=call.function
+        gas = await self._provider.call(
+            "eth_estimateGas",
+            [_fields(call, sender), "pending"],
+            as_quantity,
+            subject=call.function,
         )
-        return int(answer, 16) * GAS_MARGIN_PERCENT // 100
+        return gas * GAS_MARGIN_PERCENT // 100
 
     async def prepare(
         self,
@@ -217,7 +236,8 @@ class Transactions:
         message = answer.failure.message
         if any(text in message.lower() for text in KNOWN_ALREADY):
             return signed.hash
-        if await self._provider.request("eth_getTransactionByHash", [signed.hash]) is not None:
+        found = await self._provider.find("eth_getTransactionByHash", [signed.hash], _transaction)
+        if found is not None:
             return signed.hash
         raise SendRefused(f"transaction {signed.hash} nonce {signed.nonce}", message)
 
@@ -239,28 +259,15 @@ class Transactions:
             middle = (low + high) // 2
             is_used = await self.nonce(address, BlockNumber(middle)) > nonce
             low, high = (low, middle) if is_used else (middle, high)
-        found = await self._provider.request("eth_getBlockByNumber", [quantity(high), True])
-        for entry in (found or {}).get("transactions", ()):
-            if checksum(entry["from"]) == address and int(entry["nonce"], 16) == nonce:
-                return TxHash(entry["hash"])
+        for entry in await self._block_transactions(high):
+            if entry.sender == address and entry.nonce == nonce:
+                return entry.hash
         raise Unavailable(f"nonce {nonce} of {address} is used, but block {high} does not show it")
 
     async def receipt(self, tx_hash: TxHash) -> Receipt | None:
         """The receipt, None while not mined."""
-        found = await self._provider.request("eth_getTransactionReceipt", [tx_hash])
-        if found is None or found.get("blockNumber") is None:
-            return None
-        contract = found.get("contractAddress")
-        return Receipt(
-            hash=tx_hash,
-            succeeded=int(found["status"], 16) == 1,
-            block_number=BlockNumber(int(found["blockNumber"], 16)),
-            block_hash=found["blockHash"],
-            gas_used=int(found["gasUsed"], 16),
-            gas_price=Wei(int(found["effectiveGasPrice"], 16)),
-            contract=None if contract is None else Address(contract),
-            raw_logs=tuple(found["logs"]),
-            data_fee=Wei(int(found.get("l1Fee") or "0x0", 16)),
+        return await self._provider.find(
+            "eth_getTransactionReceipt", [tx_hash], partial(_receipt, tx_hash)
         )
 
     async def wait_mined(
@@ -338,18 +345,73 @@ class Transactions:
 
     async def why_failed(self, receipt: Receipt) -> str:
         """Run it again on the state before its block; best effort, the state may differ."""
-        found = await self._provider.request("eth_getTransactionByHash", [receipt.hash])
+        found = await self._provider.find("eth_getTransactionByHash", [receipt.hash], _transaction)
         if found is None:
             return ""
-        call = {
-            "from": found["from"],
-            "to": found["to"],
-            "data": found["input"],
-            "value": found["value"],
-        }
-        before = quantity(receipt.block_number - 1)
-        answer = await self._provider.ask("eth_call", [call, before])
+        answer = await self._provider.ask(
+            "eth_call",
+            [found.call, quantity(receipt.block_number - 1)],
+            needs_block=receipt.block_number,
+        )
         return (answer.failure.reason or "") if answer.failure else ""
+
+    async def _block_transactions(self, number: int) -> tuple[_Transaction, ...]:
+        def decode(result: object) -> tuple[_Transaction, ...]:
+            found = field(as_object(result), "transactions", as_list)
+            return tuple(one for one in map(_transaction, found) if one is not None)
+
+        return await self._provider.call(
+            "eth_getBlockByNumber",
+            [quantity(number), True],
+            decode,
+            needs_block=BlockNumber(number),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    """Of a transaction as an endpoint tells it what is used; `call` repeats it by eth_call."""
+
+    hash: TxHash
+    sender: Address
+    nonce: int
+    call: Mapping[str, object]
+
+
+def _transaction(result: object) -> _Transaction | None:
+    if result is None:
+        return None
+    fields = as_object(result)
+    call = {name: fields.get(name) for name in ("from", "to", "value")}
+    return _Transaction(
+        TxHash(field(fields, "hash", as_hash)),
+        field(fields, "from", as_address),
+        field(fields, "nonce", as_quantity),
+        {**call, "data": fields.get("input")},
+    )
+
+
+def _receipt(tx_hash: TxHash, result: object) -> Receipt | None:
+    if result is None:
+        return None
+    fields = as_object(result)
+    if fields.get("blockNumber") is None:
+        return None  # Some endpoints have receipts of what is only pending.
+    if field(fields, "transactionHash", as_hash) != tx_hash.lower():
+        raise WrongShape(f"a receipt of another transaction than {tx_hash}")
+    contract, data_fee = fields.get("contractAddress"), fields.get("l1Fee")
+    number = field(fields, "blockNumber", as_quantity)
+    return Receipt(
+        hash=tx_hash,
+        succeeded=field(fields, "status", as_quantity) == 1,
+        block_number=BlockNumber(number),
+        block_hash=field(fields, "blockHash", as_hash),
+        gas_used=field(fields, "gasUsed", as_quantity),
+        gas_price=Wei(field(fields, "effectiveGasPrice", as_quantity)),
+        contract=None if contract is None else as_address(contract),
+        raw_logs=field(fields, "logs", as_logs(number, number)),
+        data_fee=Wei(0 if data_fee is None else as_quantity(data_fee)),
+    )
 
 
 def _fields(call: Call, sender: Address) -> dict[str, str]:
