@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -14,13 +14,14 @@ from nodeapp.inference.host import EngineProvider
 from nodeapp.service.clock import Clock
 from nodeapp.service.openai_http import (
     OpenAiEndpoints,
+    TakeEvent,
     Vectors,
     answering,
     json_response,
     read_body,
 )
 from nodeapp.wire import openai
-from nodeapp.wire.ipc_inference import Event, GenerateRequest
+from nodeapp.wire.ipc_inference import GenerateRequest
 from nodeapp.wire.openai_embeddings import DetokeniseRequest, TokeniseRequest
 
 CONCURRENCY = 8
@@ -70,12 +71,12 @@ class EngineBackend:
             )
         return card.model_id
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: GenerateRequest, take: TakeEvent) -> None:
         """As the engine does."""
         asked = msgspec.structs.replace(request, cache_scope=_SCOPE)
         async with aclosing(self._engines.current().engine.generate(asked)) as events:
             async for event in events:
-                yield event
+                await take(event)
 
     async def embed(
         self, model: str, inputs: Sequence[str | tuple[int, ...]], dimensions: int | None
@@ -86,8 +87,7 @@ class EngineBackend:
             raise InvalidRequest("no embedding model is served: set inference.embedding_model_path")
         if model not in (embedder.model_name, DEFAULT_NAME):
             raise NotFound(
-                f"embedding model {model[:128]!r} is not served here;"
-                f" {embedder.model_name!r} is",
+                f"embedding model {model[:128]!r} is not served here; {embedder.model_name!r} is",
                 param="model",
             )
         return await embedder.embed(inputs, dimensions)

@@ -360,7 +360,11 @@ class Conversation:
 
 def _prompt_record(command: GenerateCommand) -> bytes:
     """What the transcript keeps of a question: its turns, and the ids another host gave."""
-    turns = [(turn.role, turn.content) for turn in command.messages]
+    turns: list[tuple[str, str]] = []
+    for turn in command.messages:
+        turns.append((turn.role, turn.content))
+        if turn.tool_calls:
+            turns.append(("tool_calls", msgspec.json.encode(turn.tool_calls).decode()))
     if command.continue_ids:
         turns.append(("continue_ids", " ".join(map(str, command.continue_ids))))
     if command.prompt_text:

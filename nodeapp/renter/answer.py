@@ -34,7 +34,9 @@ from nodeapp.renter.events import (
 from nodeapp.renter.link import Link, open_link
 from nodeapp.renter.record import SessionRecord
 from nodeapp.service.clock import Clock, Deadline
+from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
+from nodeapp.wire.ipc_inference import Alternative, GenerateRequest, TokenLogprob
 from nodeapp.wire.signed import domain_separator, receipt_digest
 
 RECEIPT_EVERY_TOKENS = 16
@@ -43,14 +45,12 @@ RECONNECT_PAUSE_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked."""
+    """What is asked; `rules` brings turns and sampling of its own, tools, a schema and stops."""
 
     messages: tuple[tuple[str, str], ...]
     max_tokens: int
     temperature: float = 0.0
-    top_p: float = 0.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
+    rules: GenerateRequest | None = None
     continue_ids: tuple[int, ...] = ()
     """Ids of this answer that another host gave; the answer goes on after them."""
 
@@ -217,7 +217,8 @@ class Asker:
         progress.first_token_seconds = progress.first_token_seconds or now
         progress.last_token_seconds = now
         progress.pieces.append(tokens.text)
-        self._report(TokensReceived(len(new), tokens.text, round(now, 4)))
+        logprobs = tuple(_logprob(entry) for entry in tokens.logprobs)
+        self._report(TokensReceived(len(new), tokens.text, round(now, 4), logprobs))
 
     async def _send_receipt(self, link: Link) -> None:
         head, count = self._record.head, len(self._record.token_ids)
@@ -248,6 +249,7 @@ class Asker:
             first_token_seconds=round(progress.first_token_seconds, 4),
             tokens_per_second=round((tokens - 1) / spent, 2) if spent > 0 else 0.0,
             reconnects=progress.reconnects,
+            cached_tokens=end.cached_tokens,
         )
         self._report(ended)
         return ended
@@ -260,14 +262,22 @@ def _pause_seconds(error: NodeError, deadline: Deadline) -> float:
 
 
 def _generate(question: Question, record: SessionRecord, request_id: str) -> pb.Generate:
-    return pb.Generate(
+    message = pb.Generate(
         request_id=request_id,
         model_id=record.head.model_id,
         messages=[pb.Message(role=role, content=text) for role, text in question.messages],
         max_tokens=question.max_tokens,
-        sampling=pb.Sampling(
-            temperature=question.temperature, top_p=question.top_p, seed=question.seed
-        ),
-        stop=question.stop,
+        sampling=pb.Sampling(temperature=question.temperature),
         continue_ids=question.continue_ids,
     )
+    if question.rules is not None:
+        envelope.put_rules(message, question.rules)
+    return message
+
+
+def _logprob(entry: pb.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(_alternative(entry.chosen), tuple(map(_alternative, entry.top)))
+
+
+def _alternative(entry: pb.Alternative) -> Alternative:
+    return Alternative(entry.id, entry.piece, entry.logprob)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from nodeapp.core.ids import Address, JobId, ModelId, PeerId, TxHash
+from nodeapp.wire.ipc_inference import TokenLogprob
 
 
 def _snake(name: str) -> str:
@@ -57,13 +58,15 @@ class AnswerStarted(RenterEvent, frozen=True):
     first_token: int
 
 
-class TokensReceived(RenterEvent, frozen=True):
+class TokensReceived(RenterEvent, frozen=True, omit_defaults=True):
     """A batch; `text` belongs to exactly these tokens."""
 
     tokens: int
     text: str
     seconds: float
     """Since the question was first sent to the host."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token when they were asked for."""
 
 
 class Reconnecting(RenterEvent, frozen=True):
@@ -100,6 +103,8 @@ class AnswerEnded(RenterEvent, frozen=True):
     reconnects: int
     hosts: int = 1
     """How many hosts took part; speed and connection are those of the last one."""
+    cached_tokens: int = 0
+    """Of the prompt, taken from the host's KV cache."""
 
 
 class SessionClosed(RenterEvent, frozen=True):

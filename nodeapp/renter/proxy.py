@@ -3,36 +3,34 @@
     base_url = http://127.0.0.1:8081/v1, any api_key
 
 One paid session is kept and used for one answer after the other; when its deposit is used up or
-the host has closed it, the next question opens a new one. Binds to loopback: whoever reaches the
-port spends the renter's money.
+the host has closed it, the next question opens a new one. Several answers of one call (`n`,
+prompt lists, batches) are asked one after the other, and each one's tokens are paid for. Binds to
+loopback: whoever reaches the port spends the renter's money.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from nodeapp.core.errors import (
-    InvalidRequest,
-    NodeError,
-    PaymentRequired,
-    Unauthorised,
-    leaves,
-)
+from nodeapp.core.errors import InvalidRequest, NodeError, Unauthorised, leaves
 from nodeapp.core.ids import ModelId
 from nodeapp.renter.answer import Question
 from nodeapp.renter.events import AnswerEnded, AnyEvent, TokensReceived
+from nodeapp.renter.failover import ask_anywhere
 from nodeapp.renter.record import SessionRecord
 from nodeapp.renter.run import Renter
-from nodeapp.wire import openai
+from nodeapp.service.openai_http import OpenAiEndpoints, TakeEvent, Vectors, refusal
+from nodeapp.wire.ipc_inference import Finished, FinishReason, GenerateRequest, Produced, Started
 
-DEFAULT_MAX_TOKENS = 512
 MAX_BODY_BYTES = 4 << 20
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
+DEFAULT_NAME = "default"
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "cancelled": "cancelled"}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -50,7 +48,7 @@ class Events:
 
 @dataclass(slots=True)
 class Proxy:
-    """The endpoint's handlers."""
+    """The endpoint, and the openai_http.Backend that it is made of."""
 
     renter: Renter
     events: Events
@@ -60,8 +58,7 @@ class Proxy:
     def application(self) -> web.Application:
         """Routes of the endpoint."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[programs_only])
-        app.router.add_get("/v1/models", self.models)
-        app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_routes(OpenAiEndpoints(self, self.renter.clock).routes())
         app.router.add_get("/health", self.health)
         return app
 
@@ -69,149 +66,81 @@ class Proxy:
         """The proxy itself is up."""
         return web.json_response({"status": "ok"})
 
-    async def models(self, _request: web.Request) -> web.Response:
+    @property
+    def concurrency(self) -> int:
+        """A session answers one question at a time."""
+        return 1
+
+    async def models(self) -> Sequence[tuple[str, str]]:
         """Models on offer now."""
-        try:
-            found = await self.renter.find_hosts(ModelId(self.renter.settings.model_id))
-        except NodeError as error:
-            return _refusal(error)
-        names = {host.offer.model_id: host.offer.name for host in found}
-        created = int(self.renter.clock.unix_seconds())
-        listed = tuple((model_id, name) for model_id, name in names.items())
-        return _json(200, openai.model_list(listed, created))
+        found = await self.renter.find_hosts(ModelId(self.renter.settings.model_id))
+        return tuple({host.offer.model_id: host.offer.name for host in found}.items())
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/chat/completions."""
-        try:
-            asked = openai.decode_chat(await request.read())
-            question = _question(asked)
-            model_id = self._model(asked.model)
-        except NodeError as error:
-            return _refusal(error)
-        async with self._turn:
-            if asked.stream:
-                return await self._stream(request, asked, question, model_id)
-            return await self._whole(asked, question, model_id)
-
-    def _model(self, name: str) -> ModelId:
+    def model_id(self, name: str) -> str:
         """A registry id, or "default" for the settings' model."""
-        if name == "default":
-            return ModelId(self.renter.settings.model_id)
+        if name == DEFAULT_NAME:
+            return self.renter.settings.model_id
         if len(name) != 66 or not name.startswith("0x"):
-            raise InvalidRequest(f"model {name!r} is not a model id of /v1/models, nor 'default'")
-        return ModelId(name.lower())
-
-    async def _whole(
-        self, asked: openai.ChatRequest, question: Question, model_id: ModelId
-    ) -> web.Response:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                events = self._begin(tasks, question, model_id)
-                ended = [event async for event in events if isinstance(event, AnswerEnded)][-1]
-        except* NodeError as group:
-            refusal = _refusal(leaves(group)[0])
-        else:
-            body = self._completion(asked, ended.request_id).whole(
-                ended.answer, ended.finish_reason, ended.prompt_tokens, ended.tokens
+            raise InvalidRequest(
+                f"model {name!r} is not a model id of /v1/models, nor {DEFAULT_NAME!r}",
+                param="model",
             )
-            return _json(200, body)
-        return refusal
+        return name.lower()
 
-    async def _stream(
-        self,
-        request: web.Request,
-        asked: openai.ChatRequest,
-        question: Question,
-        model_id: ModelId,
-    ) -> web.StreamResponse:
-        """Headers go out with the first token, so that a refusal still has its status."""
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        completion = self._completion(asked, "")
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                async for event in self._begin(tasks, question, model_id):
-                    await self._write(request, response, event, completion, asked)
-        except* NodeError as group:
-            error = leaves(group)[0]
-            if not response.prepared:
-                response = _refusal(error)
-            else:
-                _status, body = openai.error_reply(error)
-                await response.write(b"data: " + body + b"\n\n")
-        return response
+    async def generate(self, request: GenerateRequest, take: TakeEvent) -> None:
+        """Ask in the background; the TaskGroup ends it when the client leaves.
 
-    async def _write(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        event: AnyEvent,
-        completion: openai.Completion,
-        asked: openai.ChatRequest,
-    ) -> None:
-        is_first = not response.prepared
-        if is_first and isinstance(event, TokensReceived | AnswerEnded):
-            await response.prepare(request)
-        if isinstance(event, TokensReceived):
-            chunk = completion.chunk(text=event.text, finish_reason=None, is_first=is_first)
-            await response.write(chunk)
-        elif isinstance(event, AnswerEnded):
-            chunk = completion.chunk(
-                text=None, finish_reason=event.finish_reason, is_first=is_first
-            )
-            await response.write(chunk)
-            if asked.stream_options is not None and asked.stream_options.include_usage:
-                await response.write(completion.usage_chunk(event.prompt_tokens, event.tokens))
-            await response.write(openai.DONE)
-            await response.write_eof()
+        The engine's own first event comes with the first token, so that a refusal still has its
+        status.
+        """
+        if request.prompt_token_ids:
+            raise InvalidRequest("send the prompt as text, not as token ids", param="prompt")
+        async with self._turn, asyncio.TaskGroup() as tasks:
+            queue: asyncio.Queue[AnyEvent | NodeError] = asyncio.Queue()
+            self.events.current = queue
+            tasks.create_task(self._ask_into(queue, request))
+            is_begun = False
+            async for event in _until_ended(queue):
+                if not isinstance(event, TokensReceived | AnswerEnded):
+                    continue
+                if not is_begun:
+                    is_begun = True
+                    await take(Started(0, 0))
+                await take(_translated(event))
 
-    def _completion(self, asked: openai.ChatRequest, request_id: str) -> openai.Completion:
-        created = int(self.renter.clock.unix_seconds())
-        return openai.Completion(f"chatcmpl-{request_id or created}", created, asked.model)
-
-    def _begin(
-        self, tasks: asyncio.TaskGroup, question: Question, model_id: ModelId
-    ) -> AsyncIterator[AnyEvent]:
-        """Ask in the background; the caller's TaskGroup ends it when the client leaves."""
-        queue: asyncio.Queue[AnyEvent | NodeError] = asyncio.Queue()
-        self.events.current = queue
-        tasks.create_task(self._ask_into(queue, question, model_id))
-        return _until_ended(queue)
+    async def embed(
+        self, model: str, inputs: Sequence[str | tuple[int, ...]], dimensions: int | None
+    ) -> tuple[Vectors, int]:
+        """Nobody sells them: sessions are paid by generated tokens, and vectors have none."""
+        del model, inputs, dimensions
+        raise InvalidRequest(
+            "embeddings are not sold here: sessions are paid by generated tokens only"
+        )
 
     async def _ask_into(
-        self, queue: asyncio.Queue[AnyEvent | NodeError], question: Question, model_id: ModelId
+        self, queue: asyncio.Queue[AnyEvent | NodeError], request: GenerateRequest
     ) -> None:
         """Errors go through the queue too, so that they come after the events before them."""
+        question = Question((), request.max_tokens, rules=request)
         try:
-            await self._ask(question, model_id)
+            await self._ask(question, ModelId(request.model_id))
         except* NodeError as group:
             queue.put_nowait(leaves(group)[0])
         finally:
             self.events.current = None
 
     async def _ask(self, question: Question, model_id: ModelId) -> None:
-        """On the kept session; a new one is paid for when the old one is of no more use."""
-        record = self._record
-        if record is None or record.head.model_id != model_id:
-            record = await self.renter.reopen(model_id) or await self.renter.pay(model_id)
-        self._record = record
-        before = len(record.token_ids)
-        try:
-            await self.renter.ask(record, question)
-        except PaymentRequired:
-            if len(record.token_ids) > before:
-                raise  # asked anew, the answer would begin again after what the client has
-            await self._close(record)
-            self._record = await self.renter.pay(model_id)
-            await self.renter.ask(self._record, question)
+        """On the kept session while it is of use, else on a new one; on others if hosts fail."""
+        kept = self._record
+        if kept is None or kept.head.model_id != model_id:
+            kept = await self.renter.reopen(model_id)
+        self._record = await ask_anywhere(self.renter, kept, model_id, question)
 
     async def close(self) -> None:
         """End the paid session, so that the rest of the deposit comes back."""
         if self._record is not None:
-            await self._close(self._record)
-
-    async def _close(self, record: SessionRecord) -> None:
-        with contextlib.suppress(NodeError):  # the host closes idle sessions by itself
-            await self.renter.close(record)
+            with contextlib.suppress(NodeError):  # the host closes idle sessions by itself
+                await self.renter.close(self._record)
 
 
 @web.middleware
@@ -223,8 +152,19 @@ async def programs_only(request: web.Request, handler: Handler) -> web.StreamRes
     """
     host = request.host.rpartition(":")[0] if request.url.explicit_port else request.host
     if "Origin" in request.headers or host.strip("[]") not in LOOPBACK_NAMES:
-        return _refusal(Unauthorised("web pages may not use this endpoint"))
+        return refusal(Unauthorised("web pages may not use this endpoint"))
     return await handler(request)
+
+
+def _translated(event: TokensReceived | AnswerEnded) -> Produced | Finished:
+    if isinstance(event, TokensReceived):
+        return Produced((), event.text, event.logprobs)
+    return Finished(
+        _REASONS.get(event.finish_reason, "error"),
+        event.tokens,
+        cached_tokens=event.cached_tokens,
+        prompt_tokens=event.prompt_tokens,
+    )
 
 
 async def _until_ended(queue: asyncio.Queue[AnyEvent | NodeError]) -> AsyncIterator[AnyEvent]:
@@ -235,26 +175,3 @@ async def _until_ended(queue: asyncio.Queue[AnyEvent | NodeError]) -> AsyncItera
         yield event
         if isinstance(event, AnswerEnded):
             return
-
-
-def _question(asked: openai.ChatRequest) -> Question:
-    return Question(
-        messages=asked.turns(),
-        max_tokens=asked.limit(DEFAULT_MAX_TOKENS),
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=asked.top_p or 0.0,
-        seed=asked.seed or 0,
-        stop=asked.stops(),
-    )
-
-
-def _refusal(error: NodeError) -> web.Response:
-    status, body = openai.error_reply(error)
-    headers = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
-    return _json(status, body, headers)
-
-
-def _json(status: int, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, body=body, content_type="application/json", headers=headers)

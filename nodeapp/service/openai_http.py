@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol, assert_never
 
 import msgspec
@@ -39,6 +39,7 @@ from nodeapp.wire.openai_requests import (
 from nodeapp.wire.openai_responses import ResponsesRequest, ResponseWriter, status_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+TakeEvent = Callable[[Event], Awaitable[None]]
 Take = Callable[[int, Event], Awaitable[None]]
 Vectors = Sequence[Sequence[float]]
 
@@ -63,8 +64,8 @@ class Backend(Protocol):
         """
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """Started, Produced…, Finished; closing it cancels.
+    async def generate(self, request: GenerateRequest, take: TakeEvent) -> None:
+        """Hand over Started, Produced…, Finished; being cancelled cancels the generation.
 
         Raises:
             NodeError: refused, before Started.
@@ -243,9 +244,8 @@ class OpenAiEndpoints:
     async def _one(
         self, index: int, generate: GenerateRequest, take: Take, gate: asyncio.Semaphore
     ) -> None:
-        async with gate, aclosing(self._backend.generate(generate)) as events:
-            async for event in events:
-                await take(index, event)
+        async with gate:
+            await self._backend.generate(generate, partial(take, index))
 
     def _chat_choices(
         self, asked: ChatRequest

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("hello", "welcome", "login", "login_accepted", "open", "session_state", "generate", "started", "tokens", "receipt", "end", "cancel", "error", "close", "ping", "pong", "capability_request", "capability", "dial_back_request", "dial_back_reply")
+    __slots__ = ("hello", "welcome", "login", "login_accepted", "open", "session_state", "generate", "started", "tokens", "receipt", "end", "cancel", "error", "close", "ping", "pong", "capability_request", "capability", "dial_back_request", "dial_back_reply", "capability_list")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     LOGIN_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class Envelope(_message.Message):
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     DIAL_BACK_REQUEST_FIELD_NUMBER: _ClassVar[int]
     DIAL_BACK_REPLY_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_LIST_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     welcome: Welcome
     login: Login
@@ -48,7 +49,8 @@ class Envelope(_message.Message):
     capability: Capability
     dial_back_request: DialBackRequest
     dial_back_reply: DialBackReply
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., login: _Optional[_Union[Login, _Mapping]] = ..., login_accepted: _Optional[_Union[LoginAccepted, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., session_state: _Optional[_Union[SessionState, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., capability_request: _Optional[_Union[CapabilityRequest, _Mapping]] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., dial_back_request: _Optional[_Union[DialBackRequest, _Mapping]] = ..., dial_back_reply: _Optional[_Union[DialBackReply, _Mapping]] = ...) -> None: ...
+    capability_list: CapabilityList
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., login: _Optional[_Union[Login, _Mapping]] = ..., login_accepted: _Optional[_Union[LoginAccepted, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., session_state: _Optional[_Union[SessionState, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., capability_request: _Optional[_Union[CapabilityRequest, _Mapping]] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., dial_back_request: _Optional[_Union[DialBackRequest, _Mapping]] = ..., dial_back_reply: _Optional[_Union[DialBackReply, _Mapping]] = ..., capability_list: _Optional[_Union[CapabilityList, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("min_version", "max_version", "agent")
@@ -310,8 +312,18 @@ class Pong(_message.Message):
     def __init__(self, nonce: _Optional[int] = ...) -> None: ...
 
 class CapabilityRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model_id", "chain_id")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    chain_id: int
+    def __init__(self, model_id: _Optional[str] = ..., chain_id: _Optional[int] = ...) -> None: ...
+
+class CapabilityList(_message.Message):
+    __slots__ = ("capabilities",)
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    capabilities: _containers.RepeatedCompositeFieldContainer[Capability]
+    def __init__(self, capabilities: _Optional[_Iterable[_Union[Capability, _Mapping]]] = ...) -> None: ...
 
 class Capability(_message.Message):
     __slots__ = ("record", "signature", "peer_signature")

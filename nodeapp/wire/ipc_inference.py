@@ -166,6 +166,8 @@ class Finished(Message, frozen=True, tag="finished"):
     detail: str = ""
     cached_tokens: int = 0
     """Tokens of the prompt that were taken from the KV cache."""
+    prompt_tokens: int = 0
+    """Set where it is known at the end only, as on the renter's side."""
 
 
 Event = Started | Produced | Finished

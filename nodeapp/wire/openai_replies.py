@@ -72,6 +72,7 @@ class Choice:
         """Choices of the last chunks, the very last with the reason."""
         chunks = self._chunks(self._parser.flush(), ())
         self.completion_tokens = event.completion_tokens
+        self.prompt_tokens = event.prompt_tokens or self.prompt_tokens
         self.cached_tokens = event.cached_tokens
         self.finish_reason = _reason(event, has_calls=bool(self.calls))
         return [*chunks, self._chunk(self._begin(), "", None, self.finish_reason)]

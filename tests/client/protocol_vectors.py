@@ -202,6 +202,7 @@ def _envelopes(signatures, running_hash):
         _example("ping", pb.Ping(nonce=7)),
         _example("pong", pb.Pong(nonce=7)),
         _example("capability_request", pb.CapabilityRequest()),
+        _example("capability_list", pb.CapabilityList()),
         _example(
             "capability",
             pb.Capability(

@@ -84,7 +84,11 @@ def test_models_lists_what_is_on_offer(proxy: RunningProxy) -> None:
             },
             "tools",
         ),
-        ({"model": "default", "messages": [{"role": "user", "content": "x"}], "n": 2}, "n"),
+        ({"model": "default", "messages": [{"role": "user", "content": "x"}], "n": 99}, "n"),
+        (
+            {"model": "default", "messages": [{"role": "user", "content": "x"}], "grammar": "x"},
+            "grammar",
+        ),
     ],
 )
 def test_what_is_not_understood_is_refused_with_an_error_object(
@@ -107,3 +111,71 @@ def test_a_prompt_longer_than_the_context_is_a_400_and_the_next_question_works(
             model="default", messages=[{"role": "user", "content": "word " * 6000}], max_tokens=8
         )
     assert ask(proxy).usage.completion_tokens == 16
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "minimum": 1, "maximum": 99}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_schema_a_tool_and_logprobs_travel_to_the_host_and_back(proxy: RunningProxy) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON}}
+    typed = ask(proxy, response_format=form)
+    assert 1 <= json.loads(typed.choices[0].message.content)["age"] <= 99
+    (call,) = (
+        proxy.client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": "What is the weather in Rome?"}],
+            tools=[WEATHER],
+            tool_choice="required",
+            max_tokens=60,
+            seed=1,
+        )
+        .choices[0]
+        .message.tool_calls
+    )
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    logged = ask(proxy, logprobs=True, top_logprobs=2)
+    entries = logged.choices[0].logprobs.content
+    assert len(entries) == logged.usage.completion_tokens == 16
+    assert all(len(entry.top_logprobs) == 2 for entry in entries)
+
+
+def test_completions_and_responses_are_sold_too(proxy: RunningProxy) -> None:
+    texts = proxy.client.completions.create(
+        model="default", prompt=["One, two,", "The sky is"], max_tokens=4, temperature=0
+    )
+    assert [bool(choice.text) for choice in texts.choices] == [True, True]
+    assert texts.usage.completion_tokens == 8
+    given = {"model": "default", "input": "Say hello.", "temperature": 0, "max_output_tokens": 6}
+    whole = proxy.client.responses.create(**given)
+    events = list(proxy.client.responses.create(**given, stream=True))
+    assert events[-1].response.output_text == whole.output_text
+    assert whole.usage.output_tokens == events[-1].response.usage.output_tokens
+
+
+def test_two_answers_to_one_question_are_both_counted(proxy: RunningProxy) -> None:
+    one, two = ask(proxy), ask(proxy, n=2)
+    assert [choice.index for choice in two.choices] == [0, 1]
+    assert two.usage.completion_tokens == 2 * one.usage.completion_tokens
+    assert two.usage.prompt_tokens == one.usage.prompt_tokens
+
+
+def test_embeddings_are_refused_with_the_reason(proxy: RunningProxy) -> None:
+    with pytest.raises(openai.BadRequestError, match="generated tokens"):
+        proxy.client.embeddings.create(model="default", input="x")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 
@@ -23,27 +24,33 @@ async def _connect(path: Path, reader: asyncio.StreamReader, writer: asyncio.Str
     except OSError:
         writer.close()
         return
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_copy(reader, far_writer))
-        tasks.create_task(_copy(far_reader, writer))
+    with contextlib.suppress(asyncio.CancelledError):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_copy(reader, far_writer))
+            tasks.create_task(_copy(far_reader, writer))
+
+
+async def _serve(path: Path, port: Future[int], ended: asyncio.Event) -> None:
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _connect(path, reader, writer)
+
+    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    port.set_result(server.sockets[0].getsockname()[1])
+    await ended.wait()
+    server.close()
 
 
 @contextlib.contextmanager
 def bridged(path: Path) -> Iterator[str]:
     """The base URL of a loopback port that leads to the socket, from a thread of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    async def listen() -> asyncio.Server:
-        return await asyncio.start_server(
-            lambda reader, writer: _connect(path, reader, writer), "127.0.0.1", 0
-        )
-
-    server = asyncio.run_coroutine_threadsafe(listen(), loop).result(5)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        loop.call_soon_threadsafe(server.close)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+    port: Future[int] = Future()
+    ended = asyncio.Event()
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        thread = threading.Thread(target=lambda: runner.run(_serve(path, port, ended)))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port.result(5)}"
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+            thread.join(5)
