@@ -54,6 +54,7 @@ class Submit:
     stop: tuple[str, ...]
     scope: str
     accepted_at: float
+    public: int = 0
     renter: str = ""
     weight: int = 1
     constraint: Constraint | None = None
@@ -228,6 +229,7 @@ class Decoder:
             token_ids,
             count + submit.max_tokens,
             submit.scope,
+            public=submit.public,
             renter=submit.renter,
             weight=submit.weight,
         )

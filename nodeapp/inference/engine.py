@@ -21,11 +21,19 @@ from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.chat import MAX_PROMPT_CHARACTERS, ChatRenderer, ControlText
 from nodeapp.inference.constraint import ConstraintMaker, GrammarConstraint, Vocabulary
 from nodeapp.inference.decoder import Cancel, Command, Credit, Decoder, DecoderLimits, Stop, Submit
+from nodeapp.inference.kv import common_prefix
 from nodeapp.inference.llama import LlamaModel, LoadOptions
 from nodeapp.inference.metrics import InferenceMetrics
 from nodeapp.inference.sampling import SamplingParameters
 from nodeapp.service.clock import Clock
-from nodeapp.wire.ipc_inference import Event, Finished, GenerateRequest, Produced, Started
+from nodeapp.wire.ipc_inference import (
+    ChatMessage,
+    Event,
+    Finished,
+    GenerateRequest,
+    Produced,
+    Started,
+)
 
 JOIN_SECONDS = 5.0
 _BUSY_RETRY_SECONDS = 2.0
@@ -41,6 +49,8 @@ class EngineOptions:
     queue_requests: int
     slow_reader_seconds: float
     has_speculation: bool = True
+    public_prefixes: tuple[str, ...] = ()
+    """System prompts whose cells all renters may share."""
 
 
 @dataclass(slots=True)
@@ -74,6 +84,7 @@ class Engine:
         self._renderer: ChatRenderer | None = None
         self._control = ControlText(())
         self._constraints = ConstraintMaker(self._vocabulary)
+        self._public: tuple[tuple[int, ...], ...] = ()
         self.context_length = options.context_length
 
     @property
@@ -106,6 +117,7 @@ class Engine:
             control=self._control,
         )
         await self._renderer.warm_up()
+        self._public = tuple([await self._system(text) for text in self._options.public_prefixes])
 
         def post(events: list[tuple[int, Event]]) -> None:
             loop.call_soon_threadsafe(self._deliver, events)
@@ -261,6 +273,17 @@ class Engine:
             raise Unavailable("the engine is not started")
         return self._model
 
+    async def _system(self, text: str) -> tuple[int, ...]:
+        """The tokens that every conversation with this system prompt begins with."""
+        system = ChatMessage("system", text)
+        one, other = [
+            await self._prompt_ids(
+                GenerateRequest("-", messages=(system, ChatMessage("user", said)))
+            )
+            for said in ("a", "1")
+        ]
+        return tuple(one[: common_prefix(one, other)])
+
     def _tokenise(self, parts: tuple[str, ...], *, add_special: bool = True) -> list[int]:
         """A beginning-of-sequence token is added unless the template wrote it itself."""
         model = self._required_model()
@@ -298,6 +321,9 @@ class Engine:
             stop=request.stop,
             scope=request.cache_scope,
             accepted_at=self._clock.monotonic_seconds(),
+            public=max(
+                (len(ids) for ids in self._public if ids == tuple(prompt[: len(ids)])), default=0
+            ),
             renter=request.renter,
             weight=request.weight,
             constraint=constraint,

@@ -140,6 +140,10 @@ class InferenceSettings(Section, frozen=True):
     """-1: as many as fit when there is a GPU."""
     queue_requests: Count = 64
     slow_reader_seconds: PositiveSeconds = 30.0
+    speculation: bool = True
+    """Guess tokens from the request's own text, where the measured cost of a row makes it pay."""
+    public_prefixes: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    """Text files with system prompts whose KV cells all renters may share."""
 
 
 class ProverSettings(Section, frozen=True):
@@ -185,6 +189,8 @@ class P2pSettings(Section, frozen=True):
     handshakes_per_minute: Count = 60
     record_ttl_seconds: PositiveSeconds = 3600.0
     reprovide_seconds: PositiveSeconds = 21_600.0
+    gossip: bool = True
+    """Tell and hear of offers by gossipsub."""
 
 
 class UpdaterSettings(Section, frozen=True):
