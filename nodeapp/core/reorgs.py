@@ -14,12 +14,11 @@ from nodeapp.core.units import BlockNumber
 
 def rewound(session: Session, block: BlockNumber) -> Session:
     """The session without what the chain said above the block."""
-    is_opened = session.opened_in is not None and session.opened_in <= block
     is_lost_now = session.opened_in is not None and session.opened_in > block
     return msgspec.structs.replace(
         session,
-        opened_in=session.opened_in if is_opened else None,
-        vanished_above=block if is_lost_now else session.vanished_above,
+        opened_in=None if is_lost_now else session.opened_in,
+        vanished_from=session.opened_in if is_lost_now else session.vanished_from,
         proofs=tuple(proof for proof in session.proofs if proof.block <= block),
         ended=session.ended if session.ended and session.ended.block <= block else None,
         withdrawn=session.withdrawn if session.withdrawn_in <= block else None,
@@ -40,7 +39,7 @@ def newest_fact(session: Session) -> BlockNumber:
 def is_final(session: Session, block: BlockNumber) -> bool:
     """Whether nothing more can come of the session once `block` cannot be taken back."""
     if session.phase is Phase.VANISHED:
-        return session.vanished_above <= block
+        return session.vanished_from <= block
     return session.is_settled and newest_fact(session) <= block
 
 

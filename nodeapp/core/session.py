@@ -128,8 +128,8 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     running_hash: bytes
     opened_in: BlockNumber | None = BlockNumber(0)
     """Block of the creation; None: a reorg took it away."""
-    vanished_above: BlockNumber = BlockNumber(0)
-    """To where that reorg went back."""
+    vanished_from: BlockNumber = BlockNumber(0)
+    """The block that it was taken from."""
     opened_tx: TxHash = TxHash("")
     proofs: tuple[AcceptedProof, ...] = ()
     ended: Ended | None = None

@@ -59,6 +59,7 @@ from tests.fakes.paid_session import HOST, claim_of
 
 WINDOW = 64
 STEPS = 60
+LAGGING_BLOCKS = 8
 FOREIGN = Address("0x" + "f0" * 20)
 
 
@@ -73,6 +74,8 @@ class Outcome:
     moved: int = 0
     """Sessions that came again in another block."""
     claims: int = 0
+    given_up: int = 0
+    """Sessions whose creation did not come again within the window."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -90,6 +93,8 @@ class Script:
         self.sent: dict[TxHash, Transaction] = {}
         self.outcome = Outcome(self.seed)
         self.created = 0
+        self.lost = False
+        self.followed_reorgs = 0
         self.served: dict[tuple[str, int], tuple[int, ...]] = {}
         """By renter and job id: every id the renter acknowledged."""
         self.blocks_of: dict[tuple[str, int], set[int]] = {}
@@ -128,9 +133,21 @@ class Script:
             for _ in range(self.rng.choice((1, 1, 2, 5))):
                 self._mine()
         if self.rng.random() < 0.7:
-            await self._follow(losing=self.rng.choice((0.0, 0.0, 0.3)))
+            await self._follow(losing=self._losing())
             await self._serve()
             await self._settle()
+
+    def _losing(self) -> float:
+        """An index that lags shows the newest blocks without their logs, and with them later."""
+        cursor = self.ledger.cursor
+        is_near = (
+            cursor is not None
+            and self.outcome.reorgs == self.followed_reorgs
+            and len(self.chain.chain) - 1 - cursor.block_number <= LAGGING_BLOCKS
+        )
+        self.followed_reorgs = self.outcome.reorgs
+        self.lost = is_near and not self.lost and self.rng.random() < 0.5
+        return 0.3 if self.lost else 0.0
 
     def _open_session(self) -> None:
         self.created += 1
@@ -319,8 +336,14 @@ class Script:
             f"session {job}: not as a fresh sync" for job in ours if ours[job] != theirs.get(job)
         ]
         faults += [f"session {job} is unknown" for job in theirs.keys() - ours.keys()]
+        given_up = {
+            _identity(one.session): one.session.acknowledged
+            for _, one in await self.ledger.archive_after(0, 10_000)
+            if one.session.opened_in is None
+        }
+        self.outcome.given_up = len(given_up)
         for session in [*self.ledger.sessions.values(), *self.ledger.parked]:
-            self._judge_session(session)
+            self._judge_session(session, given_up.get(_identity(session), 0))
         for mined in self.ledger.mined.values():
             found = self.chain.receipt(mined.tx_hash)
             if found != (mined.block_number, True):
@@ -328,9 +351,9 @@ class Script:
         self.outcome.moved = sum(len(blocks) > 1 for blocks in self.blocks_of.values())
         await self._restart()
 
-    def _judge_session(self, session: Session) -> None:
+    def _judge_session(self, session: Session, given_up: int) -> None:
         faults, job_id = self.outcome.faults, session.terms.job_id
-        acknowledged = len(self.served.get(_identity(session), ()))
+        acknowledged = len(self.served.get(_identity(session), ())) - given_up
         if session.acknowledged != acknowledged:
             faults.append(f"session {job_id} knows {session.acknowledged} of {acknowledged} tokens")
         own = {claim.proof_hash: claim.tokens for claim in session.claims}
@@ -396,6 +419,7 @@ async def run(scripts: int = 500, first_seed: int = 20_261_123) -> list[Row]:
         row("deepest reorg followed", max(one.deepest for one in outcomes), "blocks"),
         row("creations mined again in another block", sum(o.moved for o in outcomes), "sessions"),
         row("sessions seen without their creation", sum(o.vanished for o in outcomes), "times"),
+        row("sessions archived as lost", sum(one.given_up for one in outcomes), "sessions"),
         row("claims accepted at the end", sum(one.claims for one in outcomes), "claims"),
         row(
             "scripts that end unlike a fresh sync",
