@@ -9,6 +9,7 @@ endpoint: one that leaves events out, or makes them up, is noticed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from nodeapp.evm.errors import Disagreement
 from nodeapp.evm.provider import Provider, read_block
 from nodeapp.evm.rpc import Block, BlockTag, log_identity
 
+MOST_LINKS = 2000
+"""A longer gap is not looked at block by block: we were away for long."""
 SURVEY_SECONDS = 10.0
 """Between surveys only the endpoint in use is asked whether there is a new block."""
 
@@ -150,10 +153,27 @@ class SteadyProvider(Provider):
         agreed = told if told.number <= head else await read_block(leader, head)
         if agreed is None:
             raise Unavailable(f"{leader.name} does not have its own block {head}")
+        await self._check_links(leader, agreed)
         self.endpoints = (leader,)
         self._witnesses = tuple(e for e in winners if e is not leader)
         self._head, self._told = agreed, told
         self.disagreement = ""
+
+    async def _check_links(self, leader: Endpoint, head: Block) -> None:
+        """Each block since the last head must name the one before it; one endpoint alone may lie.
+
+        A reorganisation is no lie: only the new blocks must hang together.
+        """
+        first = head.number - 1 if self._head is None else self._head.number
+        if not 1 < head.number - first <= MOST_LINKS:
+            return
+        numbers = [BlockNumber(number) for number in range(first + 1, head.number)]
+        between = await self._provider.pinned_to((leader,)).blocks(numbers)
+        chain = [*(between[number] for number in numbers), head]
+        for before, after in itertools.pairwise(chain):
+            if after.parent_hash != before.hash:
+                leader.fail(f"tells block {after.number} that does not follow {before.number}")
+                raise Unavailable(f"{leader.name} {leader.note}")
 
     @staticmethod
     async def _ask_all(endpoints: Sequence[Endpoint], tag: BlockTag) -> dict[Endpoint, Block]:

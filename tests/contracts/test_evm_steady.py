@@ -239,3 +239,17 @@ async def test_many_blocks_come_in_batches(two) -> None:
     assert sorted(blocks) == numbers
     assert all(block.number == number for number, block in blocks.items())
     assert two.proxies[0].requests <= 6
+
+
+async def test_heads_that_do_not_hang_together_are_not_taken_from_one_alone(devnet) -> None:
+    async with following(devnet, 1) as one:
+        await one.steady.survey(0)
+        before = await one.steady.block()
+        await one.mine(3)
+        one.proxies[0].set("ahead")
+        with pytest.raises(Unavailable, match="does not follow"):
+            await one.steady.survey(0)
+        assert await one.steady.block() == before
+        one.proxies[0].set("")
+        await one.steady.survey(0)
+        assert (await one.steady.block()).number == before.number + 3
