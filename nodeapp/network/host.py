@@ -20,6 +20,7 @@ from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.network.bridge import Bridge
 from nodeapp.network.dht import Dht
+from nodeapp.network.gossip import Gossip
 from nodeapp.network.identity import Identity, IdentityLock, load_or_create_identity
 from nodeapp.network.library import (
     ConnectionNotifee,
@@ -66,6 +67,7 @@ class Libp2pHost:
         self._lock: IdentityLock | None = None
         self._library: Any = None
         self.dht = Dht(self._bridge, self.connect, settings)
+        self.gossip = Gossip(self._bridge, settings)
 
     @classmethod
     async def start(
@@ -241,7 +243,11 @@ class Libp2pHost:
         library.get_network().register_notifee(notifee)
         listen = [parse_multiaddr(address) for address in self._settings.listen]
         # No cover for a stop: the block is left by returning, and then closes in order.
-        async with library.run(listen_addrs=listen), self.dht.running(library):
+        async with (
+            library.run(listen_addrs=listen),
+            self.dht.running(library),
+            self.gossip.running(library),
+        ):
             # It would dial whatever the DHT mentioned until half the slots are in use.
             await library.get_network().auto_connector.stop()
             # `run` logs a failed bind and goes on.

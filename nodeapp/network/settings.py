@@ -57,6 +57,7 @@ class NetworkSettings:
         deny: CIDR blocks that may not connect.
         max_per_subnet: connections of one subnet (/24, /48) at a time; private ones are exempt.
         gate: who is served; see Gate.
+        topics: gossip topics to join, each with what checks a message (raises NodeError).
         record_rules: DHT values taken, by the first part of their key; no others are.
         start_seconds: allowance for start, most of it the import of libp2p.
     """
@@ -69,5 +70,6 @@ class NetworkSettings:
     deny: tuple[str, ...] = ()
     max_per_subnet: int = 32
     gate: Gate = everybody
+    topics: Mapping[str, Callable[[bytes], object]] = field(default_factory=dict)
     record_rules: Mapping[str, RecordRule] = field(default_factory=dict)
     start_seconds: float = 60.0

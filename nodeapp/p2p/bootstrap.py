@@ -1,4 +1,4 @@
-"""The bootstrap node: others join the DHT by it and have it dial them back; it does nothing else.
+"""The bootstrap node: others join by it, ask it whom it knows, and have it dial them back.
 
     python -m nodeapp.p2p.bootstrap --state-dir DIR --listen /ip4/127.0.0.1/tcp/0 --ready-file FILE
 
@@ -20,13 +20,15 @@ from nodeapp.core.errors import NodeError
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import DhtMode, NetworkSettings
 from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.directory import Directory, serve_capability
 from nodeapp.p2p.reach import REACH_PROTOCOL, serve_dial_back
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.clock import SystemClock
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.logs import configure_logs, get_logger
 from nodeapp.service.settings import NodeSettings
-from nodeapp.wire.capability import DHT_NAMESPACE
+from nodeapp.wire import envelope
+from nodeapp.wire.capability import DHT_NAMESPACE, GOSSIP_TOPIC
 
 _log = get_logger(__name__)
 
@@ -57,15 +59,22 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
         stopping.set()
 
     await asyncio.to_thread(settings.ready_file.unlink, missing_ok=True)
+    directory = Directory(SystemClock().unix_seconds)
     network = NetworkSettings(
         identity_path=settings.state_dir / "identity.key",
         listen=settings.listen,
         announce=settings.announce,
         dht_mode=DhtMode.SERVER,
+        topics={GOSSIP_TOPIC: directory.accept},
         record_rules={DHT_NAMESPACE: capability_rule(SystemClock().unix_seconds)},
     )
     async with Libp2pHost.running(network, on_death=on_death) as host:
         admission = Admission(handshakes_per_minute=30, max_streams_per_peer=4)
+        host.gossip.listen(GOSSIP_TOPIC, directory.take)
+        host.set_handler(
+            envelope.CAPABILITY_PROTOCOL,
+            lambda stream: serve_capability(stream, admission, directory, None),
+        )
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, admission))
         await asyncio.to_thread(_write_whole, settings.ready_file, host.addresses[0] + "\n")
         try:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import stamina
 from aiohttp import web
 
-from nodeapp.core.errors import NodeError, NotFound, ProtocolViolation, Rejected
+from nodeapp.core.errors import NodeError, NotFound
 from nodeapp.core.ids import PeerId
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import NetworkSettings
@@ -17,6 +17,7 @@ from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
+from nodeapp.p2p.directory import Directory, serve_capability
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer, OfferBook
 from nodeapp.p2p.reach import REACH_PROTOCOL, Reachability, ask_peers, serve_dial_back
@@ -30,12 +31,15 @@ from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import envelope
-from nodeapp.wire.capability import DHT_NAMESPACE, dht_key
+from nodeapp.wire.capability import DHT_NAMESPACE, GOSSIP_TOPIC, dht_key
 from nodeapp.wire.ipc_p2p import BanList, BanRequest, BanView, LiftRequest, NetworkView
 from nodeapp.wire.provider_key import any_host_key, provider_key
 
 ANNOUNCE_RETRY_SECONDS = 5.0
 MODEL_LOOK_SECONDS = 2.0
+GOSSIP_SECONDS = 60.0
+GOSSIP_REST_SECONDS = 5.0
+"""After a peer came or went: its stream must be open before it hears us."""
 REACH_SECONDS = 900.0
 REACH_SETTLE_SECONDS = 2.0
 ANNOUNCE_REST_SECONDS = 15.0
@@ -67,6 +71,7 @@ class P2pNode:
         self._host: Libp2pHost | None = None
         self._live = LiveConversations()
         self._announced: tuple[str, ...] = ()
+        self._directory = Directory(shell.clock.unix_seconds)
         self._reach = Reachability("not asked yet")
         self._reachable = shell.metrics.gauge(
             "reachable", "1: peers can dial this host, 0: they cannot, -1: not known"
@@ -94,6 +99,7 @@ class P2pNode:
             max_connections=self._settings.max_connections,
             max_per_subnet=self._settings.max_connections_per_subnet,
             gate=self._admits,
+            topics={GOSSIP_TOPIC: self._directory.accept} if self._settings.gossip else {},
             record_rules={DHT_NAMESPACE: capability_rule(self._shell.clock.unix_seconds)},
         )
         host = await Libp2pHost.start(network, tasks, on_death=self._shell.fail)
@@ -105,6 +111,9 @@ class P2pNode:
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, self._admission))
         tasks.create_task(self._announce(host))
         tasks.create_task(self._watch_reach(host))
+        if self._settings.gossip:
+            host.gossip.listen(GOSSIP_TOPIC, self._directory.take)
+            tasks.create_task(self._gossip(host))
         tasks.create_task(self._follow_listing(host))
         tasks.create_task(self._follow_inference(host))
 
@@ -261,6 +270,19 @@ class P2pNode:
             _log.info("announced", models=models)
         return done
 
+    async def _gossip(self, host: Libp2pHost) -> None:
+        """Tell of ourselves now and then, so that whoever joined since knows us too."""
+        while True:
+            try:
+                # A record that is known already goes no further: each telling is a new one.
+                self._offers.renew()
+                offer = await self._offer(host)
+                await host.gossip.publish(GOSSIP_TOPIC, offer.capability.SerializeToString())
+            except NodeError as error:
+                _log.warning("no gossip", code=error.code, error=error.message)
+            await host.peers_changed(host.connected_peers(), GOSSIP_SECONDS)
+            await asyncio.sleep(GOSSIP_REST_SECONDS)
+
     async def _publish(self, host: Libp2pHost, offer: Offer) -> bool:
         """Whether a peer keeps our record: who cannot reach us now still sees what we offer."""
         value = offer.capability.SerializeToString()
@@ -288,21 +310,8 @@ class P2pNode:
             await conversation.run()
 
     async def _serve_capability(self, stream: Stream) -> None:
-        try:
-            with self._admission.stream(stream.remote_peer_id, "capability"):
-                await self._answer_capability(stream)
-        except Rejected as error:
-            await stream.write_frame(envelope.encode_error(error))
-
-    async def _answer_capability(self, stream: Stream) -> None:
-        host = self._require_host()
-        frame = await stream.read_frame(1024, deadline_seconds=10.0)
-        if frame is None:
-            return
-        if envelope.decode(frame).WhichOneof("body") != "capability_request":
-            raise ProtocolViolation("capability_request expected")
-        offer = await self._offer(host)
-        await stream.write_frame(envelope.encode(capability=offer.capability))
+        offer = await self._offer(self._require_host())
+        await serve_capability(stream, self._admission, self._directory, offer.capability)
 
     def _require_host(self) -> Libp2pHost:
         if self._host is None:

@@ -17,12 +17,15 @@ from nodeapp.network.host import Libp2pHost
 from nodeapp.renter.standing import Standings
 from nodeapp.security.capability import check_capability, decode_published
 from nodeapp.service.clock import Clock
+from nodeapp.wire import envelope
+from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.addresses import dialable, is_public
-from nodeapp.wire.capability import dht_key
+from nodeapp.wire.capability import MAX_LISTED, CapabilityRecord, dht_key
 from nodeapp.wire.peer_id import public_key_of
 from nodeapp.wire.provider_key import provider_key
 
 MAX_ADDRESSES = 8
+LIST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Sources:
             "memory": self._from_memory,
             "dht": self._from_dht,
             "registry": self._from_registry,
+            "gossip": self._from_gossip,
         }
 
     def allowed(self, hint: Hint) -> Hint:
@@ -102,6 +106,35 @@ class Sources:
             hint = await self._registered(wallet)
             if hint is not None:
                 yield hint
+
+    async def _from_gossip(self, model_id: ModelId) -> AsyncIterator[Hint]:
+        """What the bootstrap nodes heard; each can leave somebody out, none can make one up."""
+        failures: list[NodeError] = []
+        for address in self.bootstrap:
+            try:
+                found = await self._heard_by(address, model_id)
+            except NodeError as error:
+                failures.append(error)
+                continue
+            for record in found:
+                yield Hint(record.peer_id, record.addresses, "gossip")
+        if failures and len(failures) == len(self.bootstrap):
+            raise failures[0]
+
+    async def _heard_by(self, address: str, model_id: ModelId) -> list[CapabilityRecord]:
+        peer_id = await self.host.connect(address)
+        stream = await self.host.open_stream(peer_id, [envelope.CAPABILITY_PROTOCOL])
+        question = pb.CapabilityRequest(
+            model_id=model_id, chain_id=self.contracts.deployment.chain_id
+        )
+        try:
+            await stream.write_frame(envelope.encode(capability_request=question))
+            frame = await stream.read_frame(envelope.MAX_STREAM_FRAME_BYTES, LIST_SECONDS)
+        finally:
+            await stream.reset()
+        listed = envelope.decode(frame or b"").capability_list.capabilities
+        now = self.clock.unix_seconds()
+        return [check_capability(capability, now) for capability in listed[:MAX_LISTED]]
 
     async def _registered(self, wallet: Address) -> Hint | None:
         try:

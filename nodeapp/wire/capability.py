@@ -27,6 +27,9 @@ _ACCOUNT = re.compile("0x[0-9a-fA-F]{40}")
 PEER_SIGNATURE_PREFIX = b"fabstir-capability-1:"
 """Keeps the libp2p key's signature from meaning anything else."""
 DHT_NAMESPACE = "fabstir"
+GOSSIP_TOPIC = "/fabstir/caps/1"
+MAX_LISTED = 64
+"""Offers in one answer."""
 PROVEN = "ledger"
 PROOF_MODES = {"required": PROVEN, "best_effort": "ledger or receipt", "off": "receipt"}
 """`proof_mode` by the host's policy: what each of its claims rests on."""
