@@ -130,6 +130,8 @@ def _in_words(amounts: Amounts, asset: Address) -> str:
         value = getattr(amounts, name)
         if value:
             parts.append(f"{text} {coins(value, asset)}")
+    if amounts.unproven_claims:
+        parts.append(f"{amounts.unproven_claims} claims without a proof")
     return f"{', '.join(parts)}, gas {coins(amounts.gas, NATIVE)}"
 
 

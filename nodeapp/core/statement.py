@@ -57,6 +57,8 @@ class Amounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lost: BaseUnits = BaseUnits(0)
     """Sent in sessions that are over, and never paid."""
     gas: Wei = Wei(0)
+    unproven_claims: int = 0
+    """Accepted by the chain with the renter's receipt and no proof (`chain.proof`)."""
 
     def plus(self, other: Amounts) -> Amounts:
         """Field by field."""
@@ -118,6 +120,8 @@ def session_line(
     transactions = _with_facts(session, own)
     gas = Wei(sum(line.cost for line in own))
     amounts = _settled(session, gas) if ended is not None else _open(session, gas)
+    unproven = sum(claim.proofs == 0 for claim in session.mined_claims)
+    amounts = msgspec.structs.replace(amounts, unproven_claims=unproven)
     return SessionLine(
         job_id=terms.job_id,
         model_id=terms.model_id,
