@@ -225,6 +225,7 @@ class ChainNode:
                 calls=Calls(deployment),
                 queue=sending.queue,
                 ledger=ledger,
+                withdrawer=sending.withdrawer,
                 host=wallet.address,
                 public_key=wallet.public_key,
                 wish=wish,
@@ -273,8 +274,7 @@ class ChainNode:
     def _consider(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
         if parts.watcher.now is not None:
             parts.runner.consider(parts.watcher.now.timestamp, tasks)
-            if parts.sending.withdrawer is not None:
-                parts.sending.withdrawer.consider(parts.watcher.now, tasks)
+            parts.sending.withdrawer.consider(parts.watcher.now, tasks)
 
     async def host_view(self) -> wire.HostView:
         """Who we are, what is registered, at which price."""

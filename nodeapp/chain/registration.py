@@ -19,6 +19,7 @@ from aiohttp import web
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import read_bounds, read_listing
 from nodeapp.chain.queue import TransactionQueue
+from nodeapp.chain.withdrawals import Withdrawer
 from nodeapp.core.errors import NotFound, Rejected, Unavailable
 from nodeapp.core.ids import Address, ModelId
 from nodeapp.core.listing import (
@@ -66,6 +67,7 @@ class Registrar:
     calls: Calls
     queue: TransactionQueue
     ledger: Ledger
+    withdrawer: Withdrawer
     host: Address
     public_key: bytes
     wish: Callable[[Listing], Wish]
@@ -143,16 +145,16 @@ class Registrar:
         return await self._do(Unregister(listing.stake))
 
     async def withdraw(self, request: wire.WithdrawRequest) -> wire.ListingDone:
-        """Pull credited earnings now.
+        """Pull credited earnings now, to the payout address if there is one.
 
         Raises:
             NotFound: nothing is credited.
+            Rejected: the transaction was refused.
         """
-        amount = await self.contracts.earnings(self.host, request.asset)
-        if amount == 0:
-            raise NotFound("no earnings are credited in this asset")
-        call = self.calls.withdraw_all_earnings(request.asset)
-        return await self._send(f"withdraw/{request.asset}", call, f"withdraw {amount} base units")
+        plan, mined = await self.withdrawer.withdraw_now(request.asset)
+        to = plan.payout or self.host
+        text = f"withdraw {plan.amount} base units of {len(plan.job_ids)} sessions to {to}"
+        return wire.ListingDone(text, mined.key, mined.tx_hash, mined.gas_used, mined.block_number)
 
     async def market(self, request: wire.MarketRequest) -> wire.Market:
         """Prices of every active host for a model."""

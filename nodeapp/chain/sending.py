@@ -21,10 +21,10 @@ from nodeapp.service.settings import ChainSettings
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """`withdrawer` is None when earnings stay in the contract."""
+    """The two that send."""
 
     queue: TransactionQueue
-    withdrawer: Withdrawer | None
+    withdrawer: Withdrawer
 
 
 def build_sending(
@@ -44,8 +44,6 @@ def build_sending(
         metrics=metrics,
         settings=queue_settings(settings),
     )
-    if not settings.withdraw:
-        return Sending(queue, None)
     withdrawer = Withdrawer(
         ledger=ledger,
         queue=queue,
@@ -60,6 +58,7 @@ def build_sending(
             max_gas_percent=settings.withdraw_max_gas_percent,
             native_price=BaseUnits(settings.native_coin_price),
         ),
+        is_automatic=settings.withdraw,
     )
     return Sending(queue, withdrawer)
 

@@ -6,12 +6,16 @@ One withdrawal per asset serves all sessions; core/withdrawals.py says which and
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
+
+import msgspec
 
 from nodeapp.chain.ledger import Entry, Ledger
 from nodeapp.chain.queue import TransactionQueue
-from nodeapp.core.errors import Corrupt, NodeError
+from nodeapp.core.errors import Corrupt, NodeError, NotFound, Rejected
 from nodeapp.core.ids import Address, JobId, TxHash
+from nodeapp.core.outbox import TransactionMined
 from nodeapp.core.session import EarningsWithdrawn
 from nodeapp.core.units import BaseUnits, BlockNumber, Wei
 from nodeapp.core.withdrawals import (
@@ -38,6 +42,7 @@ FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 60.0
 GONE_BLOCKS = 10
 """A share must be missing for so long before it counts as taken out by other software."""
+AT_ONCE = WithdrawalPolicy(0, Wei(0), BaseUnits(0), math.inf, BaseUnits(0))
 _log = get_logger(__name__)
 
 
@@ -53,7 +58,10 @@ class _Work:
 
 @dataclass(slots=True)
 class Withdrawer:
-    """`consider` is called on every change and every block; `payout` may be empty."""
+    """`consider` is called on every change and every block; `payout` may be empty.
+
+    Not automatic: only what the operator asked for is taken out.
+    """
 
     ledger: Ledger
     queue: TransactionQueue
@@ -62,7 +70,9 @@ class Withdrawer:
     host: Address
     payout: Address
     policy: WithdrawalPolicy
+    is_automatic: bool = True
     _work: dict[Address, _Work] = field(default_factory=dict)
+    _asked: set[Address] = field(default_factory=set)
 
     def consider(self, now: Block, tasks: asyncio.TaskGroup) -> None:
         """Start on every asset that is due and not under way."""
@@ -71,11 +81,41 @@ class Withdrawer:
             if work.task is None or work.task.done():
                 work.task = tasks.create_task(self._run(asset, now), name=f"withdraw {asset}")
 
+    async def withdraw_now(self, asset: Address) -> tuple[WithdrawalPlanned, TransactionMined]:
+        """Take everything out, whatever schedule and thresholds say, and wait until it is done.
+
+        Raises:
+            NotFound: nothing is credited.
+            Rejected: it was refused.
+        """
+        state = self.ledger.withdrawals
+        if asset not in state.open and await self.contracts.earnings(self.host, asset) == 0:
+            raise NotFound("no earnings are credited in this asset")
+        awaited = state.open[asset].number if asset in state.open else state.count
+        self._asked.add(asset)
+        try:
+            while not self._is_over(asset, awaited):
+                await self.ledger.wait_for_change()
+        finally:
+            self._asked.discard(asset)
+        plan = self.ledger.withdrawals.last[asset]
+        mined = self.ledger.mined.get(withdraw_key(plan))
+        if mined is None:
+            raise Rejected("the withdrawal was refused; ask again")
+        return plan, mined
+
+    def _is_over(self, asset: Address, number: int) -> bool:
+        last = self.ledger.withdrawals.last.get(asset)
+        is_there = last is not None and last.number >= number
+        return is_there and asset not in self.ledger.withdrawals.open
+
     def _assets(self) -> set[Address]:
         state, now = self.ledger.withdrawals, self.ledger.cursor
         if now is None:
             return set()
-        found = set(state.open)
+        found = {*state.open, *self._asked}
+        if not self.is_automatic:
+            return found
         for session in self.ledger.unsettled.values():
             asset = session.terms.asset
             if session.ended is not None and session.host_earnings > 0 and asset not in found:
@@ -117,14 +157,16 @@ class Withdrawer:
 
     async def _plan(self, asset: Address, now: Block) -> None:
         cursor, state = self.ledger.cursor, self.ledger.withdrawals
-        if cursor is None or not is_due(state, asset, now.timestamp, self.policy):
+        is_asked = asset in self._asked
+        policy = AT_ONCE if is_asked else self.policy
+        if cursor is None or not is_due(state, asset, now.timestamp, policy):
             return
         height, work = cursor.block_number, self._work.setdefault(asset, _Work())
-        if work.looked_at == height or self._is_unsettled(height):
+        if (work.looked_at == height and not is_asked) or self._is_unsettled(height):
             return
         sessions = owed(tuple(self.ledger.unsettled.values()), asset)
         shares = BaseUnits(sum(session.host_earnings for session in sessions))
-        if not is_worth_it(shares, asset, Wei(0), self.policy):
+        if not is_asked and not is_worth_it(shares, asset, Wei(0), policy):
             return
         work.looked_at = height
         balance = await self.contracts.earnings(self.host, asset, height)
@@ -137,10 +179,12 @@ class Withdrawer:
             now=now.timestamp,
         )
         if not self._is_gone_for_long(asset, plan, height):
-            return
+            if not is_asked:
+                return
+            plan = msgspec.structs.replace(plan, gone=())
         entries = self._booked(plan.gone, height, TxHash(""))
         cost = Wei(WITHDRAWAL_GAS * await self.queue.gas_price())
-        if plan.job_ids and is_worth_it(plan.amount, asset, cost, self.policy):
+        if (plan.job_ids or is_asked) and is_worth_it(plan.amount, asset, cost, policy):
             entries = [plan, *entries]
         if entries and self.ledger.withdrawals == state:
             await self.ledger.record(*entries)

@@ -140,7 +140,7 @@ def withdraw(  # one argument an option
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Pull the credited earnings to the host account now."""
+    """Pull the credited earnings now, to chain.payout_address or the host account."""
     from nodeapp.cli.host_change import Consent, say, withdraw
     from nodeapp.cli.host_text import done_json, done_line
 

@@ -138,7 +138,8 @@ def withdraw(settings: Settings, asset: str, consent: Consent) -> tuple[ListingD
     ]
     if not wanted:
         raise NotFound("no earnings are credited; `fabstir-node earnings` shows what is pending")
-    confirm(consent, f"withdraw to {view.address}?")
+    to = settings.chain.payout_address or view.address
+    confirm(consent, f"withdraw to {to}?")
 
     async def pull(chain: ListingClient) -> tuple[ListingDone, ...]:
         return tuple([await chain.withdraw(item) for item in wanted])

@@ -236,6 +236,8 @@ def _with_facts(session: Session, own: Sequence[TransactionLine]) -> tuple[Trans
     facts += [("claim", proof.tx_hash, proof.block, proof.at) for proof in session.proofs]
     if session.ended is not None:
         facts.append(("settle", session.ended.tx_hash, session.ended.block, session.ended.at))
+    if session.withdrawn is not None:
+        facts.append(("withdraw", session.withdrawn_tx, session.withdrawn_in, BlockTime(0)))
     seen = [
         TransactionLine(purpose, tx_hash, block, at, 0, Wei(0), outcome="seen")
         for purpose, tx_hash, block, at in facts

@@ -10,8 +10,8 @@ import pytest
 
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import ListingWatch, settings_wish
-from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.registration import Registrar
+from nodeapp.chain.sending import build_sending
 from nodeapp.core.errors import NotFound, Rejected
 from nodeapp.core.ids import NATIVE
 from nodeapp.core.listing import Listing, ModelPrice, Wish, findings
@@ -52,13 +52,15 @@ class Host:
         )
         self.calls = Calls(deployment)
         self.transactions = Transactions(provider)
+        sending = build_sending(
+            SETTINGS, ledger=ledger, contracts=world.contracts, signer=world.wallet, metrics=metrics
+        )
         self.registrar = Registrar(
             contracts=world.contracts,
             calls=self.calls,
-            queue=TransactionQueue(
-                ledger, self.transactions, world.wallet, confirmations=1, metrics=metrics
-            ),
+            queue=sending.queue,
             ledger=ledger,
+            withdrawer=sending.withdrawer,
             host=world.wallet.address,
             public_key=world.wallet.public_key,
             wish=self.wish,

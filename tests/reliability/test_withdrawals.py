@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nodeapp.chain.ledger import CursorMoved, Ledger
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.withdrawals import GONE_BLOCKS, Withdrawer, payment_of
-from nodeapp.core.errors import InvalidRequest, NodeError
+from nodeapp.core.errors import InvalidRequest, NodeError, NotFound
 from nodeapp.core.session import ContractReceiveSessionEnded, Phase
 from nodeapp.core.units import BlockNumber, BlockTime, Wei
 from nodeapp.core.withdrawals import (
@@ -37,6 +37,8 @@ ASSET = "0x" + "22" * 20
 PAYOUT = "0x" + "99" * 20
 DEPLOYMENT = Deployment(CHAIN_ID, ADDRESS, ADDRESS, MARKET, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
 ALWAYS = WithdrawalPolicy(0, 0, 0, 5.0, 0)
+NEVER = WithdrawalPolicy(10**9, 10**30, 10**30, 0.0, 0)
+NOW = Block(2, "0x", "0x", BlockTime(5000), Wei(1))
 
 
 def ended(job_id, earnings):
@@ -326,3 +328,27 @@ def test_earnings_in_the_native_coin_are_sent_as_such():
     native, asset = payment_of(NATIVE, to, 7), payment_of(ASSET, to, 7)
     assert (native.to, native.value, native.data) == (to, 7, b"")
     assert (asset.to, asset.value) == (ASSET, 0)
+
+
+async def test_the_operator_takes_out_what_schedule_and_size_hold_back(tmp_path):
+    purse = Purse(tmp_path, policy=NEVER)
+    await purse.start()
+    purse.withdrawer.is_automatic = False
+    await purse.earn(7, 100)
+    await purse.step()
+    async with asyncio.TaskGroup() as tasks:
+        purse.withdrawer.consider(NOW, tasks)
+    assert purse.withdrawn == {7: None}
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(purse.withdrawer.withdraw_now(ASSET))
+        while not asked.done():
+            purse.withdrawer.consider(NOW, tasks)
+            await asyncio.sleep(0.01)
+    plan, mined = asked.result()
+    assert (plan.amount, plan.job_ids, plan.payout) == (100, (7,), PAYOUT)
+    assert mined.key == "withdraw/all/0"
+    assert purse.withdrawn == {7: 100}
+    assert purse.amounts == [100]
+    with pytest.raises(NotFound, match="no earnings"):
+        await purse.withdrawer.withdraw_now(ASSET)
+    await purse.ledger.close()
