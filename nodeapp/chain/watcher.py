@@ -38,6 +38,8 @@ from nodeapp.service.logs import get_logger
 BLOCKS_AT_ONCE = 20_000
 """Journalled step by step, so that a long catching-up goes on where it was interrupted."""
 DEFAULT_WINDOW_BLOCKS = 64
+MAX_STORED = 2**63 - 1
+"""Anybody may open a session over 1000 native coins, in wei; the journal's numbers have 64 bits."""
 _log = get_logger(__name__)
 
 
@@ -58,6 +60,7 @@ class Watcher:
         self._events = MarketplaceEvents(contracts.provider, contracts.deployment)
         self._host = host
         self._behind = max(0, confirmations - 1)
+        self._refused: set[JobId] = set()
         self._window = window_blocks
         self._audited = JobId(0)
         self.head: Block | None = None
@@ -173,9 +176,16 @@ class Watcher:
             number = event.at.block_number
             if number not in times:
                 times[number] = (await self._contracts.provider.block(number)).timestamp
-        return [await self._change(event, newest, times[event.at.block_number]) for event in events]
+        told = [await self._change(event, newest, times[event.at.block_number]) for event in events]
+        refused = {change.job_id for change in told if not _can_be_stored(change)}
+        for job_id in refused:
+            _log.warning("a session with absurd terms is not served", job_id=job_id)
+        self._refused |= refused
+        return [change for change in told if change.job_id not in self._refused]
 
     def _is_news(self, event: MarketplaceEvent) -> bool:
+        if event.job_id in self._refused:
+            return False
         session, block = self._ledger.sessions.get(event.job_id), event.at.block_number
         match event:
             case SessionCreated():
@@ -267,3 +277,11 @@ class Watcher:
 
 def _phase(job: SessionJob) -> Phase:
     return Phase.TIMED_OUT if job.status is SessionStatus.TIMED_OUT else Phase.COMPLETED
+
+
+def _can_be_stored(change: Change) -> bool:
+    if not isinstance(change, ContractReceiveSessionOpened):
+        return True
+    terms = change.terms
+    numbers = (terms.deposit, terms.price_per_token, terms.proof_interval, terms.job_id)
+    return max(numbers) <= MAX_STORED

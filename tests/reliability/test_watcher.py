@@ -1,6 +1,6 @@
 """Confirmed events become changes together with the cursor, in whatever batch they come."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -274,3 +274,25 @@ async def test_a_chain_that_does_not_answer_moves_nothing(chain):
 async def test_a_chain_younger_than_the_confirmations_is_waited_for(chain):
     watcher = chain.restart(20)
     assert not await watcher.step()
+
+
+async def test_terms_that_cannot_be_stored_are_passed_over_and_others_go_on(chain):
+    """19 native coins in wei do not fit into 64 bits; anybody may put them into a session."""
+    absurd = 19 * 10**18
+    plain = chain.contracts.session
+
+    async def session(job_id, block):
+        job = await plain(job_id, block)
+        return replace(job, deposit=absurd) if job_id == JOB else job
+
+    chain.contracts.session = session
+    chain.create(4)
+    chain.create(5, job_id=8)
+    chain.complete(6)
+    await chain.watcher.step()
+    assert sorted(chain.ledger.sessions) == [8]
+    chain.blocks.head += 1
+    chain.complete(11)
+    await chain.watcher.step()
+    assert sorted(chain.ledger.sessions) == [8]
+    assert chain.ledger.cursor.block_number == 11
