@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.steps import anvil, environment, llama, model, proofs, system
+from appliance.steps import anvil, embedding_model, environment, llama, model, proofs, system
 from appliance.steps.console import SetupFailure, Status, step
 from appliance.steps.layout import (
     APPLIANCE,
@@ -55,6 +55,11 @@ def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
             environment_key(development=development),
         )
 
+    embeddings = Part(
+        "embedding model all-MiniLM-L6-v2",
+        lambda: embedding_model.is_embedding_model_present(places),
+        lambda status: _discard(embedding_model.ensure_embedding_model(places, status)),
+    )
     return (
         Part("system packages", lambda: not system.missing(), _install_system),
         Part(
@@ -87,6 +92,7 @@ def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
             lambda: proofs.is_profile_present(places),
             lambda status: proofs.ensure_profile(places, status),
         ),
+        *((embeddings,) if development else ()),
     )
 
 
@@ -131,6 +137,7 @@ def is_everything_there(places: Layout, *, development: bool) -> bool:
         and model.is_model_present(places)
         and anvil.anvil_path(places).exists()
         and proofs.is_profile_present(places)
+        and (not development or embedding_model.is_embedding_model_present(places))
     )
 
 

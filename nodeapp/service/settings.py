@@ -56,6 +56,15 @@ class ChainSettings(Section, frozen=True):
     payout_address: str = ""
     """Where withdrawn earnings go; empty: they stay with the host account."""
     confirmations: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 1
+    confirmations_by_amount: Annotated[
+        tuple[
+            tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0, le=1000)]],
+            ...,
+        ],
+        msgspec.Meta(max_length=16),
+    ] = ()
+    """[[base units, confirmations], …]: sessions with a deposit from so much on are served when
+    so many blocks hold them; base units of the session's asset, wei for the native coin."""
     reorg_window_blocks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
     """A reorganisation of so many confirmed blocks is followed; a deeper one stops the process."""
     poll_seconds: PositiveSeconds = 1.0
@@ -144,6 +153,10 @@ class InferenceSettings(Section, frozen=True):
     """Guess tokens from the request's own text, where the measured cost of a row makes it pay."""
     public_prefixes: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
     """Text files with system prompts whose KV cells all renters may share."""
+    embedding_model_path: str = ""
+    """A GGUF with a pooling of its own, for /v1/embeddings on the process's socket; empty: none."""
+    embedding_model_sha256: str = ""
+    embedding_threads: Annotated[int, msgspec.Meta(ge=1, le=512)] = 1
 
 
 class ProverSettings(Section, frozen=True):
