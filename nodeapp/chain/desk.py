@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from nodeapp.chain.gate import Gate
 from nodeapp.chain.ledger import Entry, Ledger
-from nodeapp.core.claims import MAX_CLAIM
 from nodeapp.core.errors import Busy, PaymentRequired, TooLarge, Unauthorised
 from nodeapp.core.ids import JobId, RequestId
 from nodeapp.core.session import (
@@ -38,8 +38,9 @@ MAX_SEALED_PROMPT_BYTES = 768 << 10
 class Desk:
     """Every answer is idempotent: asking again after a lost reply changes nothing."""
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, gate: Gate | None = None) -> None:
         self._ledger = ledger
+        self._gate = gate
         self._clock = clock
         self._active_seconds: dict[JobId, float] = {}
         self._waiting_opens = 0
@@ -55,11 +56,9 @@ class Desk:
             raise PaymentRequired(
                 f"session {request.job_id} is {session.phase}; open a new session"
             )
-        if session.terms.proof_interval > MAX_CLAIM:
-            raise PaymentRequired(
-                f"session {request.job_id} has proof interval {session.terms.proof_interval};"
-                f" this host proves at most {MAX_CLAIM} tokens at once"
-            )
+        if self._gate is not None:
+            self._gate.check_terms(session)
+            await self._gate.check_price(session)
 
         def bind() -> list[Entry]:
             is_bound = self._ledger.session(request.job_id).renter_key == request.renter_key
@@ -77,12 +76,16 @@ class Desk:
         job_id, size = request.job_id, len(request.sealed_prompt)
         if size > MAX_SEALED_PROMPT_BYTES:
             raise TooLarge(f"prompt has {size} bytes sealed, {MAX_SEALED_PROMPT_BYTES} allowed")
+        if self._gate is not None:
+            self._gate.check_new(self._ledger.session(job_id))
         await self._ledger.decide(lambda: _reservation(self._ledger.session(job_id), request))
         self._touch(job_id)
         return _authorised(self._ledger.session(job_id))
 
     async def produced(self, request: wire.ProducedRequest) -> Empty:
         """Journal a batch; a batch that is there already is not written twice."""
+        if self._gate is not None:
+            self._gate.check_running(self._ledger.session(request.job_id))
         await self._ledger.decide(lambda: _batch(self._ledger.session(request.job_id), request))
         self._touch(request.job_id)
         return Empty()
@@ -95,6 +98,8 @@ class Desk:
             separator = domain_separator(terms.chain_id, terms.marketplace)
             digest = receipt_digest(separator, request.job_id, request.tokens, request.running_hash)
             verify_digest(digest, request.signature, terms.renter)
+            if request.tokens > session.produced:
+                await self._close_forgotten(session, request.tokens)
             await self._ledger.record(
                 RenterSentReceipt(
                     request.job_id,
@@ -105,6 +110,20 @@ class Desk:
             )
         self._touch(request.job_id)
         return wire.ReceiptAccepted(self._ledger.session(request.job_id).acknowledged)
+
+    async def _close_forgotten(self, session: Session, tokens: int) -> None:
+        """Tokens are journalled before they are sent, so this journal is older than the receipt.
+
+        What came after is not known and cannot be proven: what is known is claimed, the rest goes
+        back to the renter.
+        """
+        job_id = session.terms.job_id
+        await self._close(job_id, "restored journal")
+        raise PaymentRequired(
+            f"the receipt is for {tokens} tokens of session {job_id}, this host knows"
+            f" {session.produced}: its journal was restored from a backup. The session is settled"
+            " for what is known and the rest refunded; open a new session"
+        )
 
     async def end_request(self, request: wire.EndRequest) -> Empty:
         """Release the reservation."""
@@ -152,14 +171,27 @@ class Desk:
         return self._ledger.session(job_id)
 
     async def _wait_for(self, job_id: JobId) -> None:
+        older = await self._ledger.archived(job_id)
+        if older and older[-1].session.ended is not None:
+            raise PaymentRequired(
+                f"session {job_id} is {older[-1].session.phase}; open a new session"
+            )
+        if await self._appears(job_id):
+            return
+        if self._gate is not None:
+            # An endpoint may have left its creation out.
+            await self._gate.find(job_id)
+        if job_id not in self._ledger.sessions:
+            raise PaymentRequired(f"session {job_id} is not confirmed, or not with this host")
+
+    async def _appears(self, job_id: JobId) -> bool:
         try:
             async with asyncio.timeout(CONFIRMATION_SECONDS):
                 while job_id not in self._ledger.sessions:
                     await self._ledger.wait_for_change()
-        except TimeoutError as error:
-            raise PaymentRequired(
-                f"session {job_id} is not confirmed, or not with this host"
-            ) from error
+        except TimeoutError:
+            return False
+        return True
 
     def _touch(self, job_id: JobId) -> wire.SessionView:
         self._active_seconds[job_id] = self._clock.monotonic_seconds()

@@ -15,6 +15,7 @@ from nodeapp.chain import statement
 from nodeapp.chain.checkpoints import Archived, job_of
 from nodeapp.chain.connection import Connection
 from nodeapp.chain.desk import Desk, session_view
+from nodeapp.chain.gate import Gate, Sight
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import ListingWatch, read_listing, settings_wish
 from nodeapp.chain.registration import Registrar, routes
@@ -28,7 +29,7 @@ from nodeapp.core.listing import Listing, findings
 from nodeapp.core.session import Session
 from nodeapp.core.units import BaseUnits
 from nodeapp.evm.accounts import Wallet, load_keystore
-from nodeapp.evm.calls import Calls
+from nodeapp.evm.calls import NATIVE, Calls
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.deployment import load_deployment
 from nodeapp.evm.provider import Block
@@ -195,31 +196,42 @@ class ChainNode:
         wish = partial(settings_wish, settings, usdc=deployment.usdc, public_key=wallet.public_key)
         # A misspelt price ends the start, not the first look at the chain.
         wish(Listing())
+        watcher = Watcher(
+            ledger,
+            Contracts(connection.steady, deployment),
+            wallet.address,
+            confirmations=settings.confirmations,
+            window_blocks=settings.reorg_window_blocks,
+        )
+        listing = ListingWatch(
+            contracts,
+            wallet.address,
+            judge=lambda listing, bounds: findings(
+                listing, wish(listing), bounds, public_key=wallet.public_key
+            ),
+            check_seconds=settings.listing_check_seconds,
+            clock=self._shell.clock,
+            metrics=self._shell.metrics,
+        )
+        gate = Gate(
+            host=wallet.address,
+            assets=frozenset((deployment.usdc, NATIVE)),
+            look=lambda: _sight(watcher, connection, listing),
+            price_at=contracts.model_price,
+            find=watcher.look_for,
+            confirmations=settings.confirmations,
+            confirmations_by_amount=settings.confirmations_by_amount,
+        )
         return Parts(
             wallet=wallet,
             ledger=ledger,
-            desk=Desk(ledger, self._shell.clock),
+            desk=Desk(ledger, self._shell.clock, gate),
             connection=connection,
             contracts=contracts,
-            watcher=Watcher(
-                ledger,
-                Contracts(connection.steady, deployment),
-                wallet.address,
-                confirmations=settings.confirmations,
-                window_blocks=settings.reorg_window_blocks,
-            ),
+            watcher=watcher,
             runner=runner,
             sending=sending,
-            listing=ListingWatch(
-                contracts,
-                wallet.address,
-                judge=lambda listing, bounds: findings(
-                    listing, wish(listing), bounds, public_key=wallet.public_key
-                ),
-                check_seconds=settings.listing_check_seconds,
-                clock=self._shell.clock,
-                metrics=self._shell.metrics,
-            ),
+            listing=listing,
             registrar=Registrar(
                 contracts=contracts,
                 calls=Calls(deployment),
@@ -366,6 +378,24 @@ class ChainNode:
         if self._parts is None:
             raise Unavailable("chain is starting")
         return self._parts
+
+
+def _sight(watcher: Watcher, connection: Connection, listing: ListingWatch) -> Sight:
+    """The present, as far as it is known.
+
+    Raises:
+        Unavailable: the chain was not read yet.
+    """
+    if watcher.head is None or watcher.now is None:
+        raise Unavailable("the host has not read the chain yet", retry_after_seconds=2.0)
+    listed = listing.listing
+    return Sight(
+        head=watcher.head.number,
+        time=watcher.now.timestamp,
+        is_paused=watcher.is_paused,
+        disagreement=connection.steady.disagreement,
+        unapproved=listed.unapproved if listed is not None else (),
+    )
 
 
 def _claims(session: Session) -> tuple[wire.ClaimView, ...]:

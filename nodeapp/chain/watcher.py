@@ -232,6 +232,33 @@ class Watcher:
             _log.warning("logs were missing", job_id=job_id, found=len(changes))
             await self._ledger.record(*changes)
 
+    async def look_for(self, job_id: JobId) -> None:
+        """Take in a session of ours whose creation we were not told of, if there is one.
+
+        The contract says when it was opened; the block of that time is found by halving.
+        """
+        newest = self.now
+        if newest is None or job_id in self._ledger.sessions:
+            return
+        try:
+            job = await self._contracts.session(job_id, newest.number)
+        except NotFound:
+            return
+        if job.host != self._host:
+            return
+        low, high = self._contracts.deployment.first_block, newest.number
+        while low < high:
+            middle = BlockNumber((low + high + 1) // 2)
+            block = await self._contracts.provider.block(middle)
+            if block.timestamp <= job.start_time:
+                low = middle
+            else:
+                high = BlockNumber(middle - 1)
+        opened = ContractReceiveSessionOpened(job_id, self._terms(job), low)
+        if _can_be_stored(opened):
+            _log.warning("a creation was missing", job_id=job_id, block_number=low)
+            await self._ledger.record(opened)
+
     def _lacking(self) -> Session | None:
         """A session that ended a short while ago with claims that we were not told."""
         final = self._ledger.view.final

@@ -192,14 +192,15 @@ def _check_exposure(session: Session, prompt_bytes: int) -> None:
 
 
 def _produced(session: Session, change: TokensProduced) -> Session:
-    request = _require_request(session, change.request_id)
-    if session.phase not in (Phase.ACTIVE, Phase.CLOSING):
+    is_cut_off = session.request is None and session.phase is Phase.CLOSING
+    if is_cut_off or session.phase not in (Phase.ACTIVE, Phase.CLOSING):
         raise PaymentRequired(f"session {change.job_id} is {session.phase}; open a new session")
     if session.is_claimed_elsewhere:
         raise PaymentRequired(
             f"session {change.job_id} has claims this host's journal does not know;"
             " open a new session"
         )
+    request = _require_request(session, change.request_id)
     if session.produced + len(change.token_ids) > request.first_token + request.max_tokens:
         raise PaymentRequired(
             f"request {change.request_id} is over its {request.max_tokens} tokens"

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from nodeapp.core.errors import Unavailable, leaves
+from nodeapp.core.errors import PaymentRequired, Unavailable, leaves
 from nodeapp.p2p import relay as relay_module
 from nodeapp.p2p.relay import Relay, RelaySettings, begin_answer
 from nodeapp.wire.envelope import ChatMessage, GenerateCommand, SamplingChoice
@@ -86,6 +86,21 @@ async def test_the_stream_pauses_at_the_window():
         assert len(talk.chain.journalled) == 13
         await talk.listen()
     assert max(talk.stream.batches) <= 8
+
+
+async def test_a_session_that_ends_on_chain_stops_the_engine_and_no_more_is_sent():
+    """The conversation tells the renter what this raises."""
+    hold = asyncio.Event()
+    with pytest.raises(ExceptionGroup) as told:
+        async with Talk([50], hold=hold).running() as talk:
+            await talk.stream.until(8)
+            talk.chain.refusal = PaymentRequired("session 7 is completed; open a new session")
+            talk.acknowledge(8)
+    assert [error.message for error in leaves(told.value)] == [
+        "session 7 is completed; open a new session"
+    ]
+    assert talk.stream.received == talk.chain.journalled == list(range(8))
+    assert (talk.engine.closed, talk.stream.ends) == (1, [])
 
 
 @pytest.mark.parametrize("window", [3, 8, 300])

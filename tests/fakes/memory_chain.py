@@ -192,17 +192,20 @@ class _Run:
         self.done.append(transaction)
         tx_hash = hash_of(transaction)
         at = LogPosition(self.header.number, self.header.hash, tx_hash, len(self.events))
-        match transaction:
-            case Create():
-                event: MarketplaceEvent | None = self._create(transaction, at)
-            case Prove():
-                event = self._prove(transaction, at)
-            case Complete():
-                event = self._complete(transaction, at)
+        event = self._event(transaction, at)
         if event is None:
             self.failed.add(tx_hash)
         else:
             self.events.append(event)
+
+    def _event(self, transaction: Transaction, at: LogPosition) -> MarketplaceEvent | None:
+        match transaction:
+            case Create():
+                return self._create(transaction, at)
+            case Prove():
+                return self._prove(transaction, at)
+            case Complete():
+                return self._complete(transaction, at)
 
     def _create(self, create: Create, at: LogPosition) -> MarketplaceEvent:
         job_id = JobId(len(self.jobs) + 1)

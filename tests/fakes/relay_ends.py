@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from nodeapp.core.errors import Unavailable
+from nodeapp.core.errors import NodeError, Unavailable
 from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.ipc_chain import ProducedRequest
@@ -52,8 +52,12 @@ class CountingChain:
     """rpc.ChainClient towards the relay: what was journalled, in order."""
 
     journalled: list[int] = field(default_factory=list)
+    refusal: NodeError | None = None
+    """What it says from now on, as when the session ended on chain."""
 
     async def produced(self, request: ProducedRequest) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         assert request.first_token == len(self.journalled), "journal and stream have parted"
         self.journalled += request.token_ids
 

@@ -110,14 +110,6 @@ async def test_a_session_that_never_comes_is_refused(counter, monkeypatch):
         )
 
 
-async def test_a_session_whose_first_claim_could_never_be_proven_is_not_served(counter):
-    await counter.ledger.record(opened(job_id=8, interval=1921))
-    with pytest.raises(PaymentRequired, match="proof interval 1921"):
-        await counter.desk.open_session(
-            wire.OpenSessionRequest(job_id=8, renter=RENTER, renter_key=RENTER_KEY)
-        )
-
-
 async def test_an_ended_session_is_not_opened(counter):
     await counter.ledger.record(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 0, 1))
     with pytest.raises(PaymentRequired, match="is completed"):

@@ -38,6 +38,7 @@ class FakeContracts:
     provider: FakeBlocks = field(default_factory=FakeBlocks)
     deployment: Deployment = DEPLOYMENT
     status: SessionStatus = SessionStatus.ACTIVE
+    started_at: int = terms().started_at
 
     async def is_paused(self, block):
         return False
@@ -54,7 +55,7 @@ class FakeContracts:
             price_per_token=chosen.price_per_token,
             tokens_used=Tokens(0),
             max_duration_seconds=chosen.max_duration_seconds,
-            start_time=chosen.started_at,
+            start_time=self.started_at,
             last_proof_time=chosen.started_at,
             proof_interval=chosen.proof_interval,
             proof_timeout_seconds=chosen.proof_timeout_seconds,
@@ -262,6 +263,17 @@ async def test_logs_that_an_endpoint_never_shows_are_found_by_the_audit(chain):
     chain.blocks.head = 91
     await chain.watcher.step()
     assert chain.ledger.session(JOB).phase is Phase.COMPLETED
+
+
+async def test_a_session_without_a_creation_log_is_found_by_its_number(chain):
+    chain.blocks.head = 90
+    chain.contracts.started_at = 1047
+    await chain.watcher.step()
+    await chain.watcher.look_for(JOB)
+    session = chain.ledger.session(JOB)
+    assert (session.opened_in, session.terms.started_at) == (47, 1047)
+    await chain.watcher.look_for(JOB)
+    assert chain.ledger.session(JOB) is session
 
 
 async def test_a_chain_that_does_not_answer_moves_nothing(chain):
