@@ -19,6 +19,7 @@ from nodeapp.cli import (
     renter,
     run,
     status,
+    wallet,
 )
 from nodeapp.core.errors import NodeError
 
@@ -43,6 +44,7 @@ host.register(app)
 earnings.register(app)
 model.register(app)
 peers.register(app)
+wallet.register(app)
 
 
 def main() -> int:

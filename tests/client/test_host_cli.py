@@ -1,6 +1,7 @@
 """`fabstir-node host` as an operator uses it, over a real chain process, chain and contracts."""
 
 import asyncio
+import subprocess
 
 import msgspec
 import pytest
@@ -9,7 +10,7 @@ from nodeapp.devnet.provision import STAKE
 from nodeapp.service.config import load_settings
 from nodeapp.service.single import reachable_process
 from tests.client.host_world import FIRST, SECOND, host_world
-from tests.world import left_of
+from tests.world import CLI, ROOT, left_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -68,3 +69,32 @@ async def test_while_the_node_is_down_the_money_process_runs_for_the_command_onl
         assert done.returncode == 1
         assert done.stderr.startswith("error: chain cannot run: price '* 2.00 euro' is not MODEL")
         assert done.stderr.count("\n") == 1
+
+
+def fabstir(*arguments):
+    return subprocess.run(
+        [*CLI, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_wallet_is_made_once_for_its_owner_only_and_shown(tmp_path):
+    keys = ("--keystore", tmp_path / "k" / "host.json", "--password-file", tmp_path / "k" / "pass")
+    made = fabstir("wallet", "new", *keys)
+    assert made.returncode == 0, made.stderr
+    for name in ("host.json", "pass"):
+        assert (tmp_path / "k" / name).stat().st_mode & 0o777 == 0o600
+    again = fabstir("wallet", "new", *keys)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    flags = (
+        f"chain.keystore_file={tmp_path}/k/host.json",
+        f"chain.password_file={tmp_path}/k/pass",
+    )
+    shown = fabstir("wallet", "show", *(word for flag in flags for word in ("--set", flag)))
+    assert shown.stdout.startswith(made.stdout.strip())
+    assert "public key 0" in shown.stdout

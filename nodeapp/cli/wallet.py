@@ -1,0 +1,51 @@
+"""fabstir-node wallet: make the host's key, or say whose key a keystore holds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nodeapp.cli.options import ConfigFile, Flags, StateDir, settings_of
+
+Keystore = Annotated[Path, typer.Option("--keystore", help="V3 keystore file to write.")]
+PasswordFile = Annotated[
+    Path,
+    typer.Option("--password-file", help="One line; made with a random password if missing."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="The key that stakes, claims and is paid.", no_args_is_help=True, rich_markup_mode=None
+    )
+    group.command("new")(new)
+    group.command("show")(show)
+    app.add_typer(group, name="wallet")
+
+
+def new(keystore: Keystore, password_file: PasswordFile) -> None:
+    """Make a key; an existing keystore is never replaced. Back up both files, apart."""
+    import secrets
+
+    from nodeapp.evm.accounts import create_keystore, write_password
+
+    if not password_file.exists():
+        write_password(password_file, secrets.token_hex(16))
+    wallet = create_keystore(keystore, password_file)
+    sys.stdout.write(f"{wallet.address}\n")
+
+
+def show(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
+    """Print the address of the settings' keystore and the public key clients encrypt to."""
+    from nodeapp.core.errors import InvalidRequest
+    from nodeapp.evm.accounts import load_keystore
+
+    chain = settings_of(config, state_dir, flags).chain
+    if not chain.keystore_file or not chain.password_file:
+        raise InvalidRequest("chain.keystore_file and chain.password_file are not set")
+    wallet = load_keystore(Path(chain.keystore_file), Path(chain.password_file))
+    sys.stdout.write(f"{wallet.address}  public key {wallet.public_key.hex()}\n")
