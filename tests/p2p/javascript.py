@@ -47,15 +47,15 @@ def require_node() -> None:
         pytest.skip(f"node {version.strip()} is older than {LEAST_NODE}")
 
 
-def installed_packages() -> Path:
-    lock = (SOURCES / "package-lock.json").read_bytes()
-    target = default_cache_dir() / f"js-interop-{hashlib.sha256(lock).hexdigest()[:12]}"
+def installed_packages(sources: Path = SOURCES, name: str = "js-interop") -> Path:
+    lock = (sources / "package-lock.json").read_bytes()
+    target = default_cache_dir() / f"{name}-{hashlib.sha256(lock).hexdigest()[:12]}"
     if target.exists():
         return target
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="js-interop-", dir=target.parent) as partial:
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(SOURCES / name, partial)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=target.parent) as partial:
+        for file in ("package.json", "package-lock.json"):
+            shutil.copy(sources / file, partial)
         install = subprocess.run(
             ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"],
             cwd=partial,
