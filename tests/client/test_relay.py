@@ -90,15 +90,16 @@ async def test_the_stream_pauses_at_the_window():
 
 async def test_a_session_that_ends_on_chain_stops_the_engine_and_no_more_is_sent():
     """The conversation tells the renter what this raises."""
-    hold = asyncio.Event()
-    with pytest.raises(ExceptionGroup) as told:
-        async with Talk([50], hold=hold).running() as talk:
+    talk = Talk([50], hold=asyncio.Event())
+    told: list[str] = []
+    try:
+        async with talk.running():
             await talk.stream.until(8)
             talk.chain.refusal = PaymentRequired("session 7 is completed; open a new session")
             talk.acknowledge(8)
-    assert [error.message for error in leaves(told.value)] == [
-        "session 7 is completed; open a new session"
-    ]
+    except* PaymentRequired as group:
+        told += [error.message for error in leaves(group)]
+    assert told == ["session 7 is completed; open a new session"]
     assert talk.stream.received == talk.chain.journalled == list(range(8))
     assert (talk.engine.closed, talk.stream.ends) == (1, [])
 
