@@ -24,6 +24,7 @@ from nodeapp.core.listing import (
 from nodeapp.core.units import BaseUnits, BlockNumber
 from nodeapp.evm.calls import NATIVE
 from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.events import MarketplaceEvents, NodeAutoUnregistered, NodeSlashed
 from nodeapp.evm.provider import BlockTag
 from nodeapp.evm.registry_events import RegistryEvents
 from nodeapp.service.clock import Clock
@@ -139,6 +140,7 @@ class ListingWatch:
     ) -> None:
         self._contracts = contracts
         self._events = RegistryEvents(contracts.provider, contracts.deployment)
+        self._news = MarketplaceEvents(contracts.provider, contracts.deployment)
         self._host = host
         self._judge = judge
         self._check_seconds = check_seconds
@@ -150,6 +152,7 @@ class ListingWatch:
         self._active = metrics.gauge("listing_active", "1: registered and active on chain")
         self._count = metrics.gauge("listing_findings", "what is wrong with the listing")
         self._stake = metrics.gauge("listing_stake_fab", "staked FAB, whole units")
+        self._slashes = metrics.counter("slashes", "times that part of our stake was taken")
         self.listing: Listing | None = None
         self.findings: tuple[str, ...] = ()
         # Other than in the life before: who waits for a change may have missed one.
@@ -165,9 +168,13 @@ class ListingWatch:
             return
         now = self._clock.monotonic_seconds()
         is_due = self.listing is None or now - self._checked_seconds >= self._check_seconds
-        if is_due or await self._events.touched(BlockNumber(self._seen + 1), block, self._host):
+        first = BlockNumber(self._seen + 1)
+        is_touched = await self._events.touched(first, block, self._host)
+        if is_due or is_touched:
             await self._read(block)
             self._checked_seconds = now
+        if is_touched and self._seen >= 0:
+            await self._tell(first, block)
         self._seen = block
 
     async def wait(self, known: int, seconds: float) -> int:
@@ -186,6 +193,28 @@ class ListingWatch:
             return ""
         more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
         return f"listing: {self.findings[0]}{more}"
+
+    async def _tell(self, first: BlockNumber, last: BlockNumber) -> None:
+        """Say who took stake and why; the listing only shows that some is missing."""
+        for event in await self._news.get_host_events(first, last, self._host):
+            if isinstance(event, NodeSlashed):
+                self._slashes.inc()
+                _log.error(
+                    "stake was slashed",
+                    fab=event.amount / 10**18,
+                    remaining_fab=event.remaining / 10**18,
+                    reason=event.reason,
+                    evidence_cid=event.evidence_cid,
+                    executor=event.executor,
+                    tx_hash=event.at.tx_hash,
+                )
+            elif isinstance(event, NodeAutoUnregistered):
+                _log.error(
+                    "unregistered for too little stake: no claim is accepted any more",
+                    returned_fab=event.returned / 10**18,
+                    reason=event.reason,
+                    tx_hash=event.at.tx_hash,
+                )
 
     async def _read(self, block: BlockNumber) -> None:
         if self._bounds is None:

@@ -7,6 +7,8 @@ from functools import partial
 
 import msgspec
 import pytest
+import structlog
+import structlog.testing
 
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import ListingWatch, settings_wish
@@ -213,6 +215,26 @@ async def test_slashing_is_seen_and_the_stake_can_be_filled_up(host):
     await host.world.fund(fab=250 * 10**18)
     assert len(await host.change(Wish(stake_fab=Decimal(1000)))) == 2
     assert await host.look() == ()
+
+
+async def test_who_took_stake_and_why_is_said_until_the_host_is_out(host):
+    await host.register()
+    await host.look()
+    slash = partial(
+        host.calls.slash, host.world.wallet.address, evidence_cid="bevidence", reason="overclaim"
+    )
+    provider = host.world.devnet.provider
+    with structlog.testing.capture_logs() as logs:
+        for fab in (500, 250, 125, 60):
+            await host.as_owner(slash(fab * 10**18))
+            await host.look()
+            await provider.request("evm_increaseTime", [86_400])
+    told = [entry for entry in logs if entry["log_level"] == "error"]
+    assert [entry.get("remaining_fab") for entry in told] == [500, 250, 125, 65, None]
+    assert told[0]["evidence_cid"] == "bevidence"
+    assert {entry["reason"] for entry in told} == {"overclaim"}
+    assert (told[-1]["event"][:12], told[-1]["returned_fab"]) == ("unregistered", 65)
+    assert "not registered" in host.watch.findings[0]
 
 
 async def test_a_model_that_loses_its_approval_is_found(host):
