@@ -31,8 +31,11 @@ def new(keystore: Keystore, password_file: PasswordFile) -> None:
     """Make a key; an existing keystore is never replaced. Back up both files, apart."""
     import secrets
 
+    from nodeapp.core.errors import InvalidRequest
     from nodeapp.evm.accounts import create_keystore, write_password
 
+    if keystore.exists():
+        raise InvalidRequest(f"keystore {keystore} exists already; it is never replaced")
     if not password_file.exists():
         write_password(password_file, secrets.token_hex(16))
     wallet = create_keystore(keystore, password_file)

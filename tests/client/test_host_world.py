@@ -1,10 +1,12 @@
 """A host's listing and money in the running world: what renters see, what the chain says."""
 
 import asyncio
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from nodeapp.core.ids import JobId
 from nodeapp.core.pricing import settle
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.deployment import load_deployment
@@ -84,12 +86,17 @@ async def check_transactions(world: World, lines: list[dict]) -> None:
 
 
 async def check_contract(world: World, whole: dict) -> None:
-    """Every session of the marketplace, asked one by one, against the statement's sums."""
-    deployment = load_deployment(world.renter_values["deployment_file"])
+    """Every session the marketplace has of this host, one by one, against the statement's sums."""
+    deployment = load_deployment(Path(str(world.renter_values["deployment_file"])))
+    host = whole["contract"]["host"]
     async with world.provider() as provider:
         contracts = Contracts(provider, deployment)
-        for line in whole["sessions"]:
-            job = await contracts.session(line["job_id"])
-            if line["amounts"]["gross"]:
-                assert line["amounts"]["net"] == job.host_share
-                assert line["amounts"]["treasury"] == job.treasury_share
+        jobs = [
+            await contracts.session(JobId(number))
+            for number in range(1, await contracts.next_job_id())
+        ]
+    ours = [job for job in jobs if job.host == host and job.status]
+    (usdc,) = [one["amounts"] for one in whole["totals"] if one["asset"] == deployment.usdc]
+    assert usdc["net"] == sum(job.host_share for job in ours)
+    assert usdc["treasury"] == sum(job.treasury_share for job in ours)
+    assert usdc["gross"] == sum(job.deposit - job.refund for job in ours)
