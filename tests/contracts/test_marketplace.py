@@ -528,3 +528,25 @@ def test_a_further_asset_can_be_accepted(world: World) -> None:
         world.send(
             world.calls.create_session(world.host, MODEL.model_id, fab, ETHER, TERMS), world.renter
         )
+
+
+def test_the_bounds_of_a_deposit_may_change_while_sessions_run(world: World) -> None:
+    usdc, before = world.deployment.usdc, world.open()
+    lower = world.market_call("updateTokenMinDeposit", usdc, DEPOSIT + 1)
+    upper = world.market_call("updateTokenMaxDeposit", usdc, DEPOSIT + 2)
+    with refused("Not admin"):
+        world.send(lower, world.renter)
+    world.send(lower, world.treasury)
+    events = world.events(world.send(upper, world.owner))
+    assert events["TokenMaxDepositUpdated"]["oldMaxDeposit"] == 10**12
+    with refused("Low deposit"):
+        world.open()
+    with refused("Over max"):
+        world.open(deposit=DEPOSIT + 3)
+    world.open(deposit=DEPOSIT + 1)
+    with refused("Max < min"):
+        world.send(world.market_call("updateTokenMaxDeposit", usdc, DEPOSIT + 1), world.owner)
+    with refused("Bad token"):
+        world.send(world.market_call("updateTokenMinDeposit", world.deployment.fab, 1), world.owner)
+    world.complete(before, world.renter)
+    assert world.session(before)["status"] == 1

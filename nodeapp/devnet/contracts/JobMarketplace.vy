@@ -174,6 +174,16 @@ event TokenAccepted:
     minDeposit: uint256
     maxDeposit: uint256
 
+event TokenMinDepositUpdated:
+    token: indexed(address)
+    oldMinDeposit: uint256
+    newMinDeposit: uint256
+
+event TokenMaxDepositUpdated:
+    token: indexed(address)
+    oldMaxDeposit: uint256
+    newMaxDeposit: uint256
+
 event TreasuryWithdrawal:
     token: indexed(address)
     amount: uint256
@@ -828,6 +838,28 @@ def addAcceptedToken(token: address, minDeposit: uint256, maxDeposit: uint256):
     self.tokenMinDeposits[token] = minDeposit
     self.tokenMaxDeposits[token] = maxDeposit
     log TokenAccepted(token=token, minDeposit=minDeposit, maxDeposit=maxDeposit)
+
+
+@external
+def updateTokenMinDeposit(token: address, minDeposit: uint256):
+    self._requireAdmin()
+    assert self.acceptedTokens[token], "Bad token"
+    assert minDeposit > 0, "Bad min"
+    log TokenMinDepositUpdated(
+        token=token, oldMinDeposit=self.tokenMinDeposits[token], newMinDeposit=minDeposit
+    )
+    self.tokenMinDeposits[token] = minDeposit
+
+
+@external
+def updateTokenMaxDeposit(token: address, maxDeposit: uint256):
+    self._requireAdmin()
+    assert self.acceptedTokens[token], "Bad token"
+    assert maxDeposit > self.tokenMinDeposits[token], "Max < min"
+    log TokenMaxDepositUpdated(
+        token=token, oldMaxDeposit=self.tokenMaxDeposits[token], newMaxDeposit=maxDeposit
+    )
+    self.tokenMaxDeposits[token] = maxDeposit
 
 
 @external
