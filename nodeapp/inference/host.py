@@ -113,7 +113,7 @@ class ModelHost:
         self._look_seconds = look_seconds
         self._served: Served | None = None
         self._phase: ModelPhase = "none"
-        self._progress = "no model is loaded"
+        self._progress = self._why_none = "no model is loaded"
         self._error = ""
         self._wanted: asyncio.Queue[ModelFile | None] = asyncio.Queue(maxsize=1)
 
@@ -181,11 +181,22 @@ class ModelHost:
                 f"another change is under way: {self._progress}",
                 retry_after_seconds=RETRY_SECONDS,
             )
+        self._why_none = "no model is loaded; the operator unloaded it"
         # Said at once, so that whoever asks for the state next sees that something happens.
         self._error = ""
         asked = "unloading" if model is None else f"checking {model.file_name}"
         self._enter("checking", asked)
         self._wanted.put_nowait(model)
+
+    def quarantine(self, reason: str) -> None:
+        """Finish the open requests, free the model and serve nothing: its device is faulty.
+
+        Raises:
+            Busy: a change is under way.
+        """
+        self.ask(None)
+        self._why_none = f"no model is loaded; {reason}"
+        self._report(f"in quarantine: {reason}")
 
     async def drain(self) -> None:
         """Refuse new requests and finish the open ones; for the end of the process."""
@@ -213,7 +224,7 @@ class ModelHost:
             return
         await self._take_down()
         if model is None or card is None:
-            self._enter("none", "no model is loaded; the operator unloaded it")
+            self._enter("none", self._why_none)
             return
         try:
             await self._bring_up(model, card)

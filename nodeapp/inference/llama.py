@@ -48,6 +48,10 @@ class LoadOptions:
     gpu_layers: int
     decode_threads: int = 0
     """For a batch of one token, which waits for memory, not for cores; 0: as `threads`."""
+    devices: tuple[int, ...] = ()
+    """CUDA's numbers of the GPUs to use when `gpu_layers` is not 0; (): llama.cpp's choice."""
+    split: tuple[float, ...] = ()
+    """One share of the blocks for each of `devices`, when there are several."""
     check_tensors: bool = False
     """Look at every weight for values that are none; reads the whole file."""
 
@@ -162,7 +166,9 @@ class LlamaModel:
         model_parameters = api.llama_model_default_params()
         model_parameters.n_gpu_layers = options.gpu_layers
         model_parameters.check_tensors = options.check_tensors
+        shares = self._place(model_parameters, options)
         self._model = api.llama_model_load_from_file(str(options.path).encode(), model_parameters)
+        del shares  # llama.cpp reads them while it loads
         if not self._model:
             self._model = None
             raise InvalidRequest(f"llama.cpp refuses {options.path.name}: {self._last_error()}")
@@ -188,6 +194,21 @@ class LlamaModel:
                 f"no context of {options.kv_tokens} tokens for {options.path.name}: "
                 f"{self._last_error() or 'not enough memory'}"
             )
+
+    def _place(self, parameters: Any, options: LoadOptions) -> object:  # noqa: ANN401  # no stubs
+        """Which GPUs; returns the array of shares, to be kept until the model is loaded."""
+        if not (options.gpu_layers and options.devices and self._api.llama_supports_gpu_offload()):
+            return None
+        if len(options.devices) == 1:
+            parameters.split_mode = self._api.LLAMA_SPLIT_MODE_NONE
+            parameters.main_gpu = options.devices[0]
+            return None
+        shares = (ctypes.c_float * max(self._api.llama_max_devices(), 1 + max(options.devices)))()
+        for device, share in zip(options.devices, options.split, strict=True):
+            shares[device] = share
+        parameters.split_mode = self._api.LLAMA_SPLIT_MODE_LAYER
+        parameters.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
+        return shares
 
     def _warm_up(self) -> None:
         """One decode maps the weights in, so that the first renter does not wait for the disk."""

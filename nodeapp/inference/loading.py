@@ -8,11 +8,12 @@ from pathlib import Path
 
 import psutil
 
-from nodeapp.core.errors import Corrupt, NodeError, NotFound, Rejected
+from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, NotFound, Rejected, Unavailable
 from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.engine import Engine, EngineOptions
 from nodeapp.inference.gguf import read_header
-from nodeapp.inference.gpu import GpuInventory, layers_that_fit
+from nodeapp.inference.gpu import Gpu
+from nodeapp.inference.gpu_guard import GpuGuard
 from nodeapp.inference.host import Report, Served
 from nodeapp.inference.llama import LoadOptions
 from nodeapp.inference.metrics import InferenceMetrics
@@ -25,14 +26,13 @@ from nodeapp.inference.models import (
     identity_of,
     require_same,
 )
+from nodeapp.inference.placement import Needs, Placement, back_off, place
 from nodeapp.inference.probe import Prober
 from nodeapp.service.clock import Clock
 from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import InferenceSettings
 
 _log = get_logger(__name__)
-_KV_BYTES_PER_TOKEN_AND_BLOCK = 4096
-"""Upper guess for placement only: f16 keys and values of 1024 dimensions each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ModelLoader:
     def __init__(
         self,
         settings: InferenceSettings,
-        gpus: GpuInventory,
+        gpus: GpuGuard,
         metrics: InferenceMetrics,
         clock: Clock,
         *,
@@ -78,8 +78,7 @@ class ModelLoader:
         hold = await asyncio.to_thread(self._store.hold, card.sha256) if model.name else None
         try:
             identity = await asyncio.to_thread(self._checked_identity, model, card)
-            load = await asyncio.to_thread(self._load_options, model.path)
-            engine = await self._engine(card, load)
+            engine, load = await self._place_and_start(model, card, report)
             try:
                 # llama.cpp opened the path itself: what it opened must be what was checked.
                 await asyncio.to_thread(require_same, model.path, identity)
@@ -129,26 +128,51 @@ class ModelLoader:
             raise Rejected(f"model file {model.path} was replaced since it was verified")
         return identity
 
-    def _load_options(self, path: Path) -> LoadOptions:
+    async def _place_and_start(
+        self, model: ModelFile, card: ModelCard, report: Report
+    ) -> tuple[Engine, LoadOptions]:
+        """Try the best placement, and less of it after each failure."""
+        needs = await asyncio.to_thread(self._needs, model.path)
+        gpus: tuple[Gpu, ...] = ()
+        self._gpus.use(())
+        if self._settings.gpu_layers:
+            gpus = await self._gpus.usable(needs)
+        placement = place(self._settings.gpu_layers, needs, gpus)
+        while True:
+            load = self._load_options(model.path, needs, placement)
+            try:
+                engine = await self._engine(card, load)
+            except (InvalidRequest, Unavailable) as error:
+                if not placement.gpu_layers:
+                    raise
+                placement = back_off(placement, needs)
+                _log.warning("load failed, trying less", error=error.message, next=str(placement))
+                report(f"trying {placement.gpu_layers} layers on GPU: {error.message}")
+            else:
+                self._gpus.use(placement.devices if placement.gpu_layers else ())
+                return engine, load
+
+    def _needs(self, path: Path) -> Needs:
         settings = self._settings
-        header = read_header(path)
-        kv_tokens = settings.kv_tokens or 2 * settings.context_length
-        kv_bytes = kv_tokens * header.block_count * _KV_BYTES_PER_TOKEN_AND_BLOCK
-        layers = layers_that_fit(
-            settings.gpu_layers,
-            blocks=header.block_count,
-            model_bytes=header.size_bytes,
-            kv_bytes=kv_bytes,
-            gpus=self._gpus.devices(),
+        return Needs(
+            header=read_header(path),
+            kv_tokens=settings.kv_tokens or 2 * settings.context_length,
+            least_kv_tokens=min(settings.context_length, settings.kv_tokens or (1 << 62)),
+            batch_tokens=settings.prefill_chunk_tokens + settings.max_sequences,
         )
+
+    def _load_options(self, path: Path, needs: Needs, placement: Placement) -> LoadOptions:
+        settings = self._settings
         return LoadOptions(
             path=path,
-            kv_tokens=kv_tokens,
+            kv_tokens=placement.kv_tokens,
             sequences=2 * settings.max_sequences,
-            batch_tokens=settings.prefill_chunk_tokens + settings.max_sequences,
+            batch_tokens=needs.batch_tokens,
             threads=settings.threads or physical_cores(),
             decode_threads=settings.threads or decode_cores(),
-            gpu_layers=layers,
+            gpu_layers=placement.gpu_layers,
+            devices=tuple(self._gpus.ordinal(index) for index in placement.devices),
+            split=placement.split,
         )
 
 
@@ -160,7 +184,18 @@ def engine_options(settings: InferenceSettings) -> EngineOptions:
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         queue_requests=settings.queue_requests,
         slow_reader_seconds=settings.slow_reader_seconds,
+        has_speculation=settings.speculation,
+        public_prefixes=tuple(_text_of(Path(name)) for name in settings.public_prefixes),
     )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"inference.public_prefixes names {path}, which cannot be read as text: {error}"
+        ) from error
 
 
 def physical_cores() -> int:

@@ -10,12 +10,16 @@ from pathlib import Path
 from aiohttp import web
 
 from nodeapp.inference.api import InferenceApi
+from nodeapp.inference.embedding import EmbeddingEngine
 from nodeapp.inference.gpu import GpuInventory
+from nodeapp.inference.gpu_guard import GpuGuard
 from nodeapp.inference.host import ModelHost
+from nodeapp.inference.llama_embedding import EmbeddingLoad
 from nodeapp.inference.loading import LoaderFiles, ModelLoader
-from nodeapp.inference.metrics import InferenceMetrics
+from nodeapp.inference.metrics import GpuMetrics, InferenceMetrics
 from nodeapp.inference.model_desk import ModelChoice, ModelDesk
 from nodeapp.inference.model_store import model_store, verdicts_file
+from nodeapp.inference.models import ModelFile, check_model
 from nodeapp.inference.nvml import NvmlInventory
 from nodeapp.inference.openai_backend import OpenAiApi
 from nodeapp.security.sandbox import (
@@ -24,6 +28,7 @@ from nodeapp.security.sandbox import (
     give_up_new_privileges,
     limit_resources,
 )
+from nodeapp.service.config import environment_value
 from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
 from nodeapp.service.paths import resolve_paths
@@ -36,22 +41,40 @@ class InferenceProcess:
     def __init__(self, shell: Shell, settings: InferenceSettings, gpus: GpuInventory) -> None:
         own = shell.paths.process_state("inference")
         store = model_store(settings, shell.paths)
+        self._gpus = GpuGuard(
+            gpus,
+            GpuMetrics(shell.metrics),
+            shell.clock,
+            visible=environment_value("CUDA_VISIBLE_DEVICES"),
+        )
+        metrics = InferenceMetrics(shell.metrics)
         loader = ModelLoader(
             settings,
-            gpus,
-            InferenceMetrics(shell.metrics),
+            self._gpus,
+            metrics,
             shell.clock,
             store=store,
             files=LoaderFiles(own / "digests.json", verdicts_file(shell.paths)),
         )
         self._choice = ModelChoice(settings, store, own / "chosen.json")
         self._host = ModelHost(
-            loader, remember=self._choice.remember, slots=lambda: settings.max_sequences
+            loader,
+            remember=self._choice.remember,
+            slots=lambda: self._gpus.slots(settings.max_sequences),
         )
         shell.is_serving = lambda: self._host.is_serving
         self._desk = ModelDesk(self._choice, self._host)
         self._api = InferenceApi(self._host)
-        self._openai = OpenAiApi(self._host, None, shell.clock)
+        self._embedding_file = embedding_file(settings)
+        self._embedder = (
+            EmbeddingEngine(
+                EmbeddingLoad(self._embedding_file.path, settings.embedding_threads), metrics
+            )
+            if self._embedding_file is not None
+            else None
+        )
+        self._digests = own / "digests.json"
+        self._openai = OpenAiApi(self._host, self._embedder, shell.clock)
 
     def routes(self) -> Sequence[web.RouteDef]:
         """See api.py, model_desk.py and openai_backend.py, whose /v1/models/NAME comes last."""
@@ -59,12 +82,16 @@ class InferenceProcess:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Check the file, load it, watch the decode thread."""
+        if self._embedder is not None and self._embedding_file is not None:
+            await asyncio.to_thread(check_model, self._embedding_file, self._digests)
+            await self._embedder.start()
         await self._host.start(await asyncio.to_thread(self._choice.first))
         tasks.create_task(self._host.run())
+        tasks.create_task(self._gpus.run(self._host.quarantine))
 
     def readiness(self) -> str:
         """What is served or happens."""
-        return self._host.state.detail
+        return "; ".join(filter(None, (self._host.state.detail, self._gpus.text)))
 
     async def drain(self) -> None:
         """Finish the open requests."""
@@ -73,6 +100,16 @@ class InferenceProcess:
     async def stop(self) -> None:
         """End thread and template child, free the model."""
         await self._host.stop()
+        if self._embedder is not None:
+            await self._embedder.stop()
+
+
+def embedding_file(settings: InferenceSettings) -> ModelFile | None:
+    """The embedding model to serve beside the chat model; None: not configured."""
+    if not settings.embedding_model_path:
+        return None
+    path = Path(settings.embedding_model_path)
+    return ModelFile(path, settings.embedding_model_sha256, path.stem, path.name)
 
 
 def give_up_what_is_not_needed(settings: Settings) -> None:
