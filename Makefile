@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo campaign-chain proto lock clean help
+.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo campaign-chain bench-p2p proto lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,8 @@ bench-demo: setup-dev ## figures of the demo into build/reports/demo.json
 	@$(BIN)/python -m tests.benchmarks.demo --out build/reports/demo.json $(ARGS)
 campaign-chain: setup-dev ## kills, reorgs, lying endpoints into build/reports/chain.json
 	@$(BIN)/python -m tests.benchmarks.chain_campaign --out build/reports/chain.json $(ARGS)
+bench-p2p: setup-dev ## what the p2p process costs, into build/reports/p2p.json
+	@$(BIN)/python -m tests.benchmarks.p2p --out build/reports/p2p.json $(ARGS)
 proto: setup-dev ## generate the wire's messages from fabstir.proto
 	@$(BIN)/python -m grpc_tools.protoc -Inodeapp/wire --python_out=nodeapp/wire --pyi_out=nodeapp/wire nodeapp/wire/fabstir.proto
 lock: ## resolve the pins again (needs uv on the path)

@@ -155,9 +155,15 @@ class RpcClient:
 
 def _decode(response: aiohttp.ClientResponse, body: bytes, reply: type[Reply]) -> Reply:
     if response.status == 200:
-        if response.content_type == "application/json":
-            return msgspec.json.decode(body, type=reply)
-        return msgspec.msgpack.decode(body, type=reply)
+        is_json = response.content_type == "application/json"
+        decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
+        try:
+            return decode(body, type=reply)
+        except msgspec.DecodeError as error:
+            raise Unavailable(
+                f"{response.url.path}: answer is no {reply.__name__} ({error});"
+                " do all processes run the same version?"
+            ) from error
     try:
         raise ipc.error_from_body(msgspec.msgpack.decode(body, type=ipc.ErrorBody))
     except msgspec.DecodeError as error:
