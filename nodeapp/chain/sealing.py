@@ -20,8 +20,8 @@ from nodeapp.core.errors import Corrupt, Rejected, Unavailable
 from nodeapp.core.ids import Address, JobId
 from nodeapp.core.ledger_proof import LedgerContext, transcript_commitment
 from nodeapp.core.session import Claim, ClaimSealed, Session
-from nodeapp.evm.accounts import Wallet
 from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.signers import Signer
 from nodeapp.rpc.prover import ProverClient
 from nodeapp.rpc.storage import StorageClient
 from nodeapp.security.sealed import seal
@@ -41,7 +41,7 @@ from nodeapp.wire.proof_envelope import (
     signing_digest,
     with_signature,
 )
-from nodeapp.wire.signed import domain_separator, envelope_digest
+from nodeapp.wire.signed import domain_separator, envelope_message
 from nodeapp.wire.transcript import SealedPrompt, Transcript, encode_transcript
 
 PROVE_SECONDS = 900.0
@@ -58,7 +58,7 @@ class Sealer:
 
     prover: ProverClient
     storage: StorageClient
-    wallet: Wallet
+    signer: Signer
     contracts: Contracts
     policy: ProofPolicy = "required"
     patience_seconds: float = 120.0
@@ -83,7 +83,7 @@ class Sealer:
         model = await self.contracts.model(terms.model_id)
         stored = _Stored(model.sha256, transcript_cid, hashlib.sha256(blob).digest())
         envelope = _envelope(session, claim, evidence, stored)
-        envelope = with_signature(envelope, self._signature(envelope))
+        envelope = with_signature(envelope, await self._signature(envelope))
         encoded = encode_envelope(envelope)
         proof_cid = await self.storage.store(encoded)
         chunks = evidence.proofs if isinstance(evidence, ProveReply) else ()
@@ -143,9 +143,9 @@ class Sealer:
         )
         return await self.prover.prove(request, deadline_seconds=deadline_seconds)
 
-    def _signature(self, envelope: Envelope) -> bytes:
+    async def _signature(self, envelope: Envelope) -> bytes:
         separator = domain_separator(envelope.chain_id, Address(envelope.marketplace))
-        return self.wallet.sign_digest(envelope_digest(separator, signing_digest(envelope)))
+        return await self.signer.sign_hashed(envelope_message(separator, signing_digest(envelope)))
 
 
 @dataclass(frozen=True, slots=True)

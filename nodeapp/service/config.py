@@ -20,6 +20,8 @@ from nodeapp.core.errors import InvalidRequest
 from nodeapp.service.settings import Settings
 
 ENVIRONMENT_PREFIX = "FABSTIR_"
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
+CREDENTIAL_PREFIX = "credential:"
 CACHE_VARIABLE = "FABSTIR_CACHE"
 
 Tree = dict[str, dict[str, object]]
@@ -60,6 +62,24 @@ def load_settings(
 def process_environment(names: Iterable[str]) -> dict[str, str]:
     """The named variables of this process that are set; for handing on to a child."""
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def credential_path(value: str) -> Path:
+    """A secret's file: a path, or "credential:NAME" below $CREDENTIALS_DIRECTORY (systemd).
+
+    Raises:
+        InvalidRequest: no such directory was handed to this process, or NAME is no file name.
+    """
+    if not value.startswith(CREDENTIAL_PREFIX):
+        return Path(value)
+    name = value.removeprefix(CREDENTIAL_PREFIX)
+    directory = environment_value(CREDENTIALS_VARIABLE)
+    if not directory or "/" in name or name in {"", ".", ".."}:
+        raise InvalidRequest(
+            f"{value}: systemd hands over no credential of this name; add"
+            f" LoadCredential={name or 'NAME'}:/path to the unit, or set a path"
+        )
+    return Path(directory) / name
 
 
 def environment_value(name: str) -> str:

@@ -21,7 +21,7 @@ import psutil
 from nodeapp.core.errors import Rejected, Unavailable
 from nodeapp.service.client import RpcClient
 from nodeapp.service.clock import Deadline
-from nodeapp.service.config import process_environment
+from nodeapp.service.config import CREDENTIALS_VARIABLE, process_environment
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.paths import Paths, resolve_paths
 from nodeapp.service.settings import Settings
@@ -41,7 +41,16 @@ from nodeapp.wire.ipc import Readiness
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 14.0
-KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+KEPT_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    CREDENTIALS_VARIABLE,
+)
 """Everything else stays out: settings travel in files, secrets as paths."""
 LOG_TAIL_BYTES = 4000
 LOCK_NAME = "node.lock"

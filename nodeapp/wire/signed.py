@@ -47,12 +47,22 @@ def login_digest(
 
 def capability_digest(separator: bytes, record: bytes) -> bytes:
     """Host: this capability record is mine; `record` are the exact bytes sent."""
-    return _digest(separator, _CAPABILITY_TYPE, keccak(record))
+    return keccak(capability_message(separator, record))
+
+
+def capability_message(separator: bytes, record: bytes) -> bytes:
+    """What capability_digest is the keccak256 of; a signer that hashes by itself wants this."""
+    return _message(separator, _CAPABILITY_TYPE, keccak(record))
 
 
 def envelope_digest(separator: bytes, envelope_hash: bytes) -> bytes:
     """Host: this proof envelope is mine."""
-    return _digest(separator, _ENVELOPE_TYPE, envelope_hash)
+    return keccak(envelope_message(separator, envelope_hash))
+
+
+def envelope_message(separator: bytes, envelope_hash: bytes) -> bytes:
+    """What envelope_digest is the keccak256 of."""
+    return _message(separator, _ENVELOPE_TYPE, envelope_hash)
 
 
 def _uint(value: int) -> bytes:
@@ -60,4 +70,8 @@ def _uint(value: int) -> bytes:
 
 
 def _digest(separator: bytes, struct_type: bytes, *words: bytes) -> bytes:
-    return keccak(b"\x19\x01" + separator + keccak(keccak(struct_type) + b"".join(words)))
+    return keccak(_message(separator, struct_type, *words))
+
+
+def _message(separator: bytes, struct_type: bytes, *words: bytes) -> bytes:
+    return b"\x19\x01" + separator + keccak(keccak(struct_type) + b"".join(words))
