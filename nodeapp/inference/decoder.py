@@ -129,6 +129,8 @@ class _Request:
     delivered: int = 0
     debt: int = 0
     paused_at: float | None = None
+    admitted_at: float = 0.0
+    first_at: float = 0.0
 
 
 class Decoder:
@@ -271,6 +273,7 @@ class Decoder:
         self._metrics.running.set(self._scheduler.running)
         self._metrics.waiting.set(self._scheduler.waiting)
         self._metrics.kv_tokens.set(self._scheduler.kv_tokens)
+        self._metrics.kv_usage.set(self._scheduler.kv_tokens / self._limits.scheduler.kv_tokens)
         self._send()
 
     def _send(self) -> None:
@@ -300,6 +303,7 @@ class Decoder:
             self._metrics.cached_tokens.inc(tokens)
             request = self._requests[number]
             request.cached = min(tokens, len(request.submit.prompt_ids))
+            request.admitted_at = self._clock.monotonic_seconds()
         return is_kept
 
     def _compute(self, step: Step) -> None:
@@ -312,6 +316,7 @@ class Decoder:
             return
         self._scheduler.done(step)
         self._metrics.steps.inc()
+        self._metrics.busy_sequences.inc(len(step.rows))
         self._metrics.rows.inc(sum(len(rows.token_ids) for rows in step.rows))
         begin = 0
         for rows in step.rows:
@@ -363,8 +368,9 @@ class Decoder:
             self._finish(request, "error", request.text.flush(), error.message)
             return None
         if request.chosen == 0:
-            waited = self._clock.monotonic_seconds() - request.submit.accepted_at
-            self._metrics.first_token.observe(waited)
+            now = request.first_at = self._clock.monotonic_seconds()
+            self._metrics.first_token.observe(now - request.submit.accepted_at)
+            self._metrics.prompt_seconds.inc(now - (request.admitted_at or now))
         if token_id in self._model.end_token_ids:
             self._finish(request, "stop", request.text.flush())
             return None
@@ -425,6 +431,12 @@ class Decoder:
         self._events.append((number, Finished(reason, request.delivered, detail, request.cached)))
         self._is_urgent = True
         self._metrics.finished.labels(reason).inc()
+        self._metrics.answered(
+            self._clock.monotonic_seconds(),
+            accepted_at=request.submit.accepted_at,
+            first_at=request.first_at,
+            tokens=request.chosen,
+        )
         self._scheduler.finish(number)
         del self._requests[number]
 

@@ -389,3 +389,35 @@ def test_control_text_in_a_message_changes_no_roles(client):
     )
     letters = len(attack)
     assert plain.usage.prompt_tokens > letters / 4 + 20  # spelled out, not five control tokens
+
+
+def test_metrics_have_the_meanings_dashboards_know(client, served):
+    import asyncio
+
+    from tests.inference.test_process import metric
+
+    def read(name):
+        return asyncio.run(metric(served[1], name))
+
+    before = {
+        name: read(name)
+        for name in (
+            "tokens_predicted_total",
+            "prompt_tokens_total",
+            "e2e_request_latency_seconds_count",
+        )
+    }
+    answer = ask(client, max_tokens=5, logit_bias={"2": -100})
+    assert (
+        read("tokens_predicted_total") - before["tokens_predicted_total"]
+        == answer.usage.completion_tokens
+        == 5
+    )
+    assert read("prompt_tokens_total") - before["prompt_tokens_total"] == answer.usage.prompt_tokens
+    assert (
+        read("e2e_request_latency_seconds_count") - before["e2e_request_latency_seconds_count"] == 1
+    )
+    assert read("tokens_predicted_seconds_total") > 0
+    assert read("prompt_seconds_total") > 0
+    assert 0 <= read("kv_cache_usage_ratio") <= 1
+    assert read("busy_sequences_total") >= read("decode_steps_total")
