@@ -22,17 +22,18 @@ from nodeapp.chain.registration import Registrar, routes
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
 from nodeapp.chain.sending import Sending, build_sending
+from nodeapp.chain.signing import PolicySigner, host_policy, journal_marker, open_signer
 from nodeapp.chain.watcher import Watcher
 from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
 from nodeapp.core.ids import Address
 from nodeapp.core.listing import Listing, findings
 from nodeapp.core.session import Session
 from nodeapp.core.units import BaseUnits
-from nodeapp.evm.accounts import Wallet, load_keystore
 from nodeapp.evm.calls import NATIVE, Calls
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.deployment import load_deployment
 from nodeapp.evm.provider import Block
+from nodeapp.evm.signers import Signer
 from nodeapp.rpc.prover import ProverClient
 from nodeapp.rpc.storage import StorageClient
 from nodeapp.service.lifecycle import Shell
@@ -41,7 +42,7 @@ from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import ChainSettings
 from nodeapp.wire import ipc_chain as wire
 from nodeapp.wire.ipc_listing import ListingVersion, ListingVersionRequest
-from nodeapp.wire.signed import capability_digest, domain_separator
+from nodeapp.wire.signed import capability_message, domain_separator
 
 RPC_RETRY_SECONDS = 2.0
 _log = get_logger(__name__)
@@ -51,7 +52,7 @@ _log = get_logger(__name__)
 class Parts:
     """What is there once the process has started."""
 
-    wallet: Wallet
+    wallet: Signer
     ledger: Ledger
     desk: Desk
     connection: Connection
@@ -131,8 +132,9 @@ class ChainNode:
         sessions = len(self._parts.ledger.sessions)
         at = f"block {now.number}" if now else "no block yet"
         reached, listed = self._parts.connection.summary(), self._parts.listing.summary()
+        gas = self._parts.sending.gas.summary()
         trouble = "" if self._trouble in reached else self._trouble
-        notes = [note for note in (trouble, reached, listed) if note]
+        notes = [note for note in (trouble, reached, gas, listed) if note]
         return "; ".join([f"{self._parts.wallet.address} at {at}, {sessions} sessions", *notes])
 
     async def drain(self) -> None:
@@ -144,11 +146,9 @@ class ChainNode:
 
     async def _open(self) -> Parts:
         settings = self._settings
-        for name in ("deployment_file", "keystore_file", "password_file"):
-            if not getattr(settings, name):
-                raise InvalidRequest(f"chain.{name} is not set; `fabstir-node demo` shows all")
-        keystore = Path(settings.keystore_file)
-        wallet = await asyncio.to_thread(load_keystore, keystore, Path(settings.password_file))
+        if not settings.deployment_file:
+            raise InvalidRequest("chain.deployment_file is not set; `fabstir-node demo` shows all")
+        key = await open_signer(settings, self._resources)
         deployment = await asyncio.to_thread(load_deployment, Path(settings.deployment_file))
         if deployment.chain_id != settings.chain_id:
             raise InvalidRequest(
@@ -157,10 +157,17 @@ class ChainNode:
             )
         ledger = await Ledger.open(
             self._shell.paths.journal,
-            owner=wallet.address,
-            marker=keystore.with_name(keystore.name + ".journal"),
+            owner=key.address,
+            marker=journal_marker(settings, self._shell.paths.state, key.address),
         )
         self._resources.push_async_callback(ledger.close)
+        wallet = PolicySigner(
+            key,
+            host_policy(settings, deployment, key.address),
+            ledger,
+            clock=self._shell.clock,
+            metrics=self._shell.metrics,
+        )
         connection = await self._resources.enter_async_context(
             Connection(settings, self._shell.clock, self._shell.metrics)
         )
@@ -176,6 +183,7 @@ class ChainNode:
             ledger=ledger,
             contracts=contracts,
             signer=wallet,
+            clock=self._shell.clock,
             metrics=self._shell.metrics,
         )
         runner = Runner(
@@ -268,6 +276,7 @@ class ChainNode:
                     await parts.listing.step(parts.watcher.now.number)
                 # For what nobody waits: a reorg took it back, or a restart forgot who asked.
                 await parts.sending.queue.step()
+                await parts.sending.gas.step()
             except Corrupt:
                 raise
             except NodeError as error:
@@ -324,9 +333,8 @@ class ChainNode:
         parts = self.parts()
         deployment = parts.contracts.deployment
         separator = domain_separator(deployment.chain_id, deployment.marketplace)
-        return wire.Signature(
-            parts.wallet.sign_digest(capability_digest(separator, request.record))
-        )
+        message = capability_message(separator, request.record)
+        return wire.Signature(await parts.wallet.sign_hashed(message))
 
     async def session_list(self) -> wire.SessionList:
         """Every session that is not archived."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nodeapp.chain.gas import GasWatch
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.withdrawals import Withdrawer
@@ -15,15 +16,17 @@ from nodeapp.evm.calls import Calls
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.signers import Signer
 from nodeapp.evm.transactions import Transactions
+from nodeapp.service.clock import Clock
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.settings import ChainSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """The two that send."""
+    """The two that send, and who watches what it costs."""
 
     queue: TransactionQueue
+    gas: GasWatch
     withdrawer: Withdrawer
 
 
@@ -33,12 +36,22 @@ def build_sending(
     ledger: Ledger,
     contracts: Contracts,
     signer: Signer,
+    clock: Clock,
     metrics: Metrics,
 ) -> Sending:
-    """Queue and withdrawer of one account."""
+    """Queue, gas watch and withdrawer of one account."""
+    transactions = Transactions(contracts.provider)
+    gas = GasWatch(
+        transactions,
+        ledger,
+        signer.address,
+        warning_claims=settings.gas_warning_claims,
+        clock=clock,
+        metrics=metrics,
+    )
     queue = TransactionQueue(
         ledger,
-        Transactions(contracts.provider),
+        transactions,
         signer,
         confirmations=settings.confirmations,
         metrics=metrics,
@@ -60,7 +73,7 @@ def build_sending(
         ),
         is_automatic=settings.withdraw,
     )
-    return Sending(queue, withdrawer)
+    return Sending(queue, gas, withdrawer)
 
 
 def queue_settings(settings: ChainSettings) -> QueueSettings:
