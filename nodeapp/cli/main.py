@@ -13,6 +13,7 @@ from nodeapp.cli import (
     devnet,
     doctor,
     earnings,
+    gpu,
     host,
     model,
     peers,
@@ -38,6 +39,7 @@ devnet.register(app)
 renter.register(app)
 status.register(app)
 doctor.register(app)
+gpu.register(app)
 config.register(app)
 backup.register(app)
 host.register(app)

@@ -202,3 +202,19 @@ async def test_a_served_file_that_changes_ends_the_process():
         loader.is_damaged = True
         await until(host.runner.done)
         assert "a changed" in leaves(host.runner.exception())[0].message
+
+
+async def test_a_faulty_device_drains_and_frees_the_model_and_says_why():
+    loader = FakeLoader()
+    async with hosting(loader) as host:
+        host.quarantine("gpu 0 faulty: xid 79")
+        with pytest.raises(Busy, match="in quarantine: gpu 0 faulty"):
+            host.quarantine("gpu 0 faulty: xid 79")
+        await until(lambda: host.state.phase == "draining")
+        assert host.state.slots == 0
+        loader.engines["a"].idle.set()
+        await until(lambda: host.state.phase == "none")
+        assert host.state.detail == "no model is loaded; gpu 0 faulty: xid 79"
+        assert loader.log[-1] == "stop a"
+        with pytest.raises(Unavailable, match="xid 79"):
+            host.current()
