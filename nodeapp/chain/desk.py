@@ -6,7 +6,14 @@ import asyncio
 
 from nodeapp.chain.gate import Gate
 from nodeapp.chain.ledger import Entry, Ledger
-from nodeapp.core.errors import Busy, PaymentRequired, TooLarge, Unauthorised
+from nodeapp.core.errors import (
+    Busy,
+    Corrupt,
+    NodeError,
+    PaymentRequired,
+    TooLarge,
+    Unauthorised,
+)
 from nodeapp.core.ids import JobId, RequestId
 from nodeapp.core.session import (
     Phase,
@@ -24,7 +31,7 @@ from nodeapp.core.units import BlockTime, Tokens
 from nodeapp.security.wallet import address_of, verify_digest
 from nodeapp.service.clock import Clock
 from nodeapp.wire import ipc_chain as wire
-from nodeapp.wire.ipc import Empty
+from nodeapp.wire.ipc import Empty, ErrorBody, error_body
 from nodeapp.wire.signed import domain_separator, receipt_digest
 
 CONFIRMATION_SECONDS = 15.0
@@ -89,6 +96,34 @@ class Desk:
         await self._ledger.decide(lambda: _batch(self._ledger.session(request.job_id), request))
         self._touch(request.job_id)
         return Empty()
+
+    async def produced_together(self, batch: wire.ProducedBatch) -> wire.ProducedReply:
+        """Journal batches of several sessions in one write; a refused one stops no other."""
+        try:
+            await self._ledger.decide(lambda: self._all_batches(batch.requests))
+        except NodeError:
+            return wire.ProducedReply(tuple([await self._try_produced(r) for r in batch.requests]))
+        for request in batch.requests:
+            self._touch(request.job_id)
+        return wire.ProducedReply((None,) * len(batch.requests))
+
+    def _all_batches(self, requests: tuple[wire.ProducedRequest, ...]) -> list[Entry]:
+        entries: list[Entry] = []
+        for request in requests:
+            session = self._ledger.session(request.job_id)
+            if self._gate is not None:
+                self._gate.check_running(session)
+            entries += _batch(session, request)
+        return entries
+
+    async def _try_produced(self, request: wire.ProducedRequest) -> ErrorBody | None:
+        try:
+            await self.produced(request)
+        except Corrupt:
+            raise
+        except NodeError as error:
+            return error_body(error)
+        return None
 
     async def receipt(self, request: wire.ReceiptRequest) -> wire.ReceiptAccepted:
         """Check the renter's signature and move the acknowledged count forward."""

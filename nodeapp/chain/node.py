@@ -36,6 +36,7 @@ from nodeapp.evm.provider import Block
 from nodeapp.evm.signers import Signer
 from nodeapp.rpc.prover import ProverClient
 from nodeapp.rpc.storage import StorageClient
+from nodeapp.service.chains import FIRST
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, query
@@ -94,6 +95,10 @@ class ChainNode:
             web.post(
                 "/v1/request/authorise",
                 endpoint(wire.AuthoriseRequest, lambda ask: self.desk().authorise(ask)),
+            ),
+            web.post(
+                "/v1/request/produced-together",
+                endpoint(wire.ProducedBatch, lambda ask: self.desk().produced_together(ask)),
             ),
             web.post(
                 "/v1/request/produced",
@@ -156,9 +161,12 @@ class ChainNode:
                 f" chain.chain_id is {settings.chain_id}"
             )
         ledger = await Ledger.open(
-            self._shell.paths.journal,
+            self._shell.paths.journal_of(self._shell.process),
             owner=key.address,
-            marker=journal_marker(settings, self._shell.paths.state, key.address),
+            marker=_marker_of(
+                self._shell.process,
+                journal_marker(settings, self._shell.paths.state, key.address),
+            ),
         )
         self._resources.push_async_callback(ledger.close)
         wallet = PolicySigner(
@@ -404,6 +412,11 @@ def _sight(watcher: Watcher, connection: Connection, listing: ListingWatch) -> S
         disagreement=connection.steady.disagreement,
         unapproved=listed.unapproved if listed is not None else (),
     )
+
+
+def _marker_of(process: str, marker: Path) -> Path:
+    """One key may earn on several chains; each has a journal of its own."""
+    return marker if process == FIRST else marker.with_name(f"{marker.name}.{process}")
 
 
 def _claims(session: Session) -> tuple[wire.ClaimView, ...]:

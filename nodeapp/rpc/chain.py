@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
+from nodeapp.core.errors import NodeError
 from nodeapp.core.ids import JobId
+from nodeapp.rpc.together import Together
 from nodeapp.service.client import RpcClient
 from nodeapp.wire import ipc_chain as wire
-from nodeapp.wire.ipc import Empty, Message
+from nodeapp.wire.ipc import Empty, Message, error_from_body
 
 Reply = TypeVar("Reply")
 
 DEADLINE_SECONDS = 10.0
+MAX_TOGETHER = 64
 RESTART_SECONDS = 30.0
 """Idempotent calls wait this long for a restarting chain process."""
 
@@ -22,6 +26,9 @@ class ChainClient:
 
     def __init__(self, socket_path: Path) -> None:
         self._rpc = RpcClient(socket_path, "chain")
+        self._produced = Together[wire.ProducedRequest](
+            self._journal, key=lambda request: request.job_id, max_items=MAX_TOGETHER
+        )
 
     async def __aenter__(self) -> Self:
         await self._rpc.__aenter__()
@@ -52,7 +59,7 @@ class ChainClient:
 
     async def produced(self, request: wire.ProducedRequest) -> None:
         """Journal tokens; call before sending them."""
-        await self._ask("/v1/request/produced", request, Empty)
+        await self._produced.add(request)
 
     async def receipt(self, request: wire.ReceiptRequest) -> wire.ReceiptAccepted:
         """Hand on a renter's receipt."""
@@ -95,6 +102,16 @@ class ChainClient:
             wire.BackupReply,
             deadline_seconds=60.0,
         )
+
+    async def _journal(
+        self, requests: Sequence[wire.ProducedRequest]
+    ) -> Sequence[NodeError | None]:
+        if len(requests) == 1:
+            await self._ask("/v1/request/produced", requests[0], Empty)
+            return (None,)
+        batch = wire.ProducedBatch(tuple(requests))
+        reply = await self._ask("/v1/request/produced-together", batch, wire.ProducedReply)
+        return [None if body is None else error_from_body(body) for body in reply.errors]
 
     async def _ask(self, path: str, message: Message, reply: type[Reply]) -> Reply:
         return await self._rpc.call(

@@ -8,7 +8,7 @@ import msgspec
 
 from nodeapp.core.ids import Address, Cid, JobId, ModelId, TxHash
 from nodeapp.core.units import BaseUnits, PricePerToken, Tokens
-from nodeapp.wire.ipc import Message
+from nodeapp.wire.ipc import ErrorBody, Message
 
 MAX_BATCH_TOKENS = 4096
 RequestIdText = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -82,6 +82,18 @@ class ProducedRequest(Message, frozen=True):
     first_token: Annotated[int, msgspec.Meta(ge=0)]
     """Session-wide index of token_ids[0]; makes a repeated call harmless."""
     token_ids: TokenBatch
+
+
+class ProducedBatch(Message, frozen=True):
+    """Batches of different sessions that go into one journal write."""
+
+    requests: Annotated[tuple[ProducedRequest, ...], msgspec.Meta(min_length=1, max_length=64)]
+
+
+class ProducedReply(Message, frozen=True):
+    """One entry for each request: None when it is journalled, else why not."""
+
+    errors: tuple[ErrorBody | None, ...]
 
 
 class ReceiptRequest(Message, frozen=True):

@@ -80,6 +80,10 @@ class Chain:
             web.post("/v1/session/close", endpoint(wire.JobRequest, desk.close_session)),
             web.post("/v1/request/authorise", endpoint(wire.AuthoriseRequest, desk.authorise)),
             web.post("/v1/request/produced", endpoint(wire.ProducedRequest, desk.produced)),
+            web.post(
+                "/v1/request/produced-together",
+                endpoint(wire.ProducedBatch, desk.produced_together),
+            ),
             web.post("/v1/request/end", endpoint(wire.EndRequest, desk.end_request)),
             web.post("/v1/receipt", endpoint(wire.ReceiptRequest, desk.receipt)),
             web.post("/v1/sign/record", endpoint(wire.SignRecordRequest, self.sign)),

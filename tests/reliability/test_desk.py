@@ -14,6 +14,7 @@ from nodeapp.core.errors import (
     TooLarge,
     Unauthorised,
 )
+from nodeapp.core.ids import JobId
 from nodeapp.core.session import ContractReceiveSessionEnded, Phase
 from nodeapp.security.wallet import address_of, public_key_of
 from nodeapp.wire import ipc_chain as wire
@@ -260,3 +261,35 @@ async def test_a_session_seen_after_a_restart_has_its_idle_time_anew(counter):
 async def test_an_unknown_session_is_not_found(counter):
     with pytest.raises(NotFound, match="session 99"):
         await counter.desk.view(wire.JobRequest(job_id=99))
+
+
+async def test_batches_written_together_are_one_write_and_a_refused_one_stops_no_other(counter):
+    other = JobId(JOB + 1)
+    await counter.ledger.record(opened(job_id=other))
+    await counter.desk.open_session(
+        wire.OpenSessionRequest(job_id=other, renter=RENTER, renter_key=RENTER_KEY)
+    )
+    await counter.authorise()
+    await counter.desk.authorise(
+        wire.AuthoriseRequest(job_id=other, request_id=TWO, max_tokens=5, sealed_prompt=b"sealed")
+    )
+
+    def batch(first, *, too_many=False):
+        ids = tuple(range(9 if too_many else 2))
+        return wire.ProducedBatch(
+            (
+                wire.ProducedRequest(JOB, ONE, first, (1, 2)),
+                wire.ProducedRequest(other, TWO, first, ids),
+            )
+        )
+
+    reply = await counter.desk.produced_together(batch(0))
+    assert reply.errors == (None, None)
+    before = counter.written
+    assert (await counter.desk.produced_together(batch(0))).errors == (None, None)
+    assert counter.written == before
+    reply = await counter.desk.produced_together(batch(2, too_many=True))
+    assert reply.errors[0] is None
+    assert reply.errors[1].code == PaymentRequired.code
+    assert counter.session.produced == 4
+    assert counter.ledger.session(other).produced == 2
