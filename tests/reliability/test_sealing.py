@@ -82,7 +82,7 @@ async def test_the_envelope_is_stored_signed_and_hashed_for_the_chain(sealer):
 
 def assert_signed(envelope, sealer):
     digest = envelope_digest(SEPARATOR, signing_digest(envelope))
-    verify_digest(digest, envelope.host_signature, sealer.wallet.address)
+    verify_digest(digest, envelope.host_signature, sealer.signer.address)
 
 
 async def test_the_transcript_opens_with_the_renters_key_only(sealer):
