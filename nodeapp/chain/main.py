@@ -1,18 +1,31 @@
-"""Composition root of the chain process: `python -m nodeapp.chain.main [--config FILE]`."""
+"""Composition root of a chain process: `python -m nodeapp.chain.main [--config FILE]`.
+
+With `--chain NAME` it follows `[chains.NAME]`, else `[chain]`.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from nodeapp.chain.node import ChainNode
+from nodeapp.service.chains import FIRST, name_of, process_of
 from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import run_service
 
 
 def main() -> int:
     """Run until told to stop."""
-    settings = settings_from_arguments(sys.argv[1:])
-    return run_service("chain", settings.node, lambda shell: ChainNode(shell, settings.chain))
+    arguments = sys.argv[1:]
+    process = FIRST
+    if "--chain" in arguments[:-1]:
+        place = arguments.index("--chain")
+        process = process_of(arguments[place + 1])
+        del arguments[place : place + 2]
+    settings = settings_from_arguments(arguments)
+    section = settings.chains.get(name_of(process)) if name_of(process) else settings.chain
+    if section is None:
+        sys.exit(f"error: the settings have no [chains.{name_of(process)}]")
+    return run_service(process, settings.node, lambda shell: ChainNode(shell, section))
 
 
 if __name__ == "__main__":

@@ -65,9 +65,13 @@ def list_(
     """Print what is kept, oldest first."""
     import msgspec
 
+    from nodeapp.service.chains import FIRST, chain_processes, snapshots_of
     from nodeapp.store.backups import list_backups
 
-    found = list_backups(snapshot_dir(settings_of(config, state_dir, flags)))
+    settings = settings_of(config, state_dir, flags)
+    directory = snapshot_dir(settings)
+    chains = chain_processes(settings.node.processes) or (FIRST,)
+    found = [item for one in chains for item in list_backups(snapshots_of(directory, one))]
     if as_json:
         rows = [
             {
@@ -100,10 +104,14 @@ def restore(
     flags: Flags = None,
 ) -> None:
     """Put a verified backup where the journal is missing; an existing one is never overwritten."""
+    from nodeapp.service.chains import FIRST, name_of
     from nodeapp.service.paths import resolve_paths
     from nodeapp.store.backups import restore_backup
 
     settings = settings_of(config, state_dir, flags)
-    target = to or resolve_paths(settings.node).journal
+    # A further chain's snapshots lie in a directory with the name of its process.
+    process = path.absolute().parent.name
+    owner = process if name_of(process) else FIRST
+    target = to or resolve_paths(settings.node).journal_of(owner)
     done = restore_backup(path, target)
     sys.stdout.write(f"restored {done.records} records to {target}\n")

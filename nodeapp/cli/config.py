@@ -37,12 +37,9 @@ def check(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = 
 
 def show(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
     """Print the settings as they are in effect (TOML); they hold paths of secrets, no secrets."""
-    from nodeapp.service.settings import Settings
-    from nodeapp.service.supervisord import to_toml
+    from nodeapp.service.supervisord import settings_toml
 
-    settings = settings_of(config, state_dir, flags)
-    names = Settings.__struct_fields__
-    sys.stdout.write("\n".join(to_toml(name, getattr(settings, name)) for name in names))
+    sys.stdout.write(settings_toml(settings_of(config, state_dir, flags)))
 
 
 def schema() -> None:

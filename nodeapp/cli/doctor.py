@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import typer
 
 from nodeapp.cli.options import ConfigFile, Flags, StateDir, settings_of
+
+if TYPE_CHECKING:
+    from nodeapp.service.settings import ChainSettings
 
 MIN_FREE_BYTES = 2 << 30
 
@@ -20,11 +24,14 @@ def register(app: typer.Typer) -> None:
 def doctor(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
     """Look at settings, disk, parts from set-up and the chain. Exit code 1 on a finding."""
     from nodeapp.cli.preflight import findings
+    from nodeapp.service.chains import chain_sections
     from nodeapp.service.paths import resolve_paths
 
     settings = settings_of(config, state_dir, flags)
     paths = resolve_paths(settings.node)
-    found = [*findings(settings), *_disk(paths.state), *_rpc(settings.chain.rpc_urls)]
+    found = [*findings(settings), *_disk(paths.state)]
+    for section, chain in chain_sections(settings).items():
+        found += [*_rpc(section, chain.rpc_urls), *_depth(section, chain)]
     for line in found:
         sys.stdout.write(f"finding: {line}\n")
     if found:
@@ -44,14 +51,29 @@ def _disk(state: object) -> Iterator[str]:
         yield f"{place} has {free >> 20} MB free; the journal and results need room: free 2 GB"
 
 
-def _rpc(urls: tuple[str, ...]) -> Iterator[str]:
+def _rpc(section: str, urls: tuple[str, ...]) -> Iterator[str]:
     import socket
     from urllib.parse import urlsplit
 
     for url in urls:
         parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        port = parts.port or (443 if parts.scheme in {"https", "wss"} else 80)
         try:
             socket.create_connection((parts.hostname or "", port), timeout=3).close()
         except OSError as error:
-            yield f"chain.rpc_urls: {parts.hostname}:{port} is not reachable ({error})"
+            yield f"{section}.rpc_urls: {parts.hostname}:{port} is not reachable ({error})"
+
+
+def _depth(section: str, chain: ChainSettings) -> Iterator[str]:
+    from nodeapp.core.networks import NETWORKS, network_name
+
+    network = NETWORKS.get(chain.chain_id)
+    if network is not None and chain.confirmations < network.confirmations:
+        yield (
+            f"{section}.confirmations is {chain.confirmations}: on"
+            f" {network_name(chain.chain_id)} wait for {network.confirmations} or more,"
+            f" about {network.confirmations * network.block_seconds:g} s"
+        )
+    asked = [url for url in chain.rpc_urls if not url.startswith("ws")]
+    if network is not None and not network.is_test and len(asked) < 2:
+        yield f"{section}.rpc_urls has one endpoint: with a second one a lie of it is noticed"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nodeapp.core.errors import InvalidRequest
+from nodeapp.service.chains import chain_sections
 from nodeapp.service.settings import ChainSettings, Settings
 
 _MULTIADDRESS = re.compile(r"^/ip4/(?P<host>[0-9.]+)/tcp/(?P<port>\d+)")
@@ -27,12 +28,7 @@ def findings(settings: Settings) -> Iterator[str]:
     """Every finding, one line each."""
     processes = settings.node.processes
     if "chain" in processes:
-        yield from _files(
-            ("chain.keystore_file", settings.chain.keystore_file),
-            ("chain.password_file", settings.chain.password_file),
-            ("chain.deployment_file", settings.chain.deployment_file),
-        )
-        yield from _chain_id(settings.chain)
+        yield from _chains(chain_sections(settings))
     if "inference" in processes and settings.inference.model_path:
         yield from _files(("inference.model_path", settings.inference.model_path))
     if "p2p" in processes:
@@ -45,7 +41,21 @@ def findings(settings: Settings) -> Iterator[str]:
         yield from _port("s5.listen_port", settings.s5.listen_host, settings.s5.listen_port)
 
 
-def _chain_id(chain: ChainSettings) -> Iterator[str]:
+def _chains(chains: Mapping[str, ChainSettings]) -> Iterator[str]:
+    first_with: dict[int, str] = {}
+    for section, chain in chains.items():
+        yield from _files(
+            (f"{section}.keystore_file", chain.keystore_file),
+            (f"{section}.password_file", chain.password_file),
+            (f"{section}.deployment_file", chain.deployment_file),
+        )
+        yield from _chain_id(section, chain)
+        other = first_with.setdefault(chain.chain_id, section)
+        if other != section:
+            yield f"{section}.chain_id is {chain.chain_id}, which [{other}] has already"
+
+
+def _chain_id(section: str, chain: ChainSettings) -> Iterator[str]:
     from nodeapp.evm.deployment import load_deployment
 
     path = Path(chain.deployment_file)
@@ -54,7 +64,7 @@ def _chain_id(chain: ChainSettings) -> Iterator[str]:
     deployed = load_deployment(path).chain_id
     if deployed != chain.chain_id:
         yield (
-            f"chain.chain_id is {chain.chain_id}, but {path} is for chain {deployed};"
+            f"{section}.chain_id is {chain.chain_id}, but {path} is for chain {deployed};"
             " set the chain id of your network, or its deployment file"
         )
 

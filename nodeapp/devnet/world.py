@@ -37,7 +37,7 @@ from nodeapp.service.settings import (
     Settings,
     StorageSettings,
 )
-from nodeapp.service.supervisord import to_toml
+from nodeapp.service.supervisord import settings_toml
 from nodeapp.service.tree import KEPT_VARIABLES
 
 BOOTSTRAP_SECONDS = 60.0
@@ -241,10 +241,9 @@ def _write_node_file(world: World, options: WorldOptions, portal_port: int) -> N
             portal_url=f"http://127.0.0.1:{portal_port}",
         ),
     )
-    sections = [(name, getattr(settings, name)) for name in settings.__struct_fields__]
     world.node_file.write_text(
         "# Written by the development network; every key can be changed.\n"
-        + "\n".join(to_toml(name, section) for name, section in sections),
+        + settings_toml(settings),
         "utf-8",
     )
 

@@ -17,9 +17,11 @@ import msgspec
 import tomli
 
 from nodeapp.core.errors import InvalidRequest
-from nodeapp.service.settings import Settings
+from nodeapp.service.chains import with_chain_processes
+from nodeapp.service.settings import ChainSettings, Settings
 
 ENVIRONMENT_PREFIX = "FABSTIR_"
+CHAINS = "chains"
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 CREDENTIAL_PREFIX = "credential:"
 CACHE_VARIABLE = "FABSTIR_CACHE"
@@ -53,7 +55,7 @@ def load_settings(
     _merge(tree, _from_flags(flags), "flags")
     _check_names(tree)
     try:
-        return msgspec.convert(tree, Settings)
+        return with_chain_processes(msgspec.convert(tree, Settings))
     except msgspec.ValidationError as error:
         where = str(error).replace("`$.", "`")
         raise InvalidRequest(f"settings: {where}") from error
@@ -110,7 +112,7 @@ def _from_environment(environment: Mapping[str, str]) -> Tree:
         if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
             continue
         section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
-        tree.setdefault(section, {})[key] = _value(section, key, text)
+        _put(tree, section, key.split("__"), text)
     return tree
 
 
@@ -121,8 +123,19 @@ def _from_flags(flags: Sequence[str]) -> Tree:
         section, dot, key = name.partition(".")
         if not (equals and dot and section and key):
             raise InvalidRequest(f"flag {flag!r} is not section.key=value")
-        tree.setdefault(section, {})[key] = _value(section, key, text)
+        _put(tree, section, key.split("."), text)
     return tree
+
+
+def _put(tree: Tree, section: str, keys: Sequence[str], text: str) -> None:
+    """`chains` has one more level: a name."""
+    if section == CHAINS and len(keys) == 2:
+        chain = tree.setdefault(section, {}).setdefault(keys[0], {})
+        if isinstance(chain, dict):
+            chain[keys[1]] = _value("chain", keys[1], text)
+        return
+    key = ".".join(keys)
+    tree.setdefault(section, {})[key] = _value(section, key, text)
 
 
 def _value(section: str, key: str, text: str) -> object:
@@ -148,15 +161,25 @@ def _is_text_choice(kind: object) -> bool:
 def _fields(section: str) -> dict[str, object]:
     for field in msgspec.structs.fields(Settings):
         if field.name == section:
-            return {inner.name: inner.type for inner in msgspec.structs.fields(field.type)}
+            return {} if section == CHAINS else _fields_of(field.type)
     return {}
+
+
+def _fields_of(section: type[msgspec.Struct]) -> dict[str, object]:
+    return {inner.name: inner.type for inner in msgspec.structs.fields(section)}
 
 
 def _merge(tree: Tree, extra: Tree, source: str) -> None:
     for section, values in extra.items():
         if not isinstance(values, dict):
             raise InvalidRequest(f"{source}: {section} must be a section")
-        tree.setdefault(section, {}).update(values)
+        known = tree.setdefault(section, {})
+        for key, value in values.items():
+            before = known.get(key)
+            if section == CHAINS and isinstance(before, dict) and isinstance(value, dict):
+                known[key] = {**before, **value}
+            else:
+                known[key] = value
 
 
 def _check_names(tree: Tree) -> None:
@@ -164,10 +187,19 @@ def _check_names(tree: Tree) -> None:
     for section, values in tree.items():
         if section not in sections:
             raise InvalidRequest(f"unknown section [{section}]{_nearest(section, sections)}")
-        known = _fields(section)
-        for key in values:
-            if key not in known:
-                raise InvalidRequest(f"unknown key {section}.{key}{_nearest(key, list(known))}")
+        if section == CHAINS:
+            for name, chain in values.items():
+                _check_keys(f"{section}.{name}", chain, _fields_of(ChainSettings))
+        else:
+            _check_keys(section, values, _fields(section))
+
+
+def _check_keys(section: str, values: object, known: Mapping[str, object]) -> None:
+    if not isinstance(values, dict):
+        raise InvalidRequest(f"{section} is no section: a chain is a table [chains.NAME]")
+    for key in values:
+        if key not in known:
+            raise InvalidRequest(f"unknown key {section}.{key}{_nearest(key, list(known))}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

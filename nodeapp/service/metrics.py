@@ -18,7 +18,7 @@ class Metrics:
     """Named `fabstir_<process>_<what>_<unit>[_total]`; labels must be bounded."""
 
     def __init__(self, process: str) -> None:
-        self._prefix = f"fabstir_{process}"
+        self._prefix = f"fabstir_{process.replace('-', '_')}"
         self._registry = CollectorRegistry()
         ProcessCollector(namespace=self._prefix, registry=self._registry)
 

@@ -37,7 +37,11 @@ class Paths:
     @property
     def journal(self) -> Path:
         """The ledger: opened by the chain process, put back by `backup restore`."""
-        return self.process_state("chain") / "journal.db"
+        return self.journal_of("chain")
+
+    def journal_of(self, process: str) -> Path:
+        """The ledger of one chain's process."""
+        return self.process_state(process) / "journal.db"
 
 
 def resolve_paths(node: NodeSettings) -> Paths:

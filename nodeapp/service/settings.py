@@ -12,6 +12,7 @@ import msgspec
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+ChainName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]{0,15}$")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
@@ -228,6 +229,8 @@ class Settings(Section, frozen=True):
 
     node: NodeSettings = NodeSettings()
     chain: ChainSettings = ChainSettings()
+    chains: dict[ChainName, ChainSettings] = {}
+    """Further chains, `[chains.NAME]`; each has a process, a journal and endpoints of its own."""
     inference: InferenceSettings = InferenceSettings()
     prover: ProverSettings = ProverSettings()
     s5: StorageSettings = StorageSettings()

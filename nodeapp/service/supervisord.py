@@ -18,6 +18,7 @@ import msgspec
 
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.network.settings import PROCESS_ENVIRONMENT
+from nodeapp.service.chains import name_of
 from nodeapp.service.paths import Paths
 from nodeapp.service.settings import NodeSettings, Section, Settings
 
@@ -67,6 +68,11 @@ class Tree:
     processes: Sequence[str]
 
 
+def program_name(process: str) -> str:
+    """Which program a process runs: every further chain runs the same one."""
+    return "chain" if name_of(process) else process
+
+
 def supervisor_socket(paths: Paths) -> Path:
     """Where supervisord listens."""
     return paths.run / "supervisor.sock"
@@ -93,16 +99,15 @@ def render_supervisord(tree: Tree) -> str:
     Raises:
         InvalidRequest: a process that does not exist.
     """
-    unknown = [name for name in tree.processes if name not in PROGRAMS]
+    unknown = [name for name in tree.processes if program_name(name) not in PROGRAMS]
     if unknown:
         raise InvalidRequest(
             f"node.processes names {unknown[0]!r}; known: {', '.join(sorted(PROGRAMS))}"
         )
     sections = [_daemon(tree.paths), _control(tree.paths)]
-    ordered = sorted(tree.processes, key=lambda name: (PROGRAMS[name].priority, name))
-    sections += [
-        _section(f"program:{name}", _program(tree, name, PROGRAMS[name])) for name in ordered
-    ]
+    kinds = {name: PROGRAMS[program_name(name)] for name in tree.processes}
+    ordered = sorted(tree.processes, key=lambda name: (kinds[name].priority, name))
+    sections += [_section(f"program:{name}", _program(tree, name, kinds[name])) for name in ordered]
     listener = _program(tree, WATCHDOG, ProgramKind(WATCHDOG_MODULE, WATCHDOG_PRIORITY))
     # The protocol with supervisord runs over stdout: it must not go into the log.
     for key in [key for key in listener if key.startswith("stdout")]:
@@ -155,6 +160,8 @@ def _control(paths: Paths) -> str:
 def _program(tree: Tree, name: str, kind: ProgramKind) -> dict[str, str]:
     command = [str(tree.python), "-m", kind.module, "--config"]
     command.append(str(settings_file(tree.paths, name)))
+    if name_of(name):
+        command += ["--chain", name_of(name)]
     environment = {"PYTHONUNBUFFERED": "1", **kind.environment}
     return {
         "command": _plain(shlex.join(command)),
@@ -201,8 +208,21 @@ def process_settings(settings: Settings, process: str, paths: Paths) -> str:
         cache_dir=str(paths.cache),
         log_format="json" if settings.node.log_format == "auto" else settings.node.log_format,
     )
-    own: Section | NodeSettings = getattr(settings, process)
-    return f"{to_toml('node', node)}\n{to_toml(process, own)}"
+    chain = name_of(process)
+    section = f"chains.{chain}" if chain else process
+    own: Section | NodeSettings = settings.chains[chain] if chain else getattr(settings, process)
+    return f"{to_toml('node', node)}\n{to_toml(section, own)}"
+
+
+def settings_toml(settings: Settings) -> str:
+    """Every section as a settings file."""
+    texts = [
+        to_toml(name, getattr(settings, name))
+        for name in settings.__struct_fields__
+        if name != "chains"
+    ]
+    texts += [to_toml(f"chains.{name}", section) for name, section in settings.chains.items()]
+    return "\n".join(texts)
 
 
 def to_toml(name: str, section: Section) -> str:

@@ -6,13 +6,13 @@ from aiohttp import web
 
 from nodeapp.rpc.updater import SNAPSHOT, SNAPSHOTS, VERSION
 from nodeapp.service.server import endpoint, query
-from nodeapp.updater.snapshots import Snapshots
+from nodeapp.updater.snapshots import SnapshotSets
 from nodeapp.updater.version import running_version
 from nodeapp.wire.ipc import Empty
 from nodeapp.wire.ipc_updater import SnapshotView, VersionView
 
 
-def updater_routes(snapshots: Snapshots) -> list[web.RouteDef]:
+def updater_routes(snapshots: SnapshotSets) -> list[web.RouteDef]:
     """What rpc/updater.py calls."""
 
     async def make(_message: Empty) -> SnapshotView:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from aiohttp import web
 
 from nodeapp.core.errors import NodeError
 from nodeapp.rpc.chain import ChainClient
+from nodeapp.service.chains import FIRST, chain_processes, snapshots_of
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.api import updater_routes
-from nodeapp.updater.snapshots import Snapshots
+from nodeapp.updater.snapshots import Snapshots, SnapshotSets
 
 _log = get_logger(__name__)
 
@@ -24,9 +26,16 @@ class Updater:
 
     def __init__(self, shell: Shell, settings: UpdaterSettings) -> None:
         self._settings = settings
-        self._chain = ChainClient(shell.paths.socket("chain"))
         directory = Path(settings.snapshot_dir or shell.paths.state / "snapshots")
-        self._snapshots = Snapshots(self._chain, directory, settings.keep_snapshots)
+        processes = chain_processes(shell.node.processes) or (FIRST,)
+        self._chains = {one: ChainClient(shell.paths.socket(one)) for one in processes}
+        self._resources = AsyncExitStack()
+        self._snapshots = SnapshotSets(
+            [
+                Snapshots(chain, snapshots_of(directory, one), settings.keep_snapshots)
+                for one, chain in self._chains.items()
+            ]
+        )
         self._made = shell.metrics.counter("snapshots_total", "snapshots by outcome", ("outcome",))
         self._records = shell.metrics.gauge("snapshot_records", "records in the newest snapshot")
         self._detail = "no snapshot yet"
@@ -37,7 +46,8 @@ class Updater:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begin the rounds; the first one waits an interval, so that a start is not slowed."""
-        await self._chain.__aenter__()
+        for chain in self._chains.values():
+            await self._resources.enter_async_context(chain)
         tasks.create_task(self._rounds(), name="snapshots")
 
     def readiness(self) -> str:
@@ -48,8 +58,8 @@ class Updater:
         """A copy under way is thrown away: it has no checksum file yet."""
 
     async def stop(self) -> None:
-        """Close the connection to chain."""
-        await self._chain.__aexit__(None, None, None)
+        """Close the connections to the chain processes."""
+        await self._resources.aclose()
 
     async def _rounds(self) -> None:
         while True:

@@ -6,6 +6,7 @@ Only a copy that was verified counts, and nothing is removed before the new one 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,28 @@ class Snapshots:
         """What is there, oldest first."""
         found = await asyncio.to_thread(list_backups, self._directory)
         return SnapshotList(snapshots=tuple(view(backup) for backup in found))
+
+
+class SnapshotSets:
+    """The snapshots of every chain's journal; those of the first chain come first."""
+
+    def __init__(self, sets: Sequence[Snapshots]) -> None:
+        self._sets = tuple(sets)
+
+    async def make(self) -> SnapshotView:
+        """One of every journal; tells the first chain's.
+
+        Raises:
+            Unavailable: a journal's owner does not answer, or the disk is full.
+            Corrupt: a copy is not what its owner said.
+        """
+        first, *_others = [await one.make() for one in self._sets]
+        return first
+
+    async def kept(self) -> SnapshotList:
+        """What is there, oldest first, journal by journal."""
+        lists = [await one.kept() for one in self._sets]
+        return SnapshotList(snapshots=tuple(view for one in lists for view in one.snapshots))
 
 
 def view(backup: BackupFile) -> SnapshotView:
