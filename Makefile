@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo campaign-chain bench-p2p proto lock clean help
+.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo bench-chain campaign-chain bench-p2p proto lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,8 @@ fuzz: setup-dev ## long property runs
 bench: bench-demo ## every benchmark
 bench-demo: setup-dev ## figures of the demo into build/reports/demo.json
 	@$(BIN)/python -m tests.benchmarks.demo --out build/reports/demo.json $(ARGS)
+bench-chain: setup-dev ## sync, authorise, idle into build/reports/chain-speed.json
+	@$(BIN)/python -m tests.benchmarks.chain_speed --out build/reports/chain-speed.json $(ARGS)
 campaign-chain: setup-dev ## kills, reorgs, lying endpoints into build/reports/chain.json
 	@$(BIN)/python -m tests.benchmarks.chain_campaign --out build/reports/chain.json $(ARGS)
 bench-p2p: setup-dev ## what the p2p process costs, into build/reports/p2p.json
