@@ -7,6 +7,7 @@ again every `check_seconds`. What is wrong is shown, counted and logged; nothing
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 
@@ -44,9 +45,13 @@ async def read_listing(contracts: Contracts, host: Address, block: BlockTag = "l
         return Listing()
     prices: list[ModelPrice] = []
     unapproved: list[ModelId] = []
+    names: list[tuple[ModelId, str]] = []
     for model in node.model_ids:
         if not await contracts.is_model_approved(model, block):
             unapproved.append(model)
+        with contextlib.suppress(NotFound):
+            known = await contracts.model(model)
+            names.append((model, f"{known.repo}/{known.file_name}"))
         for asset in (contracts.deployment.usdc, NATIVE):
             price = await contracts.price_or_zero(host, model, asset, block)
             if price:
@@ -59,6 +64,7 @@ async def read_listing(contracts: Contracts, host: Address, block: BlockTag = "l
         model_ids=node.model_ids,
         prices=tuple(prices),
         unapproved=tuple(unapproved),
+        names=tuple(names),
     )
 
 

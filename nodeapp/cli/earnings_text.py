@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodeapp.cli.host_text import coins
+from nodeapp.cli.host_text import coins, gas
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.ids import NATIVE, Address
 from nodeapp.core.statement import (
@@ -113,8 +113,8 @@ def _row_lines(statement: Statement) -> Iterator[str]:
 
 
 def _transaction(one: TransactionLine) -> str:
-    gas = f"  gas {coins(one.cost, NATIVE)}" if one.cost else ""
-    return f"{one.purpose:<14} {one.outcome:<6} {one.tx_hash}  block {one.block_number}{gas}"
+    spent = f"  gas {gas(one.cost)}" if one.cost else ""
+    return f"{one.purpose:<14} {one.outcome:<6} {one.tx_hash}  block {one.block_number}{spent}"
 
 
 def _in_words(amounts: Amounts, asset: Address) -> str:
@@ -132,7 +132,7 @@ def _in_words(amounts: Amounts, asset: Address) -> str:
             parts.append(f"{text} {coins(value, asset)}")
     if amounts.unproven_claims:
         parts.append(f"{amounts.unproven_claims} claims without a proof")
-    return f"{', '.join(parts)}, gas {coins(amounts.gas, NATIVE)}"
+    return f"{', '.join(parts)}, gas {gas(amounts.gas)} native coin"
 
 
 def _total_lines(statement: Statement) -> Iterator[str]:
@@ -149,7 +149,7 @@ def _total_lines(statement: Statement) -> Iterator[str]:
                 yield f"  unexplained {coins(item.unexplained, item.asset)}"
     if statement.others:
         spent = sum(one.cost for one in statement.others)
-        yield f"beside the sessions: {len(statement.others)} transactions, {coins(spent, NATIVE)}"
+        yield f"beside the sessions: {len(statement.others)} transactions, gas {gas(spent)}"
         for one in statement.others:
             yield f"  {_transaction(one)}"
 

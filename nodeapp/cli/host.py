@@ -82,11 +82,12 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the listing as the chain has it. Exit code 3: something needs attention."""
-    from nodeapp.cli.host_change import read_view, say
-    from nodeapp.cli.host_text import view_json, view_lines
+    from nodeapp.cli.host_change import names_of, read_view, say
+    from nodeapp.cli.host_text import named, view_json, view_lines
 
-    view = read_view(settings_of(config, state_dir, flags))
-    say([view_json(view)] if as_json else view_lines(view))
+    settings = settings_of(config, state_dir, flags)
+    view = read_view(settings)
+    say([view_json(view)] if as_json else named(view_lines(view), names_of(settings, view)))
     if view.findings:
         raise typer.Exit(EXIT_FINDINGS)
 
@@ -171,11 +172,12 @@ def models_list(
     as_json: Json = False,
 ) -> None:
     """Print the listed models, whether they are approved, and their prices."""
-    from nodeapp.cli.host_change import read_view, say
-    from nodeapp.cli.host_text import model_lines, models_json
+    from nodeapp.cli.host_change import names_of, read_view, say
+    from nodeapp.cli.host_text import model_lines, models_json, named
 
-    view = read_view(settings_of(config, state_dir, flags))
-    say([models_json(view)] if as_json else model_lines(view))
+    settings = settings_of(config, state_dir, flags)
+    view = read_view(settings)
+    say([models_json(view)] if as_json else named(model_lines(view), names_of(settings, view)))
 
 
 def models_add(  # noqa: PLR0913, PLR0917  # one argument an option
@@ -218,11 +220,12 @@ def price_list(
     as_json: Json = False,
 ) -> None:
     """Print every price, per million tokens and as the chain writes it."""
-    from nodeapp.cli.host_change import read_view, say
-    from nodeapp.cli.host_text import models_json, price_lines
+    from nodeapp.cli.host_change import names_of, read_view, say
+    from nodeapp.cli.host_text import models_json, named, price_lines
 
-    view = read_view(settings_of(config, state_dir, flags))
-    say([models_json(view)] if as_json else price_lines(view))
+    settings = settings_of(config, state_dir, flags)
+    view = read_view(settings)
+    say([models_json(view)] if as_json else named(price_lines(view), names_of(settings, view)))
 
 
 def price_set(  # noqa: PLR0913, PLR0917  # one argument an option

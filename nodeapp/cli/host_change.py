@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
-from nodeapp.cli.host_text import done_json, done_line, step_lines
+from nodeapp.cli.host_text import done_json, done_line, named, step_lines
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected
 from nodeapp.core.ids import NATIVE
 from nodeapp.core.listing import (
@@ -29,7 +29,7 @@ from nodeapp.core.listing import (
 from nodeapp.core.model_card import model_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from typing import TypeVar
 
     from nodeapp.core.ids import ModelId
@@ -101,24 +101,27 @@ def change(settings: Settings, overrides: Overrides, consent: Consent) -> None:
 
     view, wish, steps = ask_chain(settings, propose)
     if not consent.as_json:
-        say(step_lines(view, steps))
+        say(named(step_lines(view, steps), names_of(settings, view)))
     if consent.dry_run or not steps:
         if consent.as_json:
             sys.stdout.write(done_json(steps, ()) + "\n")
         return
     confirm(consent, f"send {len(steps)} transaction(s) from {view.address}?")
-    done = ask_chain(settings, lambda chain: _carry_out(chain, wish, consent))
+    names = names_of(settings, view)
+    done = ask_chain(settings, lambda chain: _carry_out(chain, wish, consent, names))
     if consent.as_json:
         sys.stdout.write(done_json(steps, done) + "\n")
 
 
-async def _carry_out(chain: ListingClient, wish: Wish, consent: Consent) -> tuple[ListingDone, ...]:
+async def _carry_out(
+    chain: ListingClient, wish: Wish, consent: Consent, names: Mapping[ModelId, str]
+) -> tuple[ListingDone, ...]:
     done: list[ListingDone] = []
     async with chain.change(wish) as events:
         async for event in events:
             done.append(event)
             if not consent.as_json:
-                say([done_line(event)])
+                say(named([done_line(event)], names))
     return tuple(done)
 
 
@@ -236,6 +239,13 @@ def confirm(consent: Consent, question: str) -> None:
         raise InvalidRequest("this sends transactions: add --yes, or --dry-run to see which")
     if not typer.confirm(question, err=True):
         raise Rejected("nothing was sent")
+
+
+def names_of(settings: Settings, view: ListingView) -> Mapping[ModelId, str]:
+    """Names of the listed models and of the settings' own one."""
+    own = settings.inference
+    served = {model_id(own.model_repo, own.model_file): f"{own.model_repo}/{own.model_file}"}
+    return {**served, **dict(view.listing.names)}
 
 
 def say(lines: Iterable[str]) -> None:

@@ -93,7 +93,7 @@ def _figure(name: str, text: str, measured: float | None, notes: Measured) -> De
     if text:
         return _decimal(name, text)
     if measured is None:
-        raise InvalidRequest(f"{name} is needed: {'; '.join(notes.notes)}")
+        raise InvalidRequest(f"{name} is needed: {'; '.join(notes.missing)}")
     return Decimal(str(round(measured, 3)))
 
 

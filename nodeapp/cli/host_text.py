@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodeapp.core.ids import NATIVE
 from nodeapp.core.listing import (
     NATIVE_DECIMALS,
     USD_DECIMALS,
@@ -30,6 +29,15 @@ def coins(amount: int, asset: Address) -> str:
     return f"{value:f} {asset_name(asset)}"
 
 
+def named(lines: Iterable[str], names: Mapping[ModelId, str]) -> Iterator[str]:
+    """Lines with names where model ids stand."""
+    for line in lines:
+        text = line
+        for model, name in names.items():
+            text = text.replace(model, name)
+        yield text
+
+
 def view_lines(view: ListingView) -> Iterator[str]:
     """The listing for people."""
     listing = view.listing
@@ -41,7 +49,7 @@ def view_lines(view: ListingView) -> Iterator[str]:
         yield f"metadata   {listing.metadata}"
     for number, line in enumerate(model_lines(view)):
         yield f"{'' if number else 'models':<10} {line}"
-    yield f"gas        {coins(view.gas_balance, NATIVE)}"
+    yield f"gas        {gas(view.gas_balance)} native coin"
     credited = ", ".join(coins(item.amount, item.asset) for item in view.earnings)
     yield f"earnings   {credited} credited, not withdrawn"
     for number, finding in enumerate(view.findings):
@@ -97,6 +105,11 @@ def metadata_changes(view: ListingView, metadata: str) -> Iterator[str]:
 def done_line(done: ListingDone) -> str:
     """One mined transaction."""
     return f"done  {done.text}  {done.tx_hash}  gas {done.gas_used}"
+
+
+def gas(amount: int) -> str:
+    """Wei as native coin, to the gwei; files have it exactly."""
+    return f"{Decimal(amount).scaleb(-NATIVE_DECIMALS):.9f}".rstrip("0").rstrip(".")
 
 
 def view_json(view: ListingView) -> str:

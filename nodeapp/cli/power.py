@@ -24,49 +24,46 @@ MICRO = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found; None: not measurable here. `notes` say how."""
+    """What was found; None: not measurable here."""
 
     watts: float | None
     tokens_per_second: float | None
     notes: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    """Why something is None."""
 
 
 async def measure(inference_socket: Path, seconds: float, powercap: Path = POWERCAP) -> Measured:
     """Watch the machine for a while, under whatever load it has now; 0: its speed only."""
-    notes: list[str] = []
-    before, energy_before = await _metrics(inference_socket, notes), read_energy(powercap)
-    if seconds <= 0:
-        return Measured(None, _speed(before, notes), tuple(notes))
+    before, energy_before = await _metrics(inference_socket), read_energy(powercap)
     await asyncio.sleep(seconds)
-    after, energy_after = await _metrics(inference_socket, []), read_energy(powercap)
-    tokens = after.get(TOKENS, 0.0) - before.get(TOKENS, 0.0)
-    watts = _package_watts(energy_before, energy_after, seconds, powercap)
+    after = await _metrics(inference_socket)
+    notes: list[str] = []
+    missing: list[str] = []
+    speed = _speed(after)
+    if speed is None:
+        missing.append("inference does not run or has answered nothing yet")
+    else:
+        notes.append(f"tokens/s: {after[TOKENS]:.0f} in {after[BUSY_SECONDS]:.1f} s of computing")
+    watts = _package_watts(energy_before, read_energy(powercap), seconds, powercap)
     if watts is None:
-        notes.append(f"no package energy below {powercap} that this user may read: give --watts")
-    elif GPU_WATTS in after:
-        watts += (before.get(GPU_WATTS, after[GPU_WATTS]) + after[GPU_WATTS]) / 2
-    if watts is not None and tokens == 0:
-        notes.append(
-            f"{watts:.1f} W were measured while nothing was answered: the true cost is more"
-        )
-    return Measured(watts, _speed(after, notes), tuple(notes))
+        missing.append(f"no energy counter below {powercap} that this user may read")
+    else:
+        watts += (before.get(GPU_WATTS, 0.0) + after.get(GPU_WATTS, 0.0)) / 2
+        if after.get(TOKENS, 0.0) == before.get(TOKENS, 0.0):
+            notes.append(f"{watts:.1f} W while nothing was answered: under load it is more")
+    return Measured(watts, speed, tuple(notes), tuple(missing))
 
 
-def _speed(metrics: Mapping[str, float], notes: list[str]) -> float | None:
+def _speed(metrics: Mapping[str, float]) -> float | None:
     tokens, busy = metrics.get(TOKENS, 0.0), metrics.get(BUSY_SECONDS, 0.0)
-    if tokens == 0 or busy <= 0:
-        notes.append("inference has answered nothing yet: give --tokens-per-second")
-        return None
-    speed = tokens / busy
-    notes.append(f"{speed:.1f} tokens/s: {tokens:.0f} tokens in {busy:.1f} s of computing")
-    return speed
+    return tokens / busy if tokens > 0 and busy > 0 else None
 
 
-async def _metrics(socket: Path, notes: list[str]) -> Mapping[str, float]:
+async def _metrics(socket: Path) -> Mapping[str, float]:
     try:
         return await read_metrics(socket)
-    except Unavailable as error:
-        notes.append(error.message)
+    except Unavailable:
         return {}
 
 
@@ -88,7 +85,7 @@ def _package_watts(
     before: Mapping[str, int], after: Mapping[str, int], seconds: float, powercap: Path
 ) -> float | None:
     both = [name for name in before if name in after]
-    if not both:
+    if not both or seconds <= 0:
         return None
     joules = 0.0
     for name in both:

@@ -50,6 +50,8 @@ class Listing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Only what is for sale."""
     unapproved: tuple[ModelId, ...] = ()
     """Listed models that the model registry does not approve (any more)."""
+    names: tuple[tuple[ModelId, str], ...] = ()
+    """repo/file of the listed models, as far as the model registry knows them."""
 
     def price(self, model: ModelId, asset: Address) -> PricePerToken:
         """The price, 0 when it is not for sale."""

@@ -102,10 +102,11 @@ async def test_watts_come_from_the_packages_counters_also_over_their_end(tmp_pat
     found = await measure(tmp_path / "inference.sock", 2.0, tmp_path)
     assert found.watts == pytest.approx(0.1)
     assert found.tokens_per_second is None
-    assert any("--tokens-per-second" in note for note in found.notes)
+    assert found.missing == ("inference does not run or has answered nothing yet",)
+    assert "0.1 W while nothing was answered" in found.notes[0]
 
 
 async def test_without_counters_the_watts_are_asked_for(tmp_path):
     found = await measure(tmp_path / "inference.sock", 0.01, tmp_path)
     assert found.watts is None
-    assert any("--watts" in note for note in found.notes)
+    assert any("no energy counter" in reason for reason in found.missing)

@@ -55,7 +55,12 @@ class Host:
         self.calls = Calls(deployment)
         self.transactions = Transactions(provider)
         sending = build_sending(
-            SETTINGS, ledger=ledger, contracts=world.contracts, signer=world.wallet, metrics=metrics
+            SETTINGS,
+            ledger=ledger,
+            contracts=world.contracts,
+            signer=world.wallet,
+            clock=SystemClock(),
+            metrics=metrics,
         )
         self.registrar = Registrar(
             contracts=world.contracts,
