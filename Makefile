@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo bench-chain campaign-chain bench-p2p proto lock clean help
+.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo bench-inference bench-chain campaign-chain bench-p2p proto lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,9 +32,11 @@ slow: setup-dev ## the tests that need minutes
 	@$(BIN)/python -m pytest -m "slow" --timeout=1800 $(ARGS)
 fuzz: setup-dev ## long property runs
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m "not slow and not gpu and not network and not vm" -k "property or fuzz or machine" --timeout=1800 $(ARGS)
-bench: bench-demo ## every benchmark
+bench: bench-demo bench-inference ## every benchmark
 bench-demo: setup-dev ## figures of the demo into build/reports/demo.json
 	@$(BIN)/python -m tests.benchmarks.demo --out build/reports/demo.json $(ARGS)
+bench-inference: setup-dev ## beside llama.cpp's servers into build/reports/inference.json and .png
+	@$(BIN)/python -m tests.benchmarks.inference --out build/reports/inference.json $(ARGS)
 bench-chain: setup-dev ## sync, authorise, idle into build/reports/chain-speed.json
 	@$(BIN)/python -m tests.benchmarks.chain_speed --out build/reports/chain-speed.json $(ARGS)
 campaign-chain: setup-dev ## kills, reorgs, lying endpoints into build/reports/chain.json
