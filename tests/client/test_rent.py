@@ -1,9 +1,17 @@
 """Renting from a running node: what goes well, and every way in which it may not."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
+from nodeapp.core.ids import JobId
+from nodeapp.devnet.provision import ensure_keys
+from nodeapp.evm.calls import Calls
+from nodeapp.evm.deployment import load_deployment
+from nodeapp.evm.transactions import Transactions
 from nodeapp.renter.events import AnswerEnded, SessionPaid
-from tests.world import STORY, World, last_line, until
+from tests.world import STORY, RenterHome, World, last_line, until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -43,6 +51,33 @@ def test_two_questions_share_one_kept_session(world: World):
     one, two = first.one(AnswerEnded), second.one(AnswerEnded)
     assert two.job_id == one.job_id
     assert two.session_tokens == one.tokens + two.tokens
+
+
+def test_a_session_that_is_completed_on_chain_in_mid_answer_ends_the_answer_with_the_reason(
+    world: World,
+):
+    renter = world.renter("hasty")
+    chat = renter.chat(STORY, "--max-tokens", 2_000)
+    chat.until_tokens(20)
+    job_id = chat.one(SessionPaid).job_id
+    complete(world, renter, job_id)
+    line = refused(chat)
+    assert f"session {job_id} is completed" in line
+    assert len(renter.record(job_id).token_ids) < 2_000
+    assert world.metric("p2p", "fabstir_p2p_open_requests") == 0
+
+
+def complete(world: World, renter: RenterHome, job_id: int) -> None:
+    """The renter ends its session past the host."""
+    deployment = load_deployment(Path(str(world.renter_values["deployment_file"])))
+    wallet = ensure_keys(renter.directory, "wallet").wallet
+
+    async def send() -> None:
+        async with world.provider() as provider:
+            call = Calls(deployment).complete_session(JobId(job_id))
+            await Transactions(provider).send(call, wallet)
+
+    asyncio.run(send())
 
 
 def test_an_unknown_model_is_refused_in_one_line(world: World):
