@@ -6,6 +6,7 @@ plans again before each step, so that what was done meanwhile is not done again.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -205,7 +206,8 @@ def _models(
     if overrides.from_settings and view.wish.model_ids is not None:
         return view.wish.model_ids
     if overrides.is_registration and not view.listing.is_active:
-        return (model_id(settings.inference.model_repo, settings.inference.model_file),)
+        repo, file_name = served_model(settings)
+        return (model_id(repo, file_name),)
     return None
 
 
@@ -243,9 +245,27 @@ def confirm(consent: Consent, question: str) -> None:
 
 def names_of(settings: Settings, view: ListingView) -> Mapping[ModelId, str]:
     """Names of the listed models and of the settings' own one."""
+    names = dict(view.listing.names)
+    with contextlib.suppress(NotFound):
+        repo, file_name = served_model(settings)
+        names.setdefault(model_id(repo, file_name), f"{repo}/{file_name}")
+    return names
+
+
+def served_model(settings: Settings) -> tuple[str, str]:
+    """Repo and file name of the model that the settings have served.
+
+    Raises:
+        NotFound: inference.model is not in the catalogue.
+    """
+    from nodeapp.inference.model_store import model_store
+    from nodeapp.service.paths import resolve_paths
+
     own = settings.inference
-    served = {model_id(own.model_repo, own.model_file): f"{own.model_repo}/{own.model_file}"}
-    return {**served, **dict(view.listing.names)}
+    if own.model_path or not own.model:
+        return own.model_repo, own.model_file
+    entry = model_store(own, resolve_paths(settings.node)).find(own.model)
+    return entry.repo, entry.file_name
 
 
 def say(lines: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodeapp.cli.host_change import Consent, Overrides, ask_chain, change, say
+from nodeapp.cli.host_change import Consent, Overrides, ask_chain, change, say, served_model
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.listing import MILLION, USD_DECIMALS, parse_model
 from nodeapp.core.model_card import model_id
@@ -74,7 +74,7 @@ def run(settings: Settings, given: Given, *, apply: bool, consent: Consent) -> N
 def _model(settings: Settings, text: str) -> ModelId:
     if text:
         return parse_model(text)
-    return model_id(settings.inference.model_repo, settings.inference.model_file)
+    return model_id(*served_model(settings))
 
 
 def _measured(settings: Settings, given: Given) -> Measured:
