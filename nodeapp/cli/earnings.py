@@ -56,7 +56,7 @@ def earnings(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.earnings_text import Statement, csv_lines, json_line, table
 
     statement = Statement.of(
-        _from_backup(backup) if backup else _from_chain(settings_of(config, state_dir, flags)),
+        _from_backup(backup) if backup else read_pages(settings_of(config, state_dir, flags)),
         by=by.value,
         since=since,
     )
@@ -70,7 +70,8 @@ def earnings(  # noqa: PLR0913, PLR0917  # one argument an option
         raise typer.Exit(EXIT_UNEXPLAINED)
 
 
-def _from_chain(settings: Settings) -> list[StatementPage]:
+def read_pages(settings: Settings) -> list[StatementPage]:
+    """The statement from the process that holds the wallet."""
     from nodeapp.cli.interrupt import run_interruptible
     from nodeapp.rpc.statement import read_statement
     from nodeapp.service.single import reachable_process

@@ -13,7 +13,14 @@ from nodeapp.cli.host_change import Consent, Overrides, ask_chain, change, say, 
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.listing import MILLION, USD_DECIMALS, parse_model
 from nodeapp.core.model_card import model_id
-from nodeapp.core.price_suggestion import Costs, Suggestion, cost_floor, quantiles, suggest
+from nodeapp.core.price_suggestion import (
+    Costs,
+    Suggestion,
+    cost_floor,
+    gas_per_million,
+    quantiles,
+    suggest,
+)
 from nodeapp.core.pricing import PRICE_PRECISION
 
 if TYPE_CHECKING:
@@ -55,6 +62,8 @@ def run(settings: Settings, given: Given, *, apply: bool, consent: Consent) -> N
         usd_per_hour=_decimal("--usd-per-hour", given.usd_per_hour or "0"),
     )
 
+    costs = msgspec.structs.replace(costs, gas_usd=_gas(settings))
+
     async def ask(chain: ListingClient) -> tuple[ListingView, Market]:
         view = await chain.view()
         return view, await chain.market(model, view.usdc)
@@ -69,6 +78,20 @@ def run(settings: Settings, given: Given, *, apply: bool, consent: Consent) -> N
         say(_lines(model, costs, found, measured, market.fee_basis_points))
     if apply:
         change(settings, Overrides(prices=(f"{model} {found.price} usd",)), consent)
+
+
+def _gas(settings: Settings) -> Decimal:
+    """USD for a million tokens, as the statement has it; 0 when the coin's worth is not known."""
+    from nodeapp.cli.earnings import read_pages
+
+    coin_usd = Decimal(settings.chain.native_coin_price) / 10**USD_DECIMALS
+    if coin_usd == 0:
+        return Decimal(0)
+    pages = read_pages(settings)
+    amounts = [line.amounts for page in pages for line in page.lines]
+    ours = [one for page in pages for one in page.others if one.purpose.startswith("withdraw/")]
+    gas = sum(one.gas for one in amounts) + sum(one.cost for one in ours)
+    return gas_per_million(gas, sum(one.tokens for one in amounts), coin_usd=coin_usd)
 
 
 def _model(settings: Settings, text: str) -> ModelId:
@@ -114,7 +137,8 @@ def _lines(
     yield f"model      {model}"
     yield (
         f"costs      {costs.watts} W, {costs.tokens_per_second} tokens/s,"
-        f" {costs.usd_per_kwh} USD/kWh, {costs.usd_per_hour} USD/hour beside"
+        f" {costs.usd_per_kwh} USD/kWh, {costs.usd_per_hour} USD/hour beside,"
+        f" gas {costs.gas_usd:.4f} USD per million tokens"
     )
     for note in measured.notes:
         yield f"           {note}"
@@ -133,7 +157,11 @@ def _lines(
     yield f"suggested  {found.price} USD per million tokens"
     for reason in found.reasons:
         yield f"           {reason}"
-    yield "           gas is not in it: `fabstir-node earnings` shows what it costs you"
+    if not costs.gas_usd:
+        yield (
+            "           gas is not in it: set chain.native_coin_price, and"
+            " `fabstir-node earnings` shows what it takes"
+        )
 
 
 def _json(model: ModelId, costs: Costs, found: Suggestion, fee: int) -> str:

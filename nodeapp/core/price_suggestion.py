@@ -1,7 +1,7 @@
 """What to ask for a million tokens: the cost of making them, and what others ask.
 
 Pure. Amounts are USD per million tokens as exact decimals. The floor is what the electricity (and
-whatever else is given per hour) costs, after the treasury's share is taken from the price.
+whatever else is given per hour) and gas cost, after the treasury's share is taken from the price.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     usd_per_kwh: Decimal
     usd_per_hour: Decimal = Decimal(0)
     """Rent, wear, hosting: whatever else an hour costs."""
+    gas_usd: Decimal = Decimal(0)
+    """Claims and settlements, per million tokens."""
 
 
 class Quantiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,13 +69,26 @@ def cost_floor(costs: Costs, *, fee_basis_points: int) -> Decimal:
         value = getattr(costs, name)
         if not value.is_finite() or value <= 0:
             raise InvalidRequest(f"{name.replace('_', ' ')} must be above 0, not {value}")
-    if not costs.usd_per_hour.is_finite() or costs.usd_per_hour < 0:
-        raise InvalidRequest(f"usd per hour must not be below 0, not {costs.usd_per_hour}")
+    for name in ("usd_per_hour", "gas_usd"):
+        value = getattr(costs, name)
+        if not value.is_finite() or value < 0:
+            raise InvalidRequest(f"{name.replace('_', ' ')} must not be below 0, not {value}")
     seconds = MILLION / costs.tokens_per_second
     energy = costs.watts * seconds / WATT_SECONDS_PER_KWH * costs.usd_per_kwh
     other = costs.usd_per_hour * seconds / SECONDS_PER_HOUR
     kept = Decimal(BASIS_POINTS - fee_basis_points) / BASIS_POINTS
-    return (energy + other) / kept
+    return (energy + other + costs.gas_usd) / kept
+
+
+def gas_per_million(gas: int, tokens: int, *, coin_usd: Decimal) -> Decimal:
+    """What gas cost for a million paid tokens, USD; 0 when nothing was paid yet.
+
+    Args:
+        gas: wei spent on sessions.
+        tokens: paid for.
+        coin_usd: worth of one native coin.
+    """
+    return Decimal(gas) / 10**18 * coin_usd * MILLION / tokens if tokens else Decimal(0)
 
 
 def quantiles(prices: Sequence[Decimal]) -> Quantiles | None:

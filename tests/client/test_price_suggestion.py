@@ -12,6 +12,7 @@ from nodeapp.core.price_suggestion import (
     LEAST_MARGIN,
     Costs,
     cost_floor,
+    gas_per_million,
     quantiles,
     suggest,
 )
@@ -26,6 +27,15 @@ def test_the_floor_is_the_electricity_and_the_hour_after_the_treasurys_share():
     floor = cost_floor(costs, fee_basis_points=0)
     assert floor.quantize(D("0.0001")) == D("0.5000")
     assert cost_floor(costs, fee_basis_points=1000) == floor / D("0.9")
+
+
+def test_gas_counts_by_what_it_was_for_paid_tokens():
+    # 0.0003 coins at 3000 USD for 1500 tokens: 0.9 USD, 600 USD for a million.
+    gas = gas_per_million(3 * 10**14, 1500, coin_usd=D(3000))
+    assert gas == 600
+    assert gas_per_million(10**18, 0, coin_usd=D(3000)) == 0
+    costs = Costs(D(300), D(100), D("0.30"), gas_usd=gas)
+    assert cost_floor(costs, fee_basis_points=0).quantize(D("0.01")) == D("600.25")
 
 
 @pytest.mark.parametrize(
