@@ -6,6 +6,8 @@ is far too large is refused with a sentence that says what to change.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ MAX_ENUM_VALUES = 1_000
 MAX_PATTERN_CHARACTERS = 512
 MAX_REPETITIONS = 10_000
 ANY_OBJECT = '{"type":"object"}'
+_COUNT = re.compile(r"\{(\d+),?(\d*)\}")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 
@@ -99,13 +102,25 @@ def _check_value(key: str, value: object, seen: _Seen, param: str) -> None:
         seen.enum_values += len(value)
         if seen.enum_values > MAX_ENUM_VALUES:
             raise InvalidRequest(f"JSON schema has over {MAX_ENUM_VALUES} enum values", param=param)
-    if key == "pattern" and isinstance(value, str) and len(value) > MAX_PATTERN_CHARACTERS:
-        raise InvalidRequest(
-            f"JSON schema has a pattern of {len(value)} characters, limit {MAX_PATTERN_CHARACTERS}",
-            param=param,
-        )
+    if key == "pattern" and isinstance(value, str):
+        _check_pattern(value, param)
     if key in _COUNTS and isinstance(value, int | float) and value > MAX_REPETITIONS:
         raise InvalidRequest(f"JSON schema has {key} {value}, limit {MAX_REPETITIONS}", param=param)
+
+
+def _check_pattern(pattern: str, param: str) -> None:
+    """Short, and its counts multiplied (they may be nested) not over the bound of any count."""
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise InvalidRequest(
+            f"JSON schema has a pattern of {len(pattern)} characters,"
+            f" limit {MAX_PATTERN_CHARACTERS}",
+            param=param,
+        )
+    counts = [max(map(int, filter(None, pair))) for pair in _COUNT.findall(pattern)]
+    if math.prod(filter(None, counts)) > MAX_REPETITIONS:
+        raise InvalidRequest(
+            f"JSON schema has a pattern that repeats over {MAX_REPETITIONS} times", param=param
+        )
 
 
 def _moved(value: object, root: str) -> object:

@@ -8,7 +8,7 @@ import pytest
 
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.inference.chat import MARK, ChatRenderer, ControlText
-from nodeapp.wire.ipc_inference import ChatMessage
+from nodeapp.wire.ipc_inference import ChatMessage, Tool, ToolCall
 
 CONTROL = ControlText(("<|im_start|>", "<|im_end|>", "<s>"))
 TURNS = (
@@ -22,10 +22,10 @@ HELLO = (ChatMessage("user", "hello"),)
 async def render():
     renderers = []
 
-    async def run(template, messages=HELLO, **more):
+    async def run(template, messages=HELLO, tools=(), **more):
         renderer = ChatRenderer(template, bos_text="<s>", eos_text="</s>", control=CONTROL)
         renderers.append(renderer)
-        return await renderer.render(messages, **more)
+        return await renderer.render(messages, tools, **more)
 
     yield run
     for renderer in renderers:
@@ -133,3 +133,43 @@ async def test_many_at_once_get_their_own_answer():
 async def test_a_model_without_template_says_so(render):
     with pytest.raises(InvalidRequest, match="no chat template"):
         await render("")
+
+
+TOOL_TEMPLATE = (
+    "{% for t in tools or [] %}[{{ t.function.name }}:{{ t.function.parameters | tojson }}]{% endfor %}"
+    "{% for m in messages %}{{ m.role }}={{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments.city }}>{% endfor %};"
+    "{% endfor %}"
+)
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
+WEATHER = Tool("weather", "now", '{"type":"object","properties":{"<|im_start|>":{}}}')
+TALK = (
+    ChatMessage("user", "Rome?"),
+    ChatMessage("assistant", "", (ToolCall("1", "weather", '{"city":"Rome<|im_start|>"}'),)),
+    ChatMessage("tool", "12 degrees", tool_call_id="1"),
+)
+
+
+async def test_a_template_that_knows_tools_gets_them_and_calls_as_objects(render):
+    parts = await render(TOOL_TEMPLATE, TALK, (WEATHER,))
+    text = "".join(parts)
+    assert text.startswith('[weather:{"type": "object"')
+    assert "assistant=<weather Rome<|im_start|>>;" in text
+    assert "tool=12 degrees;" in text
+    assert not any("<|im_start|>" in part for part in parts)
+
+
+async def test_other_templates_read_of_tools_in_the_system_message(render):
+    parts = await render(PLAIN_TEMPLATE, (ChatMessage("system", "Be brief."), *TALK), (WEATHER,))
+    text = "".join(parts)
+    assert text.startswith("system=Be brief.\n\nYou may call these functions")
+    assert '"name":"weather"' in text
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city":"Rome<|im_start|>"}}' in text
+    assert "user=<tool_response>\n12 degrees\n</tool_response>;" in text
+    assert not any("<|im_start|>" in part for part in parts)
+
+
+async def test_arguments_that_are_no_json_are_refused_where_the_template_needs_them(render):
+    broken = ChatMessage("assistant", "", (ToolCall("1", "weather", "{"),))
+    with pytest.raises(InvalidRequest, match="not JSON"):
+        await render(TOOL_TEMPLATE, (TALK[0], broken))

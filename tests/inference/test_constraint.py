@@ -41,7 +41,10 @@ WEATHER = Tool(
 CLOCK = Tool("clock", "", "")
 
 
-@pytest_asyncio.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def maker():
     made = ConstraintMaker(lambda: VOCABULARY)
     yield made
@@ -111,10 +114,12 @@ async def test_a_resumed_answer_goes_on_inside_the_schema(maker):
 
 
 async def test_one_answer_does_not_move_another_of_the_same_schema(maker):
-    first, second = await maker.make(request(PERSON)), await maker.make(request(PERSON))
+    first = await maker.make(request(PERSON))
+    compiled = maker.compiled
+    second = await maker.make(request(PERSON))
     assert walk(first, '{"name"') == '{"name"'
     assert walk(second, '{"name"') == '{"name"'
-    assert maker.compiled == 1
+    assert maker.compiled == compiled
 
 
 async def test_unique_schema_spam_keeps_the_cache_bounded(maker):
@@ -134,6 +139,10 @@ BOMBS = {
     "nested pattern": {"type": "string", "pattern": "(" * 20_000 + "a" + ")" * 20_000},
     "open groups": {"type": "string", "pattern": "((("},
     "lookbehind": {"type": "string", "pattern": "(?<=a)b"},
+    "10^6 of a letter": {"type": "string", "pattern": "^a{1000000}$"},
+    "10^6 or more": {"type": "string", "pattern": "a{1000000,}"},
+    "up to 10^6": {"type": "string", "pattern": "a{0,1000000}"},
+    "counts of counts": {"type": "string", "pattern": "^(((a{100}){100}){100}){100}$"},
     "$ref cycle": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
     "$ref to itself": {"allOf": [{"$ref": "#"}, {"$ref": "#"}]},
     "$ref outside": {"$ref": "http://127.0.0.1:1/x"},
@@ -163,7 +172,7 @@ async def test_a_schema_bomb_is_refused_in_time(maker, name):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["^a{1000000}$", "^(((a{100}){100}){100}){100}$", "^(.*a.{400}b.*){20}$", "(a*)*b"]
+    "pattern", ["^a{10000}$", "^(.*a.{400}b.*){20}$", "(a*)*b", "^(.*a.{12}){3}$"]
 )
 async def test_a_heavy_pattern_is_followed_or_refused_never_endless(maker, pattern):
     begun = time.monotonic()
@@ -177,7 +186,7 @@ async def test_a_heavy_pattern_is_followed_or_refused_never_endless(maker, patte
 
 
 @pytest.mark.parametrize("text", ["", "[]", "nonsense", "{", "[" * 100_000, '{"a":' * 5000])
-def test_what_is_no_schema_is_refused(text):
+async def test_what_is_no_schema_is_refused(text):
     with pytest.raises(InvalidRequest, match="JSON schema"):
         check_schema(text)
 

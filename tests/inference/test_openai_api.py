@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
+import socket
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +15,7 @@ import openai
 import pytest
 
 from tests.inference.openai_bridge import bridged
-from tests.inference.test_process import end, start, until_metric, until_ready
+from tests.inference.test_process import end, metric, start, until_metric, until_ready
 
 QUESTION = {"role": "user", "content": "What is the capital of France? Answer in one word."}
 PERSON = {
@@ -312,8 +316,6 @@ def test_harmless_fields_are_ignored_and_others_refused_by_name(client):
 
 
 def test_a_client_that_leaves_frees_the_sequence(client, served):
-    import asyncio
-
     stream = ask(
         client,
         stream=True,
@@ -392,10 +394,6 @@ def test_control_text_in_a_message_changes_no_roles(client):
 
 
 def test_metrics_have_the_meanings_dashboards_know(client, served):
-    import asyncio
-
-    from tests.inference.test_process import metric
-
     def read(name):
         return asyncio.run(metric(served[1], name))
 
@@ -421,3 +419,93 @@ def test_metrics_have_the_meanings_dashboards_know(client, served):
     assert read("prompt_seconds_total") > 0
     assert 0 <= read("kv_cache_usage_ratio") <= 1
     assert read("busy_sequences_total") >= read("decode_steps_total")
+
+
+def reply_of(path, method, target, body=b""):
+    """(status, headers, decoded body) straight over the Unix socket."""
+    connection = http.client.HTTPConnection("x", timeout=30)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(30)
+    connection.sock.connect(str(path))
+    connection.request(method, target, body)
+    reply = connection.getresponse()
+    return reply.status, reply.headers, json.loads(reply.read())
+
+
+def test_before_the_model_is_loaded_clients_are_told_when_to_come_back(model_path, tmp_path):
+    child = start(tmp_path, model_path)
+    path = tmp_path / "run" / "inference.sock"
+    try:
+        deadline = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+        seen = []
+        while not seen or seen[-1][0] != 200:
+            assert time.monotonic() < deadline
+            try:
+                seen.append(reply_of(path, "GET", "/health"))
+            except ConnectionError:
+                continue
+    finally:
+        end(child)
+    assert seen[0][0] == 503
+    assert int(seen[0][1]["Retry-After"]) >= 1
+    assert seen[0][2]["error"]["type"] == "server_error"
+
+
+def test_a_full_queue_is_a_429_with_a_time_to_come_back(model_path, tmp_path):
+    child = start(tmp_path, model_path, max_sequences=1, queue_requests=1)
+    path = tmp_path / "run" / "inference.sock"
+    try:
+        until_ready(child, path)
+        with bridged(path) as url:
+            busy = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
+            story = [{"role": "user", "content": "Tell a very long story."}]
+            open_streams = [
+                ask(busy, stream=True, max_tokens=300, messages=story, logit_bias={"2": -100})
+            ]
+            next(iter(open_streams[0]))
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(ask, busy, max_tokens=1)
+                asyncio.run(until_metric(path, "requests_deferred", 1))
+                with pytest.raises(openai.RateLimitError) as caught:
+                    ask(busy)
+                assert int(caught.value.response.headers["Retry-After"]) >= 1
+                assert caught.value.code == "rate_limit_exceeded"
+                open_streams[0].close()
+                assert waiting.result(30).usage.completion_tokens == 1
+    finally:
+        end(child)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/completions", {"model": "default"}, "prompt"),
+        ("/v1/completions", {"model": "default", "prompt": []}, "prompt"),
+        ("/v1/completions", {"model": "default", "prompt": ["x"] * 65}, "65 prompts"),
+        ("/v1/completions", {"model": "default", "prompt": ["x", 5]}, "mixes"),
+        ("/v1/completions", {"model": "default", "prompt": [10**8]}, "vocabulary"),
+        ("/v1/completions", {"model": "default", "prompt": [-1]}, "prompt"),
+        ("/v1/completions", {"model": "default", "prompt": ""}, "empty prompt"),
+        ("/v1/completions", {"model": "default", "prompt": "x", "echo": True}, "echo"),
+        ("/v1/completions", {"model": "default", "prompt": "x", "best_of": 4}, "best_of"),
+        ("/v1/responses", {"model": "default", "input": []}, "input"),
+        ("/v1/responses", {"model": "default", "input": "x", "previous_response_id": "r"}, "previous_response_id"),
+        ("/v1/responses", {"model": "default", "input": "x", "tools": [{"type": "web_search"}]}, "tools"),
+        ("/v1/responses", {"model": "default", "input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input_image"),
+        ("/v1/responses", {"model": "default", "input": "x", "text": {"format": {"type": "json_schema"}}}, "schema"),
+        ("/v1/embeddings", {"model": "default", "input": "x"}, "no embedding model"),
+        ("/v1/batch", {"requests": []}, "requests"),
+        ("/v1/batch", {"requests": [{"custom_id": "a", "url": "/v1/files", "body": {}}]}, "url"),
+        ("/v1/batch", {"requests": [{"custom_id": "a", "url": "/v1/completions", "body": {}}] * 65}, "requests"),
+        ("/tokenize", {"content": 5}, "content"),
+        ("/detokenize", {"tokens": [10**8]}, "vocabulary"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+    ],
+)  # fmt: skip
+def test_every_endpoint_refuses_what_it_cannot_do(served, path, body, words):
+    status, reply, _ = post(served[0], path, body)
+    assert status == 400, reply
+    assert words in reply["error"]["message"] or words == reply["error"]["param"]
