@@ -8,6 +8,7 @@ believed only if the rule of its namespace accepts it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,6 +20,7 @@ import trio
 from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.network.bridge import Bridge
+from nodeapp.network.resolve import resolved
 from nodeapp.network.settings import KAD_PROTOCOL_ID, DhtMode, NetworkSettings, RecordRule
 
 QUERY_SECONDS: Final = 5.0
@@ -27,6 +29,9 @@ SETTLE_SECONDS: Final = 1.0
 QUERIES_AT_ONCE: Final = 10
 PROVIDERS_MAX: Final = 100
 ADDRESSES_MAX: Final = 8
+JOIN_SETTLE_SECONDS: Final = 2.0
+"""After the first bootstrap node the others are waited for so long and no longer."""
+REFRESH_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 2.0
 """Next try of an announcement nobody took, unless a connection comes or goes before."""
 _MODULES: Final = (
@@ -74,15 +79,46 @@ class Dht:
         Raises:
             Unavailable: none of them answers (InvalidRequest if the only fault is an address).
         """
+        await self._reach_any(bootstrap, deadline_seconds)
+        return await self._bridge.call("join dht", self._refresh, deadline_seconds)
+
+    async def _reach_any(self, bootstrap: Sequence[str], deadline_seconds: float) -> None:
         failures: list[NodeError] = []
-        for address in bootstrap:
+        reached = 0
+        limit = asyncio.timeout(deadline_seconds)
+
+        async def dial(address: str) -> None:
+            nonlocal reached
             try:
-                await self._connect(address)
+                await self._connect_any(address)
             except NodeError as error:
                 failures.append(error)
-        if failures and len(failures) == len(bootstrap):
+            else:
+                reached += 1
+                _bring_forward(limit, JOIN_SETTLE_SECONDS)
+
+        try:
+            async with limit, asyncio.TaskGroup() as tasks:
+                for address in bootstrap:
+                    tasks.create_task(dial(address))
+        except TimeoutError:
+            silent = f"no bootstrap node answers inside {deadline_seconds:g} s"
+            failures.append(Unavailable(silent))
+        if failures and not reached:
             raise failures[0]
-        return await self._bridge.call("join dht", self._refresh, deadline_seconds)
+
+    async def _connect_any(self, address: str) -> None:
+        """At one of the literal addresses that a configured one stands for."""
+        failure: NodeError | None = None
+        for literal in await resolved(address):
+            try:
+                await self._connect(literal)
+            except NodeError as error:
+                failure = failure or error
+            else:
+                return
+        if failure is not None:
+            raise failure
 
     async def routing_table_size(self) -> int:
         """Peers in the routing table.
@@ -174,7 +210,9 @@ class Dht:
         self._peers_changed = trio.Event()
 
     async def _refresh(self) -> int:
-        await self._kad.refresh_routing_table()
+        # It also dials peers that are only known by name, and waits for the silent ones.
+        with trio.move_on_after(REFRESH_SECONDS):
+            await self._kad.refresh_routing_table()
         return int(self._kad.get_routing_table_size())
 
     async def _provide(self, key: str, deadline_seconds: float) -> bool:
@@ -285,6 +323,13 @@ class _Found:
             ProviderInfo(PeerId(peer_id), tuple(addresses))
             for peer_id, addresses in self.addresses.items()
         ]
+
+
+def _bring_forward(limit: asyncio.Timeout, seconds: float) -> None:
+    """Let it expire this soon, unless it does earlier or did."""
+    soon = asyncio.get_running_loop().time() + seconds
+    if not limit.expired():
+        limit.reschedule(min(soon, limit.when() or soon))
 
 
 def _with_peer_id(address: str, peer_id: str) -> str:
