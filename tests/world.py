@@ -346,9 +346,10 @@ def until_nothing_left(directory: Path, seconds: float = 20.0) -> None:
 
 
 @contextlib.contextmanager
-def started_devnet(directory: Path, *, kzg: bool = True) -> Iterator[World]:
+def started_devnet(directory: Path, *, kzg: bool = True, chain_id: int = 31337) -> Iterator[World]:
     """A chain with settings files; the node is not started. kzg: proofs in seconds."""
-    devnet = Started(directory, "devnet", "devnet", "--dir", directory, "--rpc-port", 0)
+    places = ("--dir", directory, "--rpc-port", 0, "--chain-id", chain_id)
+    devnet = Started(directory, "devnet", "devnet", *places)
     world = World(directory, devnet, directory / "node.toml", directory / "renter.toml")
     try:
         devnet.until_said("Ctrl-C stops it", 40)

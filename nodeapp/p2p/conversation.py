@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -57,6 +58,10 @@ AGENT = "fabstir-node/0.1"
 _log = get_logger(__name__)
 
 
+Choose = Callable[[int], Awaitable[tuple[Offer, ChainClient]]]
+"""Offer and ledger by chain id; NotFound where nothing is sold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What every conversation uses."""
@@ -92,18 +97,34 @@ class Renter:
 class Conversation:
     """Serves one stream until it ends."""
 
-    def __init__(self, stream: Stream, services: Services, offer: Offer) -> None:
+    def __init__(
+        self, stream: Stream, services: Services, offer: Offer, choose: Choose | None = None
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            stream: the renter's.
+            services: of the host's first chain.
+            offer: on that chain.
+            choose: finds the offer and the ledger of another chain; None: there is no other.
+        """
         self._stream = stream
         self._services = services
         self._offer = offer
+        self._chain = services.chain
+        self._choose = choose
         self._session: SessionView | None = None
         self._answer: Answer | None = None
-        self._relay = Relay(
-            stream, services.chain, services.inference, services.relay, self._note_first_token
-        )
+        self._relay = self._new_relay()
         self._task: asyncio.Task[None] | None = None
         self._asked_seconds = 0.0
         self._is_let_go = False
+
+    def _new_relay(self) -> Relay:
+        services = self._services
+        return Relay(
+            self._stream, self._chain, services.inference, services.relay, self._note_first_token
+        )
 
     def let_go(self) -> None:
         """The host stops: end after the answer that is under way, or now."""
@@ -139,6 +160,7 @@ class Conversation:
                 f"this host speaks version {envelope.PROTOCOL_VERSION}, not"
                 f" {hello.min_version} to {hello.max_version}"
             )
+        await self._go_to_chain(hello.chain_id)
         challenge = secrets.token_bytes(32)
         host = self._offer.host
         await self._send(
@@ -164,6 +186,16 @@ class Conversation:
         self._services.bans.check_wallet(login.renter)
         await self._send(login_accepted=pb.LoginAccepted())
         return Renter(Address(login.renter), key)
+
+    async def _go_to_chain(self, chain_id: int) -> None:
+        """Everything after this is about the sessions of one chain."""
+        own = self._offer.host.chain_id
+        if chain_id in (0, own):
+            return
+        if self._choose is None:
+            raise NotFound(f"this host sells on chain {own}, not on {chain_id}")
+        self._offer, self._chain = await self._choose(chain_id)
+        self._relay = self._new_relay()
 
     async def _converse(self, renter: Renter, tasks: asyncio.TaskGroup) -> None:
         refusals = 0
@@ -209,10 +241,10 @@ class Conversation:
         request = OpenSessionRequest(
             job_id=job_id, renter=renter.address, renter_key=renter.public_key
         )
-        view = await self._services.chain.open_session(request)
-        if await self._services.live.take(job_id, self):
+        view = await self._chain.open_session(request)
+        if await self._services.live.take(job_id, self, chain_id=self._offer.host.chain_id):
             _log.info("older stream of the session ended", job_id=job_id)
-            view = await self._services.chain.open_session(request)
+            view = await self._chain.open_session(request)
         self._session = view
         self._services.admission.has_paid(self._stream.remote_peer_id)
         await self._send(session_state=_state(view))
@@ -230,7 +262,7 @@ class Conversation:
         if command.model_id != session.model_id:
             raise PaymentRequired(f"session {session.job_id} pays for model {session.model_id}")
         prompt = _prompt_record(command)
-        authorised = await self._services.chain.authorise(
+        authorised = await self._chain.authorise(
             AuthoriseRequest(
                 job_id=session.job_id,
                 request_id=command.request_id,
@@ -267,7 +299,7 @@ class Conversation:
             self._services.metrics.open_requests.dec()
             self._services.metrics.requests.labels(outcome).inc()
             self._answer = None
-        await self._services.chain.end_request(
+        await self._chain.end_request(
             EndRequest(job_id=answer.job_id, request_id=answer.command.request_id, reason=outcome)
         )
         _log.info("answer ended", job_id=answer.job_id, outcome=outcome, tokens=len(answer.ids))
@@ -284,7 +316,7 @@ class Conversation:
             raise InvalidRequest(
                 f"receipt needs a hash of 32 bytes and a signature of {SIGNATURE_BYTES}"
             )
-        accepted = await self._services.chain.receipt(
+        accepted = await self._chain.receipt(
             ReceiptRequest(
                 job_id=session.job_id,
                 tokens=receipt.tokens,
@@ -306,7 +338,7 @@ class Conversation:
         await self._let_answer_end()
         if self._answer is not None:
             raise Busy("an answer is still under way; cancel it first", retry_after_seconds=1)
-        await self._send(session_state=_state(await self._services.chain.close_session(job_id)))
+        await self._send(session_state=_state(await self._chain.close_session(job_id)))
 
     async def _let_answer_end(self) -> None:
         """An answer whose last receipt is in is only being written down."""

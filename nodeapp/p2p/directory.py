@@ -6,7 +6,7 @@ make somebody up. `accept` runs on the trio thread and only reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from nodeapp.core.errors import NodeError, ProtocolViolation, Rejected
 from nodeapp.core.ids import ModelId, PeerId
@@ -77,9 +77,12 @@ class Directory:
 
 
 async def serve_capability(
-    stream: Stream, admission: Admission, directory: Directory, own: pb.Capability | None
+    stream: Stream,
+    admission: Admission,
+    directory: Directory,
+    own: Callable[[int], Awaitable[pb.Capability]] | None,
 ) -> None:
-    """Answer one question: our own offer, or those we know of a model.
+    """Answer one question: our own offer on a chain (0: the first), or those we know of a model.
 
     Raises:
         Unavailable: the stream broke.
@@ -92,16 +95,20 @@ async def serve_capability(
             message = envelope.decode(frame)
             if message.WhichOneof("body") != "capability_request":
                 raise ProtocolViolation("capability_request expected")
-            await stream.write_frame(_reply(message.capability_request, directory, own))
+            await stream.write_frame(await _reply(message.capability_request, directory, own))
     except Rejected as error:
         await stream.write_frame(envelope.encode_error(error))
 
 
-def _reply(request: pb.CapabilityRequest, directory: Directory, own: pb.Capability | None) -> bytes:
+async def _reply(
+    request: pb.CapabilityRequest,
+    directory: Directory,
+    own: Callable[[int], Awaitable[pb.Capability]] | None,
+) -> bytes:
     if not request.model_id:
         if own is None:
             raise Rejected("this node sells nothing")
-        return envelope.encode(capability=own)
+        return envelope.encode(capability=await own(request.chain_id))
     found = directory.sellers(ModelId(request.model_id[:66]), request.chain_id)
     listed = pb.CapabilityList()
     for capability in found:

@@ -35,7 +35,7 @@ class LiveConversations:
 
     def __init__(self) -> None:
         self._ended: dict[Line, asyncio.Event] = {}
-        self._holders: dict[JobId, Line] = {}
+        self._holders: dict[tuple[int, JobId], Line] = {}
         self._is_draining = False
 
     def __len__(self) -> int:
@@ -55,17 +55,17 @@ class LiveConversations:
             yield
         finally:
             self._ended.pop(line).set()
-            for job_id in [job_id for job_id, holder in self._holders.items() if holder is line]:
-                del self._holders[job_id]
+            for held in [held for held, holder in self._holders.items() if holder is line]:
+                del self._holders[held]
 
-    async def take(self, job_id: JobId, line: Line) -> bool:
+    async def take(self, job_id: JobId, line: Line, *, chain_id: int = 0) -> bool:
         """Give the session to this conversation; returns whether another one had to end for it.
 
         Raises:
             Unavailable: the older one does not end.
         """
-        older = self._holders.get(job_id)
-        self._holders[job_id] = line
+        older = self._holders.get((chain_id, job_id))
+        self._holders[chain_id, job_id] = line
         if older is None or older is line:
             return False
         older.hang_up()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import stamina
 from aiohttp import web
@@ -19,18 +20,18 @@ from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
 from nodeapp.p2p.directory import Directory, serve_capability
 from nodeapp.p2p.live import LiveConversations
-from nodeapp.p2p.offer import Offer, OfferBook
+from nodeapp.p2p.markets import Market, Markets
+from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.reach import REACH_PROTOCOL, Reachability, ask_peers, serve_dial_back
 from nodeapp.p2p.relay import RelaySettings
-from nodeapp.rpc.chain import ChainClient
 from nodeapp.rpc.inference import InferenceClient
-from nodeapp.rpc.listing import ListingClient
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import envelope
+from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.capability import DHT_NAMESPACE, GOSSIP_TOPIC, dht_key
 from nodeapp.wire.ipc_p2p import BanList, BanRequest, BanView, LiftRequest, NetworkView
 from nodeapp.wire.provider_key import any_host_key, provider_key
@@ -55,10 +56,9 @@ class P2pNode:
     def __init__(self, shell: Shell, settings: P2pSettings) -> None:
         self._shell = shell
         self._settings = settings
-        self._chain = ChainClient(shell.paths.socket("chain"))
-        self._listing = ListingClient(shell.paths.socket("chain"))
         self._inference = InferenceClient(shell.paths.socket("inference"))
-        self._offers = OfferBook(settings, self._chain, self._inference, shell.clock)
+        self._markets = Markets(shell, settings, self._inference)
+        self._chain, self._offers = self._markets.first.chain, self._markets.first.offers
         self._admission = Admission(
             handshakes_per_minute=settings.handshakes_per_minute,
             max_streams_per_peer=settings.max_requests_per_peer,
@@ -89,8 +89,7 @@ class P2pNode:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Ready when renters can be served; announcing goes on in the background."""
-        await self._resources.enter_async_context(self._chain)
-        await self._resources.enter_async_context(self._listing)
+        await self._resources.enter_async_context(self._markets)
         await self._resources.enter_async_context(self._inference)
         network = NetworkSettings(
             identity_path=self._shell.paths.process_state("p2p") / "identity.key",
@@ -114,7 +113,10 @@ class P2pNode:
         if self._settings.gossip:
             host.gossip.listen(GOSSIP_TOPIC, self._directory.take)
             tasks.create_task(self._gossip(host))
-        tasks.create_task(self._follow_listing(host))
+        for market in self._markets.all:
+            tasks.create_task(self._follow_listing(host, market))
+        for market in self._markets.further:
+            tasks.create_task(self._announce_further(host, market))
         tasks.create_task(self._follow_inference(host))
 
     def readiness(self) -> str:
@@ -224,15 +226,31 @@ class P2pNode:
             if pause != ANNOUNCE_RETRY_SECONDS:
                 await asyncio.sleep(rest - asyncio.get_running_loop().time())
 
-    async def _follow_listing(self, host: Libp2pHost) -> None:
+    async def _announce_further(self, host: Libp2pHost, market: Market) -> None:
+        """Keep provider records of another chain alive; it may come up at any time."""
+        while True:
+            pause = ANNOUNCE_RETRY_SECONDS
+            try:
+                offer = await market.offers.current(host.peer_id, host.addresses, host.sign)
+                if await self._provide_keys(host, offer):
+                    pause = self._settings.reprovide_seconds
+                    _log.info("announced", chain_id=offer.record.chain_id)
+            except NodeError as error:
+                _log.warning("chain is not offered", process=market.process, error=error.message)
+            await host.peers_changed(host.connected_peers(), pause)
+            await asyncio.sleep(ANNOUNCE_RETRY_SECONDS)
+
+    async def _follow_listing(self, host: Libp2pHost, market: Market) -> None:
         """A price or a model that changed on chain is offered at once, not an hour later."""
         known = 0
         while True:
             try:
-                version = await self._listing.version(known, wait_seconds=LISTING_WAIT_SECONDS)
+                version = await market.listing.version(known, wait_seconds=LISTING_WAIT_SECONDS)
                 if version != known:
                     known = version
-                    await self._offer_anew(host)
+                    market.offers.renew()
+                    if market is self._markets.first:
+                        await self._offer_anew(host)
             except NodeError as error:
                 # Not sold any more, or chain restarts: who asks now is told the same.
                 _log.warning("listing cannot be offered", code=error.code, error=error.message)
@@ -254,20 +272,24 @@ class P2pNode:
             await asyncio.sleep(MODEL_LOOK_SECONDS)
 
     async def _offer_anew(self, host: Libp2pHost) -> None:
-        self._offers.renew()
+        for market in self._markets.all:
+            market.offers.renew()
         offer = await self._offer(host)
         await self._provide(host, offer)
         await self._publish(host, offer)
 
     async def _provide(self, host: Libp2pHost, offer: Offer) -> bool:
-        chain_id = offer.record.chain_id
-        models = tuple(model.model_id for model in offer.record.models)
-        done = await host.dht.provide(any_host_key(chain_id))
-        for model_id in models:
-            done = await host.dht.provide(provider_key(model_id, chain_id)) and done
+        done = await self._provide_keys(host, offer)
         if done:
-            self._announced = models
-            _log.info("announced", models=models)
+            self._announced = tuple(model.model_id for model in offer.record.models)
+            _log.info("announced", models=self._announced)
+        return done
+
+    async def _provide_keys(self, host: Libp2pHost, offer: Offer) -> bool:
+        chain_id = offer.record.chain_id
+        done = await host.dht.provide(any_host_key(chain_id))
+        for model in offer.record.models:
+            done = await host.dht.provide(provider_key(model.model_id, chain_id)) and done
         return done
 
     async def _gossip(self, host: Libp2pHost) -> None:
@@ -305,13 +327,21 @@ class P2pNode:
             self._live,
             self._bans,
         )
-        conversation = Conversation(stream, services, offer)
+        choose = partial(self._markets.choose, host)
+        conversation = Conversation(stream, services, offer, choose)
         with self._live.line(conversation):
             await conversation.run()
 
     async def _serve_capability(self, stream: Stream) -> None:
-        offer = await self._offer(self._require_host())
-        await serve_capability(stream, self._admission, self._directory, offer.capability)
+        host = self._require_host()
+
+        async def own(chain_id: int) -> pb.Capability:
+            offer = await self._offer(host)
+            if chain_id not in (0, offer.record.chain_id):
+                offer, _chain = await self._markets.choose(host, chain_id)
+            return offer.capability
+
+        await serve_capability(stream, self._admission, self._directory, own)
 
     def _require_host(self) -> Libp2pHost:
         if self._host is None:

@@ -163,7 +163,8 @@ class Discovery:
         address = await self._connect(hint)
         stream = await self._host.open_stream(hint.peer_id, [envelope.CAPABILITY_PROTOCOL])
         try:
-            await stream.write_frame(envelope.encode(capability_request=pb.CapabilityRequest()))
+            question = pb.CapabilityRequest(chain_id=self._contracts.deployment.chain_id)
+            await stream.write_frame(envelope.encode(capability_request=question))
             frame = await stream.read_frame(envelope.MAX_STREAM_FRAME_BYTES, CAPABILITY_SECONDS)
         finally:
             await stream.reset()

@@ -93,7 +93,10 @@ class Link:
             Unauthorised: the host speaks for another chain, marketplace or wallet.
         """
         version = envelope.PROTOCOL_VERSION
-        await self.send(hello=pb.Hello(min_version=version, max_version=version, agent=AGENT))
+        hello = pb.Hello(
+            min_version=version, max_version=version, agent=AGENT, chain_id=head.chain_id
+        )
+        await self.send(hello=hello)
         welcome = (await self.expect("welcome")).welcome
         said = (welcome.chain_id, welcome.marketplace, welcome.host)
         if said != (head.chain_id, head.marketplace, head.host):

@@ -53,14 +53,16 @@ class Envelope(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., login: _Optional[_Union[Login, _Mapping]] = ..., login_accepted: _Optional[_Union[LoginAccepted, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., session_state: _Optional[_Union[SessionState, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., capability_request: _Optional[_Union[CapabilityRequest, _Mapping]] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., dial_back_request: _Optional[_Union[DialBackRequest, _Mapping]] = ..., dial_back_reply: _Optional[_Union[DialBackReply, _Mapping]] = ..., capability_list: _Optional[_Union[CapabilityList, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("min_version", "max_version", "agent")
+    __slots__ = ("min_version", "max_version", "agent", "chain_id")
     MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_ID_FIELD_NUMBER: _ClassVar[int]
     min_version: int
     max_version: int
     agent: str
-    def __init__(self, min_version: _Optional[int] = ..., max_version: _Optional[int] = ..., agent: _Optional[str] = ...) -> None: ...
+    chain_id: int
+    def __init__(self, min_version: _Optional[int] = ..., max_version: _Optional[int] = ..., agent: _Optional[str] = ..., chain_id: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("version", "agent", "challenge", "chain_id", "marketplace", "host")
