@@ -13,7 +13,7 @@ from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.sealing import Sealer
 from nodeapp.core.claims import claimable_from
-from nodeapp.core.errors import Corrupt, NodeError, Unavailable
+from nodeapp.core.errors import Corrupt, NodeError, Rejected, Unavailable
 from nodeapp.core.ids import JobId
 from nodeapp.core.ledger_proof import IDS_PER_CHUNK, SALT_BYTES
 from nodeapp.core.session import Claim, ClaimPrepared, Session
@@ -27,6 +27,7 @@ from nodeapp.core.steps import (
     WaitUntil,
     WithdrawEarnings,
     next_step,
+    overdue_at,
 )
 from nodeapp.core.units import BlockTime, Tokens
 from nodeapp.evm.calls import Calls
@@ -68,14 +69,16 @@ class Runner:
     settings: RunnerSettings
     _jobs: dict[JobId, _Job] = field(default_factory=dict)
     _now: BlockTime = field(default=BlockTime(0))
+    _rewinds: int = 0
 
     def consider(self, now: BlockTime, tasks: asyncio.TaskGroup) -> None:
         """Start on every session that owes something and is not under way.
 
-        With a new block all are looked at, otherwise those that changed.
+        With a new block and after a reorg all are looked at, otherwise those that changed.
         """
         unsettled = self.ledger.unsettled
-        is_new = now != self._now
+        is_new = (now, self.ledger.rewinds) != (self._now, self._rewinds)
+        self._rewinds = self.ledger.rewinds
         chosen = (
             list(unsettled) if is_new else [one for one in self.ledger.touched if one in unsettled]
         )
@@ -151,11 +154,25 @@ class Runner:
                     ),
                 )
             case CompleteSession():
-                await self.queue.execute(f"complete/{job_id}", self.calls.complete_session(job_id))
+                await self._complete(session)
             case TriggerTimeout():
-                await self.queue.execute(f"timeout/{job_id}", self.calls.trigger_timeout(job_id))
+                await self._time_out(job_id)
             case WithdrawEarnings() | WaitUntil():
                 return
+
+    async def _complete(self, session: Session) -> None:
+        job_id = session.terms.job_id
+        try:
+            await self.queue.execute(f"complete/{job_id}", self.calls.complete_session(job_id))
+        except Rejected as error:
+            if self._now < overdue_at(session):
+                raise
+            # A timeout settles alike, and whoever triggers it needs no right to.
+            _log.warning("session timed out instead", job_id=job_id, error=error.message)
+            await self._time_out(job_id)
+
+    async def _time_out(self, job_id: JobId) -> None:
+        await self.queue.execute(f"timeout/{job_id}", self.calls.trigger_timeout(job_id))
 
     async def _keep_rate(self, session: Session, claim: Claim) -> None:
         """Send nothing that the model's rate limit would revert.

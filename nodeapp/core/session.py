@@ -195,7 +195,7 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def claim(self) -> Claim | None:
         """The oldest claim the chain may still take."""
-        if self.ended is not None or self.is_claimed_elsewhere:
+        if not self.claims or self.ended is not None or self.is_claimed_elsewhere:
             return None
         taken = self._accepted_hashes
         return next((claim for claim in self.claims if claim.proof_hash not in taken), None)
@@ -209,6 +209,8 @@ class Session(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_claimed_elsewhere(self) -> bool:
         """The chain has a claim this journal does not know; what it covers cannot be told."""
+        if not self.proofs:
+            return False  # nearly every open session, and this is asked with every block
         return not self._accepted_hashes <= {claim.proof_hash for claim in self.claims}
 
     @property

@@ -74,8 +74,11 @@ def next_step(
         interval_tokens: the host's own upper bound for a claim interval.
         dispute_window_seconds: as the contract says.
     """
-    if session.phase is Phase.VANISHED:
+    phase = session.phase
+    if phase is Phase.VANISHED:
         return None
+    if phase is Phase.ACTIVE and session.acknowledged == session.covered and not session.claims:
+        return None  # nearly every open session: a new block must not cost much for it
     if session.ended is not None:
         is_owed = session.host_earnings > 0 and session.withdrawn is None
         return WithdrawEarnings() if is_owed else None
@@ -86,7 +89,7 @@ def next_step(
     if tokens:
         return PrepareClaim(tokens)
     is_silent = session.request is None or session.is_claimed_elsewhere
-    if session.phase is Phase.CLOSING and is_silent:
+    if phase is Phase.CLOSING and is_silent:
         return _end(session, now, dispute_window_seconds)
     return None
 
@@ -117,11 +120,12 @@ def overdue_at(session: Session) -> BlockTime:
 def is_running_out(session: Session, now: BlockTime) -> bool:
     """Whether the session must be ended now, so that its last claim is still in time."""
     terms = session.terms
-    return session.phase is Phase.ACTIVE and now >= closing_time(
+    ends_at = closing_time(
         started_at=terms.started_at,
         max_duration_seconds=terms.max_duration_seconds,
         proof_timeout_seconds=terms.proof_timeout_seconds,
     )
+    return now >= ends_at and session.phase is Phase.ACTIVE
 
 
 def _due(session: Session, now: BlockTime, interval_tokens: int) -> Tokens:

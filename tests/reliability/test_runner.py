@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from nodeapp.chain import runner as runner_module
-from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.ledger import Ledger, RewoundTo
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
@@ -122,6 +122,28 @@ async def test_a_closed_session_is_claimed_and_completed(money):
         await money.until(lambda: f"complete/{JOB}" in money.ledger.mined)
     assert money.chain.effects == ["submitProofOfWork", "completeSessionJob"]
     assert money.session.claimed == 250
+
+
+async def test_a_session_that_cannot_be_completed_is_timed_out_when_it_may_be(money):
+    await money.ledger.record(opened(), SessionClosing(JOB, "renter"))
+    money.chain.refuses_calls = "completeSessionJob"
+    async with money.running(seconds=400):
+        await money.until(lambda: f"timeout/{JOB}" in money.ledger.mined)
+    assert money.chain.effects == ["triggerSessionTimeout"]
+
+
+async def test_what_a_reorg_took_out_is_done_again(money):
+    await finished_session(money)
+    async with money.running(seconds=100):
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+        block = money.ledger.mined[f"claim/{JOB}/0"].block_number
+        await money.confirm_claim()
+        await money.until(lambda: f"complete/{JOB}" in money.ledger.mined)
+        await money.ledger.record(RewoundTo(block - 1, "0x"))
+        assert f"claim/{JOB}/0" not in money.ledger.mined
+        # The transactions are still on the fake chain: their receipts are read once more.
+        await money.until(lambda: f"complete/{JOB}" in money.ledger.mined)
+    assert money.chain.effects == ["submitProofOfWork", "completeSessionJob"]
 
 
 async def test_the_dispute_window_is_waited_for(money):

@@ -24,9 +24,11 @@ from nodeapp.core.steps import (
     PrepareClaim,
     SealClaim,
     SubmitClaim,
+    TriggerTimeout,
     WaitUntil,
     WithdrawEarnings,
     next_step,
+    overdue_at,
 )
 from nodeapp.core.transitions import apply
 from tests.fakes.paid_session import (
@@ -76,12 +78,12 @@ class Life:
         claim = self.session.claim
         return self.feed(ContractReceiveProofAccepted(JOB, claim.tokens, claim.proof_hash, at))
 
-    def step(self, seconds=1, interval=100):
+    def step(self, seconds=1, interval=100, dispute=WINDOW):
         return next_step(
             self.session,
             STARTED_AT + seconds,
             interval_tokens=interval,
-            dispute_window_seconds=WINDOW,
+            dispute_window_seconds=dispute,
         )
 
 
@@ -248,6 +250,21 @@ def test_closing_claims_the_rest_then_waits_then_completes():
     life.claim(150).mined(STARTED_AT + 10)
     assert life.step(12) == WaitUntil(STARTED_AT + 10 + WINDOW + 2)
     assert life.step(10 + WINDOW + 2) == CompleteSession()
+
+
+def test_a_session_that_may_be_timed_out_before_it_may_be_completed_is_timed_out():
+    """Its proof window of 300 s is shorter than the dispute window here."""
+    life = answered(99).feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
+    assert overdue_at(life.session) == STARTED_AT + 301
+    assert life.step(300, dispute=500) == WaitUntil(STARTED_AT + 301)
+    assert life.step(301, dispute=500) == TriggerTimeout()
+    assert life.step(502, dispute=500) == CompleteSession()
+
+
+def test_a_session_is_overdue_after_its_duration_too():
+    long = Life(new_session()).session
+    terms = msgspec.structs.replace(long.terms, max_duration_seconds=200)
+    assert overdue_at(msgspec.structs.replace(long, terms=terms)) == STARTED_AT + 201
 
 
 def test_a_rest_too_small_for_the_contract_does_not_hold_up_the_end():
