@@ -12,6 +12,7 @@ from nodeapp.core.fees import GWEI, FeePolicy
 from nodeapp.core.ids import Address
 from nodeapp.core.units import BaseUnits, Wei
 from nodeapp.core.withdrawals import WithdrawalPolicy
+from nodeapp.evm.abi import checksum
 from nodeapp.evm.calls import Calls
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.signers import Signer
@@ -63,7 +64,7 @@ def build_sending(
         contracts=contracts,
         calls=Calls(contracts.deployment),
         host=signer.address,
-        payout=Address(settings.payout_address),
+        payout=checksum(settings.payout_address) if settings.payout_address else Address(""),
         policy=WithdrawalPolicy(
             interval_seconds=settings.withdraw_interval_seconds,
             least_native=Wei(settings.withdraw_least_native),

@@ -207,7 +207,7 @@ class Transactions:
             "maxFeePerGas": fees.max_fee,
         }
         if call.to is not None:
-            fields["to"] = call.to
+            fields["to"] = checksum(call.to)
         raw, tx_hash = await signer.sign_transaction(fields)
         return SignedTransaction(raw, tx_hash, nonce, fees)
 

@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.ledger import CursorMoved, Ledger, RewoundTo
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.core.errors import Rejected, Unavailable
 from nodeapp.core.fees import FeePolicy
 from nodeapp.core.outbox import TransactionDropped, TransactionSigned
-from nodeapp.core.units import Wei
+from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.errors import Reverted
@@ -284,6 +284,18 @@ async def test_what_a_reorganisation_took_out_is_sent_again(account):
         await account.until(lambda: account.chain.effects)
         account.chain.mine(2)
     assert account.ledger.mined[KEY].tx_hash == sent.tx_hash
+    assert account.chain.effects == ["claim"]
+
+
+async def test_what_a_journalled_reorganisation_took_back_is_sent_again(account):
+    """After it was booked as mined: the watcher says so."""
+    await account.ledger.record(CursorMoved(BlockNumber(0), "0x0"))
+    done = await account.execute()
+    account.chain.reorganise(1)
+    await account.ledger.record(RewoundTo(BlockNumber(0), "0x0"))
+    assert (list(account.pending), account.ledger.mined) == ([KEY], {})
+    await account.until(lambda: KEY in account.ledger.mined)
+    assert account.ledger.mined[KEY].tx_hash == done.tx_hash
     assert account.chain.effects == ["claim"]
 
 
