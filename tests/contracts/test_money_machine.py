@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from eth_tester.exceptions import TransactionFailed
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -47,7 +47,7 @@ WHO = st.integers(0, 1)
 ASSETS = st.sampled_from(["usdc", "native"])
 SHARE = st.integers(0, 110)
 """Percent of what there is; over 100 must be refused."""
-PERCENTS = st.sampled_from([99, 100, 150, 1000, 10_000, 20_000])
+PERCENTS = st.sampled_from([99, 100, 137, 1001, 10_007, 20_011])
 """Of the host's price; below 100 must be refused, high ones make the deposit last for few tokens."""
 RARELY = st.sampled_from([False, False, False, True])
 DEPOSITS = {"usdc": (500_000, 10**12), "native": (10**14, 1000 * 10**18)}
@@ -127,7 +127,7 @@ class Market(RuleBasedStateMachine):
         for renter in (0, 1):
             for asset in DEPOSITS:
                 self.put_in(renter, asset, 300)
-                self.open_session(renter, renter, asset, 100 + renter, 10_000)
+                self.open_session(renter, renter, asset, 100 + renter, 10_007)
         self.set_limits(0, 0, 1000)
 
     def teardown(self) -> None:
@@ -147,7 +147,9 @@ class Market(RuleBasedStateMachine):
             self.join()
         for turn in range(len(self.books.open)):
             self.world.pass_seconds(40)
-            self.claim(0, 100 if turn % 2 else 50, is_host=True, again=False)
+            for share in (110, 100 if turn % 2 else 49, 110):
+                self.claim(0, share, is_host=True, again=False)
+                self.world.pass_seconds(10)
             self.world.pass_seconds((10, RULES.dispute_window_seconds + 1, 4000)[turn % 3])
             if turn % 3 == 2:
                 self.time_out(0)
@@ -157,8 +159,9 @@ class Market(RuleBasedStateMachine):
             for asset in DEPOSITS:
                 self.take_out(who, asset, 100)
                 self.withdraw_earnings(who, asset, 100)
-        for asset in DEPOSITS:
+        for asset in (*DEPOSITS, *DEPOSITS):
             self.withdraw_fees(asset, is_treasury=True)
+        self.the_contracts_books_are_ours()
         world = self.world
         for contract in (world.deployment.marketplace, world.deployment.host_earnings):
             assert (world.usdc(contract), world.native(contract)) == (0, 0)
@@ -484,14 +487,17 @@ class Market(RuleBasedStateMachine):
         assert world.read(usdc, "Erc20", "totalSupply") == self.supply
 
 
+@pytest.mark.timeout(3600 if LONG else 120)
 def test_no_sequence_of_calls_makes_or_loses_money(market: World) -> None:
     run_state_machine_as_test(
         lambda: Market(market),
         settings=settings(
-            max_examples=1000 if LONG else 8,
+            max_examples=400 if LONG else 6,
             stateful_step_count=60 if LONG else 25,
             deadline=None,
             derandomize=not LONG,
+            # A found sequence is shown as it was found: making it small takes minutes.
+            phases=list(Phase) if LONG else [Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )
