@@ -26,10 +26,11 @@ async def registry_verdicts(chain: ChainSettings, entries: Sequence[CatalogueEnt
     deployment = load_deployment(Path(chain.deployment_file))
     async with Provider(chain.rpc_urls, chain_id=chain.chain_id) as provider:
         contracts = Contracts(provider, deployment)
-        return [await _verdict(contracts, entry) for entry in entries]
+        return [await verdict_of(contracts, entry) for entry in entries]
 
 
-async def _verdict(contracts: Contracts, entry: CatalogueEntry) -> str:
+async def verdict_of(contracts: Contracts, entry: CatalogueEntry) -> str:
+    """One entry against its model id."""
     try:
         found = await contracts.model(model_id(entry.repo, entry.file_name))
     except NotFound:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,11 +130,19 @@ def give_up_what_is_not_needed(settings: Settings) -> None:
     confine_files(readable=None, writable=(paths.run, own, store.root, verdicts, *devices))
 
 
+def pin_threads() -> None:
+    """Have libgomp bind its threads; it reads this when llama.cpp is loaded, later than here."""
+    os.putenv("OMP_PROC_BIND", "true")
+    os.putenv("OMP_PLACES", "cores")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until told to stop; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     settings = settings_from_arguments(given)
     give_up_what_is_not_needed(settings)
+    if settings.inference.pin_threads:
+        pin_threads()
 
     def build(shell: Shell) -> InferenceProcess:
         return InferenceProcess(shell, settings.inference, NvmlInventory())

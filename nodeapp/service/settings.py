@@ -146,6 +146,8 @@ class InferenceSettings(Section, frozen=True):
     prefill_chunk_tokens: Annotated[int, msgspec.Meta(ge=16, le=8192)] = 256
     threads: Annotated[int, msgspec.Meta(ge=0, le=512)] = 0
     """0: physical cores, one less for answering a single request."""
+    pin_threads: bool = False
+    """Bind each computing thread to a physical core of its own; see docs/models.md for figures."""
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1, le=10_000)] = -1
     """-1: as many as fit when there is a GPU."""
     queue_requests: Count = 64

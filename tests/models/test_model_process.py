@@ -18,6 +18,7 @@ import pytest
 from nodeapp.core.errors import Busy, NotFound, Unavailable
 from nodeapp.core.model_card import model_id
 from nodeapp.inference.adding import Addition, add_model
+from nodeapp.inference.loading import physical_cores
 from nodeapp.inference.model_source import FileSource
 from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.probe import Prober
@@ -47,8 +48,8 @@ class Node:
     def socket(self):
         return self.directory / "run" / "inference.sock"
 
-    def start(self):
-        self.child = start(self.directory, self.configured, model_sha256='""')
+    def start(self, **changes):
+        self.child = start(self.directory, self.configured, model_sha256='""', **changes)
         until_ready(self.child, self.socket)
 
     def command(self, *arguments, code=0):
@@ -196,6 +197,27 @@ def test_the_process_gives_up_what_it_does_not_need(node):
     status = Path(f"/proc/{node.child.pid}/status").read_text()
     assert "NoNewPrivs:\t1" in status
     assert psutil.Process(node.child.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
+
+
+def bound_threads(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/status")
+    allowed = [task.read_text().split("Cpus_allowed_list:\t")[1].split("\n")[0] for task in tasks]
+    return [cpus for cpus in allowed if cpus.isdigit()]
+
+
+@pytest.mark.skipif(physical_cores() < 2, reason="one core")
+def test_pinned_threads_have_a_core_each_and_the_others_are_free(node):
+    node.start()
+    assert bound_threads(node.child.pid) == []
+    end(node.child)
+    node.start(pin_threads="true")
+    bound = bound_threads(node.child.pid)
+    assert len(set(bound)) == 2
+    assert (
+        not Path(f"/proc/{node.child.pid}/task/{node.child.pid}/status")
+        .read_text()
+        .count(f"Cpus_allowed_list:\t{bound[0]}\n")
+    )
 
 
 @pytest.mark.skipif(landlock_version() < 4, reason="kernel without Landlock")
