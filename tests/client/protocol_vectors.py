@@ -175,6 +175,29 @@ def _envelopes(signatures, running_hash):
             ),
         ),
         _example(
+            "generate",
+            pb.Generate(
+                request_id=REQUEST_ID,
+                model_id=MODEL,
+                messages=[
+                    pb.Message(role="user", content="Weather in Rome?"),
+                    pb.Message(
+                        role="assistant",
+                        tool_calls=[
+                            pb.ToolCall(id="c1", name="weather", arguments='{"city":"Rome"}')
+                        ],
+                    ),
+                    pb.Message(role="tool", content="rain", tool_call_id="c1"),
+                ],
+                max_tokens=200,
+                sampling=pb.Sampling(repeat_penalty=1.5, logprobs=True, top_logprobs=2),
+                tools=[pb.Tool(name="weather", parameters='{"type":"object"}')],
+                tool_choice="auto",
+                json_schema='{"type":"object"}',
+            ),
+            name="generate_with_tools",
+        ),
+        _example(
             "started",
             pb.Started(request_id=REQUEST_ID, first_token=0, next_token=2, max_tokens=200),
         ),
@@ -222,10 +245,10 @@ def _envelopes(signatures, running_hash):
     ]
 
 
-def _example(body, message):
+def _example(body, message, name=""):
     encoded = encode(**{body: message})
     return {
-        "name": body,
+        "name": name or body,
         "body": body,
         "fields": _fields(message),
         "envelope": encoded.hex(),
