@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
+from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, chain_settings_of
 
 if TYPE_CHECKING:
     from nodeapp.service.settings import Settings
@@ -56,7 +56,7 @@ def earnings(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.earnings_text import Statement, csv_lines, json_line, table
 
     statement = Statement.of(
-        _from_backup(backup) if backup else read_pages(settings_of(config, state_dir, flags)),
+        _from_backup(backup) if backup else read_pages(chain_settings_of(config, state_dir, flags)),
         by=by.value,
         since=since,
     )
@@ -74,10 +74,11 @@ def read_pages(settings: Settings) -> list[StatementPage]:
     """The statement from the process that holds the wallet."""
     from nodeapp.cli.interrupt import run_interruptible
     from nodeapp.rpc.statement import read_statement
+    from nodeapp.service.chains import chosen_process
     from nodeapp.service.single import reachable_process
 
     async def ask() -> list[StatementPage]:
-        async with reachable_process(settings, "chain") as socket:
+        async with reachable_process(settings, chosen_process(settings)) as socket:
             return await read_statement(socket)
 
     return run_interruptible(ask())

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
+from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, chain_settings_of
 
 EXIT_FINDINGS = 3
 
@@ -85,7 +85,7 @@ def status(
     from nodeapp.cli.host_change import names_of, read_view, say
     from nodeapp.cli.host_text import named, view_json, view_lines
 
-    settings = settings_of(config, state_dir, flags)
+    settings = chain_settings_of(config, state_dir, flags)
     view = read_view(settings)
     say([view_json(view)] if as_json else named(view_lines(view), names_of(settings, view)))
     if view.findings:
@@ -113,7 +113,7 @@ def register_(  # noqa: PLR0913, PLR0917  # one argument an option
         models=tuple(models or ()),
         prices=tuple(prices or ()),
     )
-    change(settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
+    change(chain_settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
 
 
 def update(  # noqa: PLR0913, PLR0917  # one argument an option
@@ -130,7 +130,7 @@ def update(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.host_change import Consent, Overrides, change
 
     overrides = Overrides(from_settings=True, api_url=api_url, stake=stake)
-    change(settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
+    change(chain_settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
 
 
 def withdraw(  # one argument an option
@@ -145,7 +145,7 @@ def withdraw(  # one argument an option
     from nodeapp.cli.host_change import Consent, say, withdraw
     from nodeapp.cli.host_text import done_json, done_line
 
-    done = withdraw(settings_of(config, state_dir, flags), asset, Consent(yes))
+    done = withdraw(chain_settings_of(config, state_dir, flags), asset, Consent(yes))
     say([done_json((), done)] if as_json else map(done_line, done))
 
 
@@ -161,7 +161,7 @@ def unregister(  # one argument an option
     from nodeapp.cli.host_change import Consent, leave, say
     from nodeapp.cli.host_text import done_json, done_line
 
-    done = leave(settings_of(config, state_dir, flags), Consent(yes), force=force)
+    done = leave(chain_settings_of(config, state_dir, flags), Consent(yes), force=force)
     say([done_json((), (done,)) if as_json else done_line(done)])
 
 
@@ -175,7 +175,7 @@ def models_list(
     from nodeapp.cli.host_change import names_of, read_view, say
     from nodeapp.cli.host_text import model_lines, models_json, named
 
-    settings = settings_of(config, state_dir, flags)
+    settings = chain_settings_of(config, state_dir, flags)
     view = read_view(settings)
     say([models_json(view)] if as_json else named(model_lines(view), names_of(settings, view)))
 
@@ -194,7 +194,7 @@ def models_add(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.host_change import Consent, Overrides, change
 
     overrides = Overrides(add_models=(model,), prices=tuple(prices or ()))
-    change(settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
+    change(chain_settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
 
 
 def models_remove(  # noqa: PLR0913, PLR0917  # one argument an option
@@ -210,7 +210,7 @@ def models_remove(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.host_change import Consent, Overrides, change
 
     overrides = Overrides(remove_models=(model,))
-    change(settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
+    change(chain_settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
 
 
 def price_list(
@@ -223,7 +223,7 @@ def price_list(
     from nodeapp.cli.host_change import names_of, read_view, say
     from nodeapp.cli.host_text import models_json, named, price_lines
 
-    settings = settings_of(config, state_dir, flags)
+    settings = chain_settings_of(config, state_dir, flags)
     view = read_view(settings)
     say([models_json(view)] if as_json else named(price_lines(view), names_of(settings, view)))
 
@@ -243,7 +243,7 @@ def price_set(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.host_change import Consent, Overrides, change
 
     overrides = Overrides(prices=(f"{model} {amount} {'native' if native else 'usd'}",))
-    change(settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
+    change(chain_settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
 
 
 def price_clear(  # noqa: PLR0913, PLR0917  # one argument an option
@@ -260,7 +260,7 @@ def price_clear(  # noqa: PLR0913, PLR0917  # one argument an option
     from nodeapp.cli.host_change import Consent, Overrides, change
 
     overrides = Overrides(off_sale=((model, native),))
-    change(settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
+    change(chain_settings_of(config, state_dir, flags), overrides, Consent(yes, dry_run, as_json))
 
 
 def price_suggest(  # noqa: PLR0913, PLR0917  # one argument an option
@@ -285,7 +285,7 @@ def price_suggest(  # noqa: PLR0913, PLR0917  # one argument an option
         model, electricity_per_kwh, watts, tokens_per_second, usd_per_hour, measure_seconds
     )
     run(
-        settings_of(config, state_dir, flags),
+        chain_settings_of(config, state_dir, flags),
         given,
         apply=apply,
         consent=Consent(yes=yes, as_json=as_json),

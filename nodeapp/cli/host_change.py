@@ -74,10 +74,12 @@ def ask_chain(settings: Settings, question: Callable[[ListingClient], Awaitable[
     """Ask the process that holds the wallet; it is started for this when the node is down."""
     from nodeapp.cli.interrupt import run_interruptible
     from nodeapp.rpc.listing import ListingClient
+    from nodeapp.service.chains import chosen_process
     from nodeapp.service.single import reachable_process
 
     async def ask() -> Result:
-        async with reachable_process(settings, "chain") as socket, ListingClient(socket) as chain:
+        process = chosen_process(settings)
+        async with reachable_process(settings, process) as socket, ListingClient(socket) as chain:
             return await question(chain)
 
     return run_interruptible(ask())

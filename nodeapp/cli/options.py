@@ -36,3 +36,16 @@ def settings_of(config: Path | None, state_dir: Path | None, flags: list[str] | 
     if state_dir is not None:
         pairs.append(f"node.state_dir={state_dir.absolute()}")
     return load_settings(config, flags=pairs)
+
+
+def chain_settings_of(
+    config: Path | None, state_dir: Path | None, flags: list[str] | None
+) -> Settings:
+    """`settings_of` for commands about one chain: its section stands in `settings.chain`.
+
+    Raises:
+        InvalidRequest: see load_settings; or node.chain names none of the chains.
+    """
+    from nodeapp.service.chains import with_chosen_chain
+
+    return with_chosen_chain(settings_of(config, state_dir, flags))

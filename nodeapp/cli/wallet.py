@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nodeapp.cli.options import ConfigFile, Flags, StateDir, settings_of
+from nodeapp.cli.options import ConfigFile, Flags, StateDir, chain_settings_of
 
 Keystore = Annotated[Path, typer.Option("--keystore", help="V3 keystore file to write.")]
 PasswordFile = Annotated[
@@ -47,7 +47,7 @@ def show(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = N
     from nodeapp.core.errors import InvalidRequest
     from nodeapp.evm.accounts import load_keystore
 
-    chain = settings_of(config, state_dir, flags).chain
+    chain = chain_settings_of(config, state_dir, flags).chain
     if not chain.keystore_file or not chain.password_file:
         raise InvalidRequest("chain.keystore_file and chain.password_file are not set")
     wallet = load_keystore(Path(chain.keystore_file), Path(chain.password_file))

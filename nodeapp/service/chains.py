@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from nodeapp.core.errors import InvalidRequest
 from nodeapp.service.settings import ChainSettings, Settings
 
 FIRST = "chain"
@@ -39,6 +40,28 @@ def chain_sections(settings: Settings) -> dict[str, ChainSettings]:
         FIRST: settings.chain,
         **{f"chains.{name}": section for name, section in settings.chains.items()},
     }
+
+
+def chosen_process(settings: Settings) -> str:
+    """The process of the chain that a command is about (`node.chain`)."""
+    return process_of(settings.node.chain) if settings.node.chain else FIRST
+
+
+def with_chosen_chain(settings: Settings) -> Settings:
+    """The same with `settings.chain` being the one that a command is about; not for running a node.
+
+    Raises:
+        InvalidRequest: there is no such chain.
+    """
+    name = settings.node.chain
+    if not name:
+        return settings
+    if name not in settings.chains:
+        known = ", ".join(settings.chains) or "none"
+        raise InvalidRequest(
+            f"node.chain is {name!r}, but there is no [chains.{name}]; known: {known}"
+        )
+    return msgspec.structs.replace(settings, chain=settings.chains[name])
 
 
 def with_chain_processes(settings: Settings) -> Settings:

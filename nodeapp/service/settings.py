@@ -32,6 +32,9 @@ class NodeSettings(Section, frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
     processes: tuple[str, ...] = ("s5", "prover", "inference", "chain", "p2p", "updater")
+    chain: str = ""
+    """NAME of the [chains.NAME] that the host, earnings and wallet commands are about; empty: the
+    first chain. The node itself follows all of them whatever stands here."""
 
 
 class ChainSettings(Section, frozen=True):
@@ -151,6 +154,8 @@ class InferenceSettings(Section, frozen=True):
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1, le=10_000)] = -1
     """-1: as many as fit when there is a GPU."""
     queue_requests: Count = 64
+    queue_seconds: PositiveSeconds = 120.0
+    """What would wait longer for its first token, by the speeds measured, is refused at once."""
     slow_reader_seconds: PositiveSeconds = 30.0
     speculation: bool = True
     """Guess tokens from the request's own text, where the measured cost of a row makes it pay."""

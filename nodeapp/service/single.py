@@ -18,7 +18,14 @@ from nodeapp.service.config import process_environment
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.paths import Paths, resolve_paths
 from nodeapp.service.settings import Settings
-from nodeapp.service.supervisord import PROGRAMS, log_file, process_settings, settings_file
+from nodeapp.service.supervisord import (
+    PROGRAMS,
+    chain_option,
+    log_file,
+    process_settings,
+    program_name,
+    settings_file,
+)
 from nodeapp.service.tree import (
     KEPT_VARIABLES,
     LOCK_NAME,
@@ -87,7 +94,8 @@ def _prepare(settings: Settings, paths: Paths, process: str) -> list[str]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     file.touch(mode=0o600)
     file.write_text(process_settings(settings, process, paths), "utf-8")
-    return [sys.executable, "-m", PROGRAMS[process].module, "--config", str(file)]
+    module = PROGRAMS[program_name(process)].module
+    return [sys.executable, "-m", module, "--config", str(file), *chain_option(process)]
 
 
 async def _wait_ready(paths: Paths, process: str, child: asyncio.subprocess.Process | None) -> None:

@@ -73,6 +73,11 @@ def program_name(process: str) -> str:
     return "chain" if name_of(process) else process
 
 
+def chain_option(process: str) -> list[str]:
+    """What tells a further chain's process which chain is its own."""
+    return ["--chain", name_of(process)] if name_of(process) else []
+
+
 def supervisor_socket(paths: Paths) -> Path:
     """Where supervisord listens."""
     return paths.run / "supervisor.sock"
@@ -160,8 +165,7 @@ def _control(paths: Paths) -> str:
 def _program(tree: Tree, name: str, kind: ProgramKind) -> dict[str, str]:
     command = [str(tree.python), "-m", kind.module, "--config"]
     command.append(str(settings_file(tree.paths, name)))
-    if name_of(name):
-        command += ["--chain", name_of(name)]
+    command += chain_option(name)
     environment = {"PYTHONUNBUFFERED": "1", **kind.environment}
     return {
         "command": _plain(shlex.join(command)),

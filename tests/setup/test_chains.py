@@ -11,7 +11,14 @@ from nodeapp.cli.doctor import _depth
 from nodeapp.cli.preflight import findings
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.networks import NETWORKS, network_name
-from nodeapp.service.chains import chain_processes, chain_sections, name_of, snapshots_of
+from nodeapp.service.chains import (
+    chain_processes,
+    chain_sections,
+    chosen_process,
+    name_of,
+    snapshots_of,
+    with_chosen_chain,
+)
 from nodeapp.service.config import load_settings
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.paths import Paths
@@ -129,3 +136,15 @@ def test_networks_are_named_by_id() -> None:
     assert {8453, 84532, 5611, 31337} == set(NETWORKS)
     assert network_name(8453) == "Base (8453)"
     assert network_name(1) == "chain 1"
+
+
+def test_a_command_is_about_the_chosen_chain(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    assert chosen_process(settings) == "chain"
+    assert with_chosen_chain(settings) == settings
+    chosen = load_settings(file, flags=["node.chain=base"], environment={})
+    assert chosen_process(chosen) == "chain-base"
+    assert with_chosen_chain(chosen).chain == settings.chains["base"]
+    wrong = load_settings(file, flags=["node.chain=bass"], environment={})
+    with pytest.raises(InvalidRequest, match=r"no \[chains.bass\]; known: base, opbnb"):
+        with_chosen_chain(wrong)
