@@ -64,7 +64,8 @@ async def add_model(
     """
     store.check_room(0)
     _check_name(addition, store)
-    part = store.parts / f"{hashlib.sha256(addition.text.encode()).hexdigest()[:32]}.part"
+    mark = hashlib.sha256(addition.text.encode()).hexdigest()[:16]
+    part = store.parts / f"{name_of_file(_names(addition)[2])}.{mark}.part"
     lock = FileLock(part.with_suffix(".lock"))
     lock.acquire(f"download of {addition.text[:200]}")
     try:
