@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodeapp.cli.host_change import Consent, Overrides, ask_chain, change, say, served_model
+from nodeapp.cli.host_change import (
+    Consent,
+    Overrides,
+    ask_chain,
+    change,
+    names_of,
+    say,
+    served_model,
+)
+from nodeapp.cli.host_text import named
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.listing import MILLION, USD_DECIMALS, parse_model
 from nodeapp.core.model_card import model_id
@@ -75,7 +84,8 @@ def run(settings: Settings, given: Given, *, apply: bool, consent: Consent) -> N
     if consent.as_json:
         sys.stdout.write(_json(model, costs, found, market.fee_basis_points))
     else:
-        say(_lines(model, costs, found, measured, market.fee_basis_points))
+        lines = _lines(model, costs, found, measured, market.fee_basis_points)
+        say(named(lines, names_of(settings, view)))
     if apply:
         change(settings, Overrides(prices=(f"{model} {found.price} usd",)), consent)
 
@@ -157,6 +167,11 @@ def _lines(
     yield f"suggested  {found.price} USD per million tokens"
     for reason in found.reasons:
         yield f"           {reason}"
+    if costs.gas_usd * 2 > found.floor:
+        yield (
+            "           most of the floor is gas: longer sessions and a larger"
+            " chain.claim_interval_tokens lower it"
+        )
     if not costs.gas_usd:
         yield (
             "           gas is not in it: set chain.native_coin_price, and"

@@ -128,8 +128,8 @@ def suggest(floor: Decimal, market: Quantiles | None) -> Suggestion:
     else:
         price = least
         why = (
-            "every other host is cheaper than your costs: at a tenth over the floor few will"
-            " come; more tokens a second (more requests at once) lower the floor"
+            "a tenth over your costs is more than any other host asks: few will come; more"
+            " tokens a second (more requests at once) lower the floor"
         )
     rounded = max(STEP, price.quantize(STEP, rounding=ROUND_CEILING))
     return Suggestion(rounded, floor, market, (why,))

@@ -68,7 +68,7 @@ def test_quartiles_lie_between_the_neighbours():
         ("0.5", [1, 2, 3, 4, 5], "2", "lower quarter of the market is above"),
         ("2.5", [1, 2, 3, 4, 5], "3", "does not pay the costs"),
         ("4", [1, 2, 3, 4, 5], "4.4", "does not pay the costs"),
-        ("10", [1, 2, 3, 4, 5], "11", "every other host is cheaper"),
+        ("10", [1, 2, 3, 4, 5], "11", "more than any other host asks"),
         ("0.00001", [], "0.001", "nobody else"),
     ],
 )
