@@ -195,6 +195,27 @@ class Provider:
         result: Found = answer.result
         return result
 
+    async def tell_all(self, method: str, params: Sequence[object]) -> RpcAnswer:
+        """Hand the same to every endpoint: one alone may take a transaction and never pass it on.
+
+        Returns:
+            A result if any endpoint gave one, else the preferred endpoint's refusal.
+
+        Raises:
+            WrongChain: every endpoint serves another chain.
+            Unavailable: no endpoint answered.
+        """
+        request = Request(method, tuple(params))
+        endpoints = self.available()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_answer_or_none(one, request)) for one in endpoints]
+        answers = [answer for task in tasks if (answer := task.result()) is not None]
+        taken = [answer for answer in answers if answer.failure is None]
+        if not answers:
+            # Nobody answered: ask once more in turn, for the reasons.
+            return await self.ask(method, params)
+        return (taken or answers)[0]
+
     async def block(self, tag: BlockTag = "latest") -> Block:
         """A header; Unavailable when no endpoint has the block (yet)."""
 
@@ -323,6 +344,14 @@ def _refused(subject: str, failure: RpcFailure) -> Rejected:
     if failure.reason is not None:
         return Reverted(subject, failure.reason)
     return Rejected(f"{subject} refused: {failure.message}")
+
+
+async def _answer_or_none(endpoint: Endpoint, request: Request) -> RpcAnswer | None:
+    try:
+        found = await endpoint.read(request, as_any)
+    except (Unavailable, Rejected):
+        return None  # It rests now, and says so in its note.
+    return found if isinstance(found, RpcAnswer) else RpcAnswer(found, None)
 
 
 async def _read_if_there(

@@ -230,7 +230,7 @@ class Transactions:
             Unavailable: no endpoint answered.
         """
         params = ["0x" + signed.raw.hex()]
-        answer = await self._provider.ask("eth_sendRawTransaction", params)
+        answer = await self._provider.tell_all("eth_sendRawTransaction", params)
         if answer.failure is None:
             return signed.hash
         message = answer.failure.message

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import pytest
 
 from nodeapp.core.errors import Rejected, Unavailable
-from nodeapp.core.units import BlockNumber
+from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.devnet.main import Devnet
 from nodeapp.devnet.provision import provision_renter
 from nodeapp.evm.accounts import new_wallet
+from nodeapp.evm.calls import send_native
 from nodeapp.evm.errors import Disagreement
 from nodeapp.evm.provider import Provider
 from nodeapp.evm.steady import SteadyProvider
+from nodeapp.evm.transactions import Transactions
 from tests.fakes.fault_proxy import BEHIND_BLOCKS, FAULTS, FaultProxy
 
 CALL_SECONDS = 0.4
@@ -253,3 +255,27 @@ async def test_heads_that_do_not_hang_together_are_not_taken_from_one_alone(devn
         one.proxies[0].set("")
         await one.steady.survey(0)
         assert (await one.steady.block()).number == before.number + 3
+
+
+async def test_a_transaction_is_handed_to_every_endpoint(three) -> None:
+    wallet = new_wallet()
+    await three.devnet.fund_native(wallet.address, Wei(10**18))
+    three.proxies[0].set("down")
+    transactions = Transactions(three.provider, poll_seconds=0.02)
+    receipt = await transactions.send(send_native(three.devnet.owner.address, Wei(1)), wallet)
+    assert receipt.succeeded
+    assert [proxy.methods.count("eth_sendRawTransaction") for proxy in three.proxies[1:]] == [1, 1]
+    signed = await transactions.prepare(
+        send_native(three.devnet.owner.address, Wei(2)), wallet, nonce=0
+    )
+    with pytest.raises(Rejected, match="nonce 0"):
+        await transactions.broadcast(signed)
+
+
+async def test_a_receipt_that_one_endpoint_denies_is_found_at_another(two) -> None:
+    wallet = new_wallet()
+    await two.devnet.fund_native(wallet.address, Wei(10**18))
+    two.proxies[0].set("null_receipts")
+    transactions = Transactions(two.provider, poll_seconds=0.02)
+    receipt = await transactions.send(send_native(two.devnet.owner.address, Wei(1)), wallet)
+    assert receipt.succeeded
