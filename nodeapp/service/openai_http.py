@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Protocol, assert_never
 
 import msgspec
@@ -244,8 +243,13 @@ class OpenAiEndpoints:
     async def _one(
         self, index: int, generate: GenerateRequest, take: Take, gate: asyncio.Semaphore
     ) -> None:
+        async def checked(event: Event) -> None:
+            if isinstance(event, Finished) and event.reason == "error":
+                raise Unavailable(event.detail or "the generation failed")
+            await take(index, event)
+
         async with gate:
-            await self._backend.generate(generate, partial(take, index))
+            await self._backend.generate(generate, checked)
 
     def _chat_choices(
         self, asked: ChatRequest

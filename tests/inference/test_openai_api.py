@@ -509,3 +509,11 @@ def test_every_endpoint_refuses_what_it_cannot_do(served, path, body, words):
     status, reply, _ = post(served[0], path, body)
     assert status == 400, reply
     assert words in reply["error"]["message"] or words == reply["error"]["param"]
+
+
+def test_a_schema_that_cannot_be_followed_to_its_end_is_an_error_not_an_answer(client):
+    maze = {"type": "string", "pattern": "^(.*a.{400}b.*){20}$"}
+    form = {"type": "json_schema", "json_schema": {"name": "maze", "schema": maze}}
+    with pytest.raises(openai.InternalServerError, match="schema"):
+        ask(client, response_format=form, max_tokens=400)
+    assert ask(client).choices
