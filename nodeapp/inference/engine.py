@@ -18,13 +18,24 @@ from msgspec import structs
 
 from nodeapp.core.errors import Busy, InvalidRequest, NotFound, TooLarge, Unavailable
 from nodeapp.core.model_card import ModelCard
+from nodeapp.inference.admission import Load
 from nodeapp.inference.chat import MAX_PROMPT_CHARACTERS, ChatRenderer, ControlText
 from nodeapp.inference.constraint import ConstraintMaker, GrammarConstraint, Vocabulary
-from nodeapp.inference.decoder import Cancel, Command, Credit, Decoder, DecoderLimits, Stop, Submit
+from nodeapp.inference.decoder import (
+    CPU_IDLE_ROWS,
+    Cancel,
+    Command,
+    Credit,
+    Decoder,
+    DecoderLimits,
+    Stop,
+    Submit,
+)
 from nodeapp.inference.kv import common_prefix
 from nodeapp.inference.llama import LlamaModel, LoadOptions
 from nodeapp.inference.metrics import InferenceMetrics
 from nodeapp.inference.sampling import SamplingParameters
+from nodeapp.inference.scheduler import Limits
 from nodeapp.service.clock import Clock
 from nodeapp.wire.ipc_inference import (
     ChatMessage,
@@ -49,6 +60,8 @@ class EngineOptions:
     queue_requests: int
     slow_reader_seconds: float
     has_speculation: bool = True
+    queue_seconds: float = 120.0
+    """What would wait longer for its first token is refused at once."""
     public_prefixes: tuple[str, ...] = ()
     """System prompts whose cells all renters may share."""
 
@@ -125,19 +138,29 @@ class Engine:
         def ended(failure: str) -> None:
             loop.call_soon_threadsafe(self._thread_ended, failure)
 
-        limits = DecoderLimits.of(
-            max_sequences=self._options.max_sequences,
-            sequences=self._load.sequences,
-            kv_tokens=model.kv_tokens,
-            prefill_chunk_tokens=self._options.prefill_chunk_tokens,
-            slow_reader_seconds=self._options.slow_reader_seconds,
-            has_speculation=self._options.has_speculation,
-        )
         self._decoder = Decoder(
-            model, limits, self._commands, clock=self._clock, metrics=metrics, post=post
+            model,
+            self._limits(model),
+            self._commands,
+            clock=self._clock,
+            metrics=metrics,
+            post=post,
         )
         self._decoder.start(ended)
         self._is_admitting = True
+
+    def _limits(self, model: LlamaModel) -> DecoderLimits:
+        """While others decode, prefill gets a quarter: it is what they wait for."""
+        options = self._options
+        limits = Limits(
+            max_sequences=options.max_sequences,
+            slots=self._load.sequences,
+            kv_tokens=model.kv_tokens,
+            prefill_tokens=options.prefill_chunk_tokens,
+            prefill_tokens_while_decoding=max(16, options.prefill_chunk_tokens // 4),
+            idle_rows=CPU_IDLE_ROWS if self._load.gpu_layers == 0 else 0,
+        )
+        return DecoderLimits(limits, options.slow_reader_seconds, options.has_speculation)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Started, Produced…, Finished. Close the iterator to cancel (contextlib.aclosing).
@@ -154,6 +177,7 @@ class Engine:
         constraint = await self._constraints.make(request)
         submit = self._submission(request, prompt, constraint)
         self._check_open(request)
+        self._check_wait(len(prompt))
         stream = self._streams[submit.number] = _Stream()
         self._idle.clear()
         self._commands.put(submit)
@@ -215,8 +239,25 @@ class Engine:
         if len(self._streams) >= limit:
             raise Busy(
                 f"{len(self._streams)} requests are open, limit {limit}",
-                retry_after_seconds=_BUSY_RETRY_SECONDS,
+                retry_after_seconds=max(_BUSY_RETRY_SECONDS, self.wait_seconds(0)),
             )
+
+    def _check_wait(self, prompt_tokens: int) -> None:
+        """Refuse early what would only wait: the asker finds another host sooner."""
+        wait, limit = self.wait_seconds(prompt_tokens), self._options.queue_seconds
+        if self._load_now.waiting and wait > limit:
+            raise Busy(
+                f"the first token would take {wait:.0f} s, limit {limit:g} s",
+                retry_after_seconds=max(_BUSY_RETRY_SECONDS, wait - limit),
+            )
+
+    def wait_seconds(self, prompt_tokens: int) -> float:
+        """How long a new request with such a prompt would wait for its first token, roughly."""
+        return self._load_now.wait_seconds(prompt_tokens, self._options.max_sequences)
+
+    @property
+    def _load_now(self) -> Load:
+        return self._decoder.load if self._decoder is not None else Load()
 
     async def _prompt_ids(self, request: GenerateRequest) -> list[int]:
         prompts = (request.messages, request.prompt_token_ids, request.prompt_text)

@@ -42,6 +42,7 @@ class Slot:
     owner: int | None = None
     reserved: int = 0
     used_at: int = 0
+    used_at_row: int = 0
 
     @property
     def rest(self) -> int:

@@ -33,7 +33,7 @@ _CONTROL_ATTRIBUTES = 1 | 8
 """LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL: parsed out of text as special tokens."""
 _LOG_LEVEL_ERROR = 4
 _NO_SLOT, _ABORTED = 1, 2
-_TIMED_BATCHES = 4
+_TIMED_BATCHES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +221,9 @@ class LlamaModel:
         For the thread that owns the context, while it is empty.
         """
         rows = 8
-        times = {
-            count: min(self._time(count) for _ in range(_TIMED_BATCHES)) for count in (1, rows)
-        }
-        return max(0.0, (times[rows] - times[1]) / (rows - 1) / times[1])
+        pairs = [(self._time(1), self._time(rows)) for _ in range(_TIMED_BATCHES)]
+        one, many = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
+        return max(0.0, (many - one) / (rows - 1) / one)
 
     def _time(self, rows: int) -> float:
         began = time.perf_counter()

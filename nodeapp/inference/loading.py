@@ -183,6 +183,7 @@ def engine_options(settings: InferenceSettings) -> EngineOptions:
         max_sequences=settings.max_sequences,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         queue_requests=settings.queue_requests,
+        queue_seconds=settings.queue_seconds,
         slow_reader_seconds=settings.slow_reader_seconds,
         has_speculation=settings.speculation,
         public_prefixes=tuple(_text_of(Path(name)) for name in settings.public_prefixes),

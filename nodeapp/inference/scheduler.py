@@ -6,7 +6,8 @@ remaining prefill goes first, with ageing. A request is admitted when a sequence
 its whole reservation (prompt + answer) fits, so a running one never runs out of KV cells and
 nothing is ever taken back; one that does not fit keeps its turn, so it cannot be passed for ever.
 A request whose prefix another is computing is held until that is done. Finished sequences stay as
-prefix cache until their cells are wanted, least recently used first.
+prefix cache until their cells are wanted, least recently used first, or until they cost more than
+they promise to save: every row that is computed looks at every cell in use.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Limits:
     kv_tokens: int
     prefill_tokens: int
     prefill_tokens_while_decoding: int
+    idle_rows: int = 0
+    """A cached prefix is dropped when so many rows were computed since its last use; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,11 @@ class Rows:
     is_last: bool
     drafts: int = 0
 
+    @property
+    def is_decode(self) -> bool:
+        """One sure token and its guesses: no prefill."""
+        return len(self.token_ids) == 1 + self.drafts
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -139,6 +147,7 @@ class Scheduler:
         self._turn_left = 0
         self._has_no_room = False
         self._step = 0
+        self._rows_done = 0
 
     @property
     def waiting(self) -> int:
@@ -149,6 +158,14 @@ class Scheduler:
     def running(self) -> int:
         """Requests that hold a slot."""
         return len(self._running)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens of all jobs that are not computed yet."""
+        waiting = sum(
+            len(one.job.token_ids) for renter in self._renters.values() for one in renter.waiting
+        )
+        return waiting + sum(max(0, running.remaining - 1) for running in self._running.values())
 
     @property
     def kv_tokens(self) -> int:
@@ -190,7 +207,8 @@ class Scheduler:
             self._forget_waiting(job_id)
             return
         slot = running.slot
-        slot.owner, slot.reserved, slot.used_at = None, 0, self._step
+        slot.owner, slot.reserved = None, 0
+        slot.used_at, slot.used_at_row = self._step, self._rows_done
         if not running.job.scope:
             self._truncate(slot, running.job.public // BLOCK_TOKENS * BLOCK_TOKENS)
 
@@ -208,6 +226,7 @@ class Scheduler:
     def plan(self) -> Step:
         """The next step. Its memory operations must be carried out even without rows."""
         self._step += 1
+        self._drop_stale()
         self._admit_all()
         active = [running for running in self._running.values() if not running.is_paused]
         decode = [running for running in active if running.remaining == 1]
@@ -224,6 +243,7 @@ class Scheduler:
     def done(self, step: Step) -> None:
         """The batch was computed: its tokens are in the cache now."""
         for rows in step.rows:
+            self._rows_done += len(rows.token_ids)
             running = self._running.get(rows.job_id)
             if running is not None:
                 self._cells.append(running.slot, rows.token_ids)
@@ -384,6 +404,13 @@ class Scheduler:
             self._memory.append(Copy(source.index, target.index, shared))
             self._cells.share(source, target, shared)
         return target
+
+    def _drop_stale(self) -> None:
+        limit = self._limits.idle_rows
+        for slot in self._idle() if limit else ():
+            if self._rows_done - slot.used_at_row > limit:
+                self._truncate(slot, 0)
+                self._has_no_room = False
 
     def _idle(self) -> list[Slot]:
         return [slot for slot in self._cells.slots if slot.owner is None and slot.tokens]

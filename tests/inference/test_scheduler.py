@@ -481,3 +481,18 @@ def test_guesses_leave_a_sequence_its_reservation_and_the_others_their_rows():
     while len(world.finished) < 4:
         rows += [sum(row.drafts for row in world.step().rows)]
     assert max(rows) == MAX_DRAFT_TOKENS
+
+
+def test_a_cached_prefix_is_dropped_when_it_slowed_others_for_long():
+    world = World(Limits(2, 8, 4000, 128, 64, idle_rows=300))
+    world.submit(1, SYSTEM, 1, scope="a")
+    world.run()
+    world.submit(2, range(250), 1, scope="b")
+    world.run()
+    world.submit(3, [*SYSTEM, 1], 1, scope="a")
+    world.run()
+    world.submit(4, range(5000, 5400), 1, scope="b")
+    world.run()
+    world.submit(5, [*SYSTEM, 1], 1, scope="a")
+    world.run()
+    assert (world.reused[3], world.reused[5]) == (200, 0)
