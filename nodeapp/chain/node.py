@@ -139,7 +139,7 @@ class ChainNode:
         reached, listed = self._parts.connection.summary(), self._parts.listing.summary()
         gas = self._parts.sending.gas.summary()
         trouble = "" if self._trouble in reached else self._trouble
-        notes = [note for note in (trouble, reached, gas, listed) if note]
+        notes = [note for note in (trouble, reached, *_warnings(self._parts), gas, listed) if note]
         return "; ".join([f"{self._parts.wallet.address} at {at}, {sessions} sessions", *notes])
 
     async def drain(self) -> None:
@@ -394,6 +394,17 @@ class ChainNode:
         if self._parts is None:
             raise Unavailable("chain is starting")
         return self._parts
+
+
+def _warnings(parts: Parts) -> list[str]:
+    """What the chain did to our sessions, for the readiness line."""
+    notes = []
+    if parts.watcher.is_paused:
+        notes.append("the marketplace is paused, no new requests")
+    vanished = sum(one.opened_in is None for one in parts.ledger.unsettled.values())
+    if vanished:
+        notes.append(f"{vanished} sessions vanished in a reorg")
+    return notes
 
 
 def _sight(watcher: Watcher, connection: Connection, listing: ListingWatch) -> Sight:
