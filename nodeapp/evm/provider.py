@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from nodeapp.core.errors import InvalidRequest, Rejected, Unavailable
 from nodeapp.core.ids import Address
 from nodeapp.core.units import BlockNumber, Wei
-from nodeapp.evm.endpoint import NO_BLOCK, Endpoint, LogsTooLarge, WrongChain
-from nodeapp.evm.errors import Reverted, WrongShape
+from nodeapp.evm.endpoint import Endpoint, LogsTooLarge, WrongChain
+from nodeapp.evm.errors import Reverted
+from nodeapp.evm.reading import read_block, read_blocks, read_logs
 from nodeapp.evm.rpc import (
     Block,
     BlockTag,
@@ -27,8 +28,6 @@ from nodeapp.evm.rpc import (
     RpcAnswer,
     RpcFailure,
     as_any,
-    as_block,
-    as_logs,
     as_quantity,
     block_parameter,
     quantity,
@@ -38,7 +37,6 @@ __all__ = ["Block", "BlockTag", "Provider", "RpcAnswer", "block_parameter", "qua
 
 BATCH_SIZE = 50
 """Blocks asked for in one batch."""
-_NEWEST = frozenset({"latest", "pending"})
 Found = TypeVar("Found")
 
 
@@ -241,7 +239,7 @@ class Provider:
             async def read(
                 endpoint: Endpoint, part: Sequence[BlockNumber] = part
             ) -> list[Block] | None:
-                return await _read_blocks(endpoint, part)
+                return await read_blocks(endpoint, part)
 
             headers = await self._first("eth_getBlockByNumber", part[-1], read)
             if headers is None:
@@ -269,7 +267,7 @@ class Provider:
         """
 
         async def read(endpoint: Endpoint) -> tuple[Mapping[str, Any], ...]:
-            return tuple([log async for log in _read_logs(endpoint, query, first, last)])
+            return tuple([log async for log in read_logs(endpoint, query, first, last)])
 
         return (await self._first("eth_getLogs", last, read) or ()) if first <= last else ()
 
@@ -364,81 +362,3 @@ async def _read_if_there(
         if head < needs_block:
             raise Unavailable(f"is at block {head}, asked about block {needs_block}")
     return await read(endpoint)
-
-
-async def read_block(endpoint: Endpoint, tag: BlockTag = "latest") -> Block | None:
-    """A header as one endpoint tells it; None when it does not have the block.
-
-    Raises:
-        WrongChain: it serves another chain.
-        Unavailable: no answer that can be used.
-    """
-    request = _block_request(tag)
-    found = await endpoint.read(request, as_block)
-    if isinstance(found, RpcAnswer):
-        raise Unavailable(found.failure.message if found.failure else "no answer")
-    if tag in _NEWEST:
-        endpoint.saw(found)
-    elif found is not None and isinstance(tag, int) and found.number != tag:
-        endpoint.fail(f"asked for block {tag}, told block {found.number}")
-        raise WrongShape(endpoint.note)
-    return found
-
-
-async def _read_blocks(endpoint: Endpoint, numbers: Sequence[BlockNumber]) -> list[Block] | None:
-    requests = [_block_request(number) for number in numbers]
-    blocks: list[Block] = []
-    for number, request, answer in zip(
-        numbers, requests, await endpoint.ask(requests), strict=True
-    ):
-        found = endpoint.judge(request, answer, as_block)
-        if not isinstance(found, Block):
-            return None
-        if found.number != number:
-            endpoint.fail(f"asked for block {number}, told block {found.number}")
-            raise WrongShape(endpoint.note)
-        blocks.append(found)
-    return blocks
-
-
-async def _read_logs(
-    endpoint: Endpoint, query: Mapping[str, object], first: int, last: int
-) -> AsyncIterator[Mapping[str, Any]]:
-    while first <= last:
-        until = min(last, first + endpoint.log_span.blocks - 1)
-        try:
-            part = await _read_log_range(endpoint, query, first, until)
-        except LogsTooLarge:
-            if until == first:
-                raise
-            endpoint.log_span = endpoint.log_span.refused(until - first + 1)
-            continue
-        for log in part:
-            yield log
-        endpoint.log_span = endpoint.log_span.served(until - first + 1)
-        first = until + 1
-
-
-async def _read_log_range(
-    endpoint: Endpoint, query: Mapping[str, object], first: int, last: int
-) -> tuple[Mapping[str, Any], ...]:
-    span = {"fromBlock": quantity(first), "toBlock": quantity(last)}
-    request = Request("eth_getLogs", ({**query, **span},))
-    # Behind one address may stand several nodes: the one that answers must have the last block.
-    check = _block_request(BlockNumber(last))
-    answers = await endpoint.ask((request, check))
-    logs = endpoint.judge(request, answers[0], as_logs(first, last))
-    block = endpoint.judge(check, answers[1], as_block)
-    if isinstance(logs, RpcAnswer):
-        raise Unavailable(logs.failure.message if logs.failure else "no answer")
-    if not isinstance(block, Block) or block.number != last:
-        endpoint.head = NO_BLOCK
-        raise Unavailable(f"does not have block {last}")
-    ours = [log for log in logs if int(log["blockNumber"], 16) == last]
-    if any(log["blockHash"].lower() != block.hash for log in ours):
-        raise Unavailable(f"block {last} changed while it was read")
-    return logs
-
-
-def _block_request(tag: BlockTag) -> Request:
-    return Request("eth_getBlockByNumber", (block_parameter(tag), False))

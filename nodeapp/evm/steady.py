@@ -18,7 +18,8 @@ from nodeapp.core.units import BlockNumber
 from nodeapp.evm.agreement import common_head, out_of_time, vote
 from nodeapp.evm.endpoint import Endpoint
 from nodeapp.evm.errors import Disagreement
-from nodeapp.evm.provider import Provider, read_block
+from nodeapp.evm.provider import Provider
+from nodeapp.evm.reading import read_block
 from nodeapp.evm.rpc import Block, BlockTag, log_identity
 
 MOST_LINKS = 2000
