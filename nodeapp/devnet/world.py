@@ -226,6 +226,7 @@ def _write_node_file(world: World, options: WorldOptions, portal_port: int) -> N
             password_file=str(world.host_keys.password_file),
             poll_seconds=0.5,
             withdraw_interval_seconds=0,
+            max_gas_per_day=0,  # gas is free here, and campaigns send a year's worth in an hour
         ),
         inference=InferenceSettings(
             model_path=str(options.model_path),

@@ -11,10 +11,12 @@ import pytest
 
 from nodeapp.chain.ledger import CursorMoved, Ledger, RewoundTo
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
+from nodeapp.chain.signing import PolicySigner, host_policy
 from nodeapp.core.errors import Rejected
 from nodeapp.core.fees import GWEI, FeePolicy
 from nodeapp.core.ids import Address
 from nodeapp.core.outbox import TransactionMined
+from nodeapp.core.signing_policy import SigningRefused
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.devnet.main import Devnet
 from nodeapp.evm.abi import Call
@@ -22,8 +24,12 @@ from nodeapp.evm.accounts import Wallet, new_wallet
 from nodeapp.evm.calls import send_native
 from nodeapp.evm.errors import Reverted
 from nodeapp.evm.refusals import InsufficientFunds
+from nodeapp.evm.signers import RemoteSigner
 from nodeapp.evm.transactions import Transactions
+from nodeapp.service.clock import SystemClock
 from nodeapp.service.metrics import Metrics
+from nodeapp.service.settings import ChainSettings
+from tests.fakes.remote_signer import RemoteSignerServer, serving
 
 TO = Address("0x00000000000000000000000000000000000B0B0b")
 SETTINGS = QueueSettings(
@@ -148,6 +154,40 @@ async def test_a_nonce_that_other_software_used_is_proven_by_its_block(sender: S
     assert found == foreign.hash
     assert await transactions.used_by(sender.wallet.address, 1, BlockNumber(0)) is None
     assert await sender.received() == 3
+
+
+async def test_a_remote_key_behind_the_policy_sends_real_transactions(
+    sender: Sender, tmp_path: Path
+) -> None:
+    deployment, chain_id = sender.devnet.deployment, sender.devnet.provider.chain_id
+    settings = ChainSettings(payout_address=TO.lower())
+    server = RemoteSignerServer(sender.wallet, chain_id)
+    async with (
+        serving(server, tmp_path / "signer.sock") as url,
+        RemoteSigner(url, sender.wallet.address) as remote,
+    ):
+        signer = PolicySigner(
+            remote,
+            host_policy(settings, deployment, remote.address),
+            sender.ledger,
+            clock=SystemClock(),
+            metrics=Metrics("chain"),
+        )
+        queue = TransactionQueue(
+            sender.ledger,
+            Transactions(sender.devnet.provider),
+            signer,
+            confirmations=1,
+            metrics=Metrics("chain"),
+            settings=SETTINGS,
+        )
+        await queue.execute("payout/all/0", send_native(TO, Wei(9)), is_payment=True)
+        thief = new_wallet().address
+        with pytest.raises(SigningRefused, match=r"is not chain\.payout_address"):
+            await queue.execute("payout/all/1", send_native(thief, Wei(9)), is_payment=True)
+    assert await sender.received() == 9
+    assert server.asked == ["eth_signTransaction"]
+    assert sender.ledger.outbox.pending == {}
 
 
 async def test_an_empty_account_is_told_before_anything_is_signed(sender: Sender) -> None:

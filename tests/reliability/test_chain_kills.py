@@ -8,6 +8,7 @@ from nodeapp.service.paths import default_cache_dir
 from tests.benchmarks import chain_kills
 
 
+@pytest.mark.timeout(180)
 async def test_after_random_kills_nothing_is_lost_and_nothing_claimed_twice(monkeypatch):
     try:
         find_anvil(default_cache_dir())
