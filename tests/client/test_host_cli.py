@@ -26,37 +26,27 @@ async def test_a_host_registers_reprices_and_leaves_from_the_command_line(tmp_pa
             assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
             return done.stdout if code in (0, 3) else done.stderr
 
-        assert "account holds 0 FAB" in await host("register", "--yes", code=1)
         await world.fund(fab=STAKE)
         assert "add --yes" in await host("register", code=1)
-
-        planned = await host("register", "--dry-run")
-        assert "1. approve a stake of 1000 FAB" in planned
-        assert "2 USD per million tokens (2000 on chain)" in planned
-        assert "not registered" in await host("status", code=3)
-
         done = msgspec.json.decode(await host("register", "--yes", "--json"))
         assert len(done["steps"]) == len(done["done"]) == 4
+        assert "2 USD per million tokens (2000 on chain)" in done["steps"][2]
         assert all(one["tx_hash"].startswith("0x") for one in done["done"])
         node = await world.contracts.node(world.wallet.address)
         assert (node.active, node.model_ids) == (True, (FIRST.model_id,))
 
         second = f"{SECOND.repo}/{SECOND.file_name}"
         await host("models", "add", second, "--price", f"{second} 1.25 usd", "--yes")
-        assert "1.25 USD per million tokens" in await host("models", "list")
-        drift = await host("status", code=3)
-        assert "on chain is 1.25 USD, settings say 2 USD" in drift
-
         suggested = await host(
             *("price", "suggest", "--electricity-per-kwh", "0.30", "--watts", "300"),
             *("--tokens-per-second", "100", "--apply", "--yes"),
         )
         assert "floor      0.2778 USD" in suggested
         assert "suggested  0.556 USD" in suggested
-        assert "0.556 USD per million tokens" in await host("price", "list")
-
+        drift = await host("status", code=3)
+        assert f"price of model {second} on chain is 1.25 USD, settings say 2 USD" in drift
+        assert "on chain is 0.556 USD, settings say 2 USD" in drift
         assert "1000 FAB return" in await host("unregister", "--yes")
-        assert "is not registered" in await host("unregister", "--yes", code=1)
 
 
 async def test_while_the_node_is_down_the_money_process_runs_for_the_command_only(tmp_path):
@@ -82,6 +72,7 @@ def fabstir(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_wallet_is_made_once_and_for_its_owner_only(tmp_path):
     keys = ("--keystore", tmp_path / "k" / "host.json", "--password-file", tmp_path / "k" / "pass")
     made = fabstir("wallet", "new", *keys)
