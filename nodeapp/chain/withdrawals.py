@@ -73,9 +73,13 @@ class Withdrawer:
     is_automatic: bool = True
     _work: dict[Address, _Work] = field(default_factory=dict)
     _asked: set[Address] = field(default_factory=set)
+    _seen: BlockNumber | None = None
 
     def consider(self, now: Block, tasks: asyncio.TaskGroup) -> None:
-        """Start on every asset that is due and not under way."""
+        """Start on every asset that is due and not under way; ends of sessions come with blocks."""
+        is_new, self._seen = now.number != self._seen, now.number
+        if not (is_new or self.ledger.withdrawals.open or self._asked):
+            return
         for asset in self._assets():
             work = self._work.setdefault(asset, _Work())
             if work.task is None or work.task.done():
