@@ -186,18 +186,24 @@ async def _hosts(settings: RenterSettings, model: str, *, json_lines: bool) -> N
 async def _verify(
     settings: RenterSettings, job: int | None, envelope: Path | None, *, json_lines: bool
 ) -> bool:
+    from contextlib import AsyncExitStack
+
     import msgspec
 
     from nodeapp.core.ids import JobId
     from nodeapp.renter.record import SessionRecord, newest_session
-    from nodeapp.renter.run import open_chain
+    from nodeapp.renter.run import open_chain, results_of
     from nodeapp.renter.verify import Verifier
 
     directory = Path(settings.state_dir)
     job_id = JobId(job) if job is not None else newest_session(directory)
     record = SessionRecord.load(directory, job_id)
-    async with open_chain(settings) as (wallet, contracts):
-        report = await Verifier(settings, wallet, contracts, record, envelope).verify()
+    async with AsyncExitStack() as stack:
+        wallet, contracts = await stack.enter_async_context(open_chain(settings))
+        results = results_of(settings, record.head, stack)
+        report = await Verifier(
+            settings, wallet, contracts, record, results.fetch, envelope
+        ).verify()
     if json_lines:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return report.ok

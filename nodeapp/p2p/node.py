@@ -24,7 +24,9 @@ from nodeapp.p2p.markets import Market, Markets
 from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.reach import REACH_PROTOCOL, Reachability, ask_peers, serve_dial_back
 from nodeapp.p2p.relay import RelaySettings
+from nodeapp.p2p.results import serve_result
 from nodeapp.rpc.inference import InferenceClient
+from nodeapp.rpc.storage import StorageClient
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
@@ -107,6 +109,11 @@ class P2pNode:
         host.set_handler(envelope.INFERENCE_PROTOCOL, self._serve_inference)
         host.set_handler(envelope.CAPABILITY_PROTOCOL, self._serve_capability)
         self._waits_for = ""
+        storage = StorageClient(self._shell.paths.socket("s5"))
+        host.set_handler(
+            envelope.RESULTS_PROTOCOL,
+            lambda stream: serve_result(stream, self._admission, storage),
+        )
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, self._admission))
         tasks.create_task(self._announce(host))
         tasks.create_task(self._watch_reach(host))

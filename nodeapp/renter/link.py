@@ -136,7 +136,7 @@ async def open_link(
         Unavailable: the host cannot be reached.
         Rejected: it refuses us.
     """
-    await _connect(host, head)
+    await connect_to(host, head)
     link = Link(await host.open_stream(head.peer_id, [envelope.INFERENCE_PROTOCOL]))
     try:
         await link.login(head, wallet, host.peer_id)
@@ -145,7 +145,12 @@ async def open_link(
         await link.end()
 
 
-async def _connect(host: Libp2pHost, head: SessionHead) -> None:
+async def connect_to(host: Libp2pHost, head: SessionHead) -> None:
+    """Reach the host of a session at one of the addresses it was met at.
+
+    Raises:
+        Unavailable: none of them answers.
+    """
     failure = Unavailable("host has no address")
     for address in head.addresses:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from nodeapp.renter.discovery import Discovery, FoundHost
 from nodeapp.renter.events import AnswerEnded, HostFound, Report, SessionClosed, SessionPaid
 from nodeapp.renter.payment import open_paid_session
 from nodeapp.renter.record import SessionHead, SessionRecord, newest_session
+from nodeapp.renter.results import Results
 from nodeapp.renter.settings import RenterSettings
-from nodeapp.renter.sources import Sources
+from nodeapp.renter.sources import Sources, is_private_network
 from nodeapp.renter.standing import Standings, ranked
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.clock import Clock, SystemClock
@@ -147,16 +148,32 @@ async def running_renter(settings: RenterSettings, report: Report) -> AsyncItera
         Unavailable: the chain does not answer.
     """
     async with open_chain(settings) as (wallet, contracts):
-        network = NetworkSettings(
-            identity_path=Path(settings.state_dir) / "identity.key",
-            listen=(),
-            dht_mode=DhtMode.CLIENT,
-            record_rules={DHT_NAMESPACE: capability_rule(SystemClock().unix_seconds)},
-        )
         died = asyncio.Event()
-        async with Libp2pHost.running(network, on_death=lambda _reason: died.set()) as host:
+        async with Libp2pHost.running(
+            network_of(settings), on_death=lambda _reason: died.set()
+        ) as host:
             standings = await asyncio.to_thread(Standings.load, Path(settings.state_dir))
             yield Renter(settings, wallet, contracts, host, SystemClock(), report, standings)
+
+
+def network_of(settings: RenterSettings) -> NetworkSettings:
+    """A renter dials and is not dialled."""
+    return NetworkSettings(
+        identity_path=Path(settings.state_dir) / "identity.key",
+        listen=(),
+        dht_mode=DhtMode.CLIENT,
+        record_rules={DHT_NAMESPACE: capability_rule(SystemClock().unix_seconds)},
+    )
+
+
+def results_of(settings: RenterSettings, head: SessionHead, stack: AsyncExitStack) -> Results:
+    """What the host of a session published; a libp2p host is started when it is needed."""
+
+    async def start_host(stack: AsyncExitStack) -> Libp2pHost:
+        running = Libp2pHost.running(network_of(settings), on_death=lambda _reason: None)
+        return await stack.enter_async_context(running)
+
+    return Results(head, is_private_network(settings.bootstrap), start_host, stack)
 
 
 @asynccontextmanager

@@ -65,8 +65,8 @@ class Sources:
 
     @property
     def is_private(self) -> bool:
-        """A network whose bootstrap nodes have private addresses is a local one."""
-        return not any(is_public(address) for address in self.bootstrap)
+        """Whether private addresses may be dialled."""
+        return is_private_network(self.bootstrap)
 
     def all(self) -> Mapping[str, Source]:
         """By name."""
@@ -144,6 +144,11 @@ class Sources:
         except (NotFound, InvalidRequest, msgspec.DecodeError):
             return None  # sells over other protocols only
         return Hint(PeerId(said.peer_id), said.addresses, "registry")
+
+
+def is_private_network(bootstrap: tuple[str, ...]) -> bool:
+    """A network is a local one if no bootstrap node has a public address, or a name."""
+    return not any(is_public(address) or "/dns" in address for address in bootstrap)
 
 
 async def each_hint(source: Source, model_id: ModelId, take: Callable[[Hint], None]) -> str:

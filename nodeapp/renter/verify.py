@@ -24,10 +24,10 @@ from nodeapp.evm.accounts import Wallet
 from nodeapp.evm.contracts import Contracts, SessionJob, SessionStatus
 from nodeapp.evm.events import MarketplaceEvents, ProofSubmitted
 from nodeapp.renter.record import SessionRecord
+from nodeapp.renter.results import Fetch
 from nodeapp.renter.settings import RenterSettings
 from nodeapp.rpc.proof_worker import verify_ledger
 from nodeapp.s5.cid import blob_id_of, cid_of
-from nodeapp.s5.client import download_blob
 from nodeapp.security.sealed import open_sealed
 from nodeapp.security.wallet import verify_digest
 from nodeapp.wire.proof_envelope import (
@@ -89,6 +89,7 @@ class Verifier:
     wallet: Wallet
     contracts: Contracts
     record: SessionRecord
+    fetch: Fetch
     local_envelope: Path | None = None
     """Check this copy of the newest envelope instead of the published one."""
 
@@ -96,7 +97,7 @@ class Verifier:
         """Look at every claim of the session.
 
         Raises:
-            Unavailable: chain or portal cannot be reached, or this machine cannot check proofs.
+            Unavailable: chain or results cannot be reached, or this machine cannot check proofs.
         """
         head = self.record.head
         job = await self.contracts.session(head.job_id)
@@ -157,9 +158,7 @@ class Verifier:
     async def _envelope_bytes(self, claim: ProofSubmitted, *, is_last: bool) -> bytes:
         if self.local_envelope is not None and is_last:
             return await asyncio.to_thread(self.local_envelope.read_bytes)
-        return await download_blob(
-            self.record.head.portal_url, claim.proof_cid, max_bytes=MAX_ENVELOPE_BYTES
-        )
+        return await self.fetch(claim.proof_cid, MAX_ENVELOPE_BYTES)
 
     def _check_place(self, envelope: Envelope, claim: ProofSubmitted, state: _Chain) -> None:
         head = self.record.head
@@ -187,9 +186,7 @@ class Verifier:
     async def _transcript(self, envelope: Envelope, claim: ProofSubmitted) -> Transcript:
         if envelope.transcript_cid != claim.delta_cid:
             raise InvalidRequest("envelope and chain name different transcripts")
-        blob = await download_blob(
-            self.record.head.portal_url, claim.delta_cid, max_bytes=MAX_TRANSCRIPT_BYTES
-        )
+        blob = await self.fetch(claim.delta_cid, MAX_TRANSCRIPT_BYTES)
         if hashlib.sha256(blob).digest() != envelope.transcript_sha256:
             raise InvalidRequest("transcript does not have the hash the envelope states")
         opened = await asyncio.to_thread(open_sealed, blob, self.wallet.private_key)

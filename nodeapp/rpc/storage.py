@@ -1,4 +1,4 @@
-"""Asking the s5 process to keep a blob."""
+"""Asking the s5 process to keep a blob, or for one it keeps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.ids import Cid
-from nodeapp.s5.client import upload_blob
+from nodeapp.s5.client import load_blob, upload_blob
 
 STORE_SECONDS = 60.0
 
@@ -24,3 +24,14 @@ class StorageClient:
             Unavailable: the portal did not come back inside STORE_SECONDS.
         """
         return await upload_blob(self.socket_path, data, deadline_seconds=STORE_SECONDS)
+
+    async def load(self, cid: str, *, max_bytes: int) -> bytes:
+        """A blob that is kept.
+
+        Raises:
+            InvalidRequest: not a CID.
+            NotFound: it is not kept here.
+            TooLarge: more than max_bytes.
+            Unavailable: the portal does not answer.
+        """
+        return await load_blob(self.socket_path, cid, max_bytes=max_bytes)

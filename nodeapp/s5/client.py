@@ -66,19 +66,53 @@ async def download_blob(
         Rejected: the bytes are not the blob's.
         Unavailable: the portal cannot be reached in time.
     """
+    if not portal_url.startswith(("http://", "https://")):
+        raise InvalidRequest(f"portal {portal_url} is not an http or https address")
+    return await _fetch(None, portal_url.rstrip("/"), cid, max_bytes, deadline_seconds)
+
+
+async def load_blob(
+    socket_path: Path, cid: str, *, max_bytes: int, deadline_seconds: float = 10.0
+) -> bytes:
+    """Fetch a blob from the portal behind a Unix socket; as `download_blob` in all else."""
+    connector = aiohttp.UnixConnector(path=str(socket_path))
+    return await _fetch(connector, "http://s5", cid, max_bytes, deadline_seconds)
+
+
+def check_blob(cid: str, data: bytes) -> bytes:
+    """The bytes, if they are the blob's.
+
+    Raises:
+        InvalidRequest: not a CID.
+        Rejected: they are not.
+    """
+    blob = parse_cid(cid)
+    if blake3(data).digest() != blob.hash or blob.size not in (0, len(data)):
+        raise Rejected(f"{len(data)} bytes that are not blob {blob.hex}")
+    return data
+
+
+async def _fetch(
+    connector: aiohttp.BaseConnector | None,
+    base_url: str,
+    cid: str,
+    max_bytes: int,
+    deadline_seconds: float,
+) -> bytes:
     blob = parse_cid(cid)
     if blob.size > max_bytes:
         raise TooLarge(f"blob has {blob.size} bytes, at most {max_bytes} are taken")
-    if not portal_url.startswith(("http://", "https://")):
-        raise InvalidRequest(f"portal {portal_url} is not an http or https address")
-    url = f"{portal_url.rstrip('/')}/s5/blob/{cid_of(blob)}"
+    url = f"{base_url}/s5/blob/{cid_of(blob)}"
     try:
-        async with asyncio.timeout(deadline_seconds), aiohttp.ClientSession() as session:
+        async with (
+            asyncio.timeout(deadline_seconds),
+            aiohttp.ClientSession(connector=connector) as session,
+        ):
             return await _download(session, url, blob, blob.size or max_bytes)
     except TimeoutError as error:
-        raise Unavailable(f"{portal_url}: no blob inside {deadline_seconds:g} s") from error
+        raise Unavailable(f"{base_url}: no blob inside {deadline_seconds:g} s") from error
     except _TRANSPORT_ERRORS as error:
-        raise Unavailable(f"{portal_url}: {type(error).__name__}: {error}") from error
+        raise Unavailable(f"{base_url}: {type(error).__name__}: {error}") from error
 
 
 async def _upload(socket_path: Path, data: bytes, seconds: float) -> Cid:

@@ -44,12 +44,17 @@ def read_routes(store: BlobStore, version: str) -> Sequence[web.RouteDef]:
     """GET and HEAD of blobs, and the portal's version."""
 
     async def blob(request: web.Request) -> web.StreamResponse:
-        return await _serve(request, await store.find(parse_cid(request.match_info["cid"])))
+        return await serve_blob(request, store)
 
     async def about(_request: web.Request) -> web.Response:
         return web.json_response({"node": "fabstir-node", "version": version})
 
     return (web.get(BLOB, blob), web.get(DOWNLOAD, blob), web.get(VERSION, about))
+
+
+async def serve_blob(request: web.Request, store: BlobStore) -> web.StreamResponse:
+    """Answer a GET or HEAD of BLOB."""
+    return await _serve(request, await store.find(parse_cid(request.match_info["cid"])))
 
 
 async def upload(request: web.Request, store: BlobStore) -> web.Response:

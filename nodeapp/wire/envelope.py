@@ -33,9 +33,11 @@ from nodeapp.wire.json_schema import check_schema
 
 INFERENCE_PROTOCOL = "/fabstir/inference/1.0.0"
 CAPABILITY_PROTOCOL = "/fabstir/caps/1.0.0"
+RESULTS_PROTOCOL = "/fabstir/results/1.0.0"
 PROTOCOL_VERSION = 1
 MAX_REQUEST_FRAME_BYTES = 1 << 20
 MAX_STREAM_FRAME_BYTES = 64 << 10
+RESULT_PART_BYTES = 60 << 10
 MAX_MESSAGES = 512
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 128

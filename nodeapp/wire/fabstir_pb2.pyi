@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("hello", "welcome", "login", "login_accepted", "open", "session_state", "generate", "started", "tokens", "receipt", "end", "cancel", "error", "close", "ping", "pong", "capability_request", "capability", "dial_back_request", "dial_back_reply", "capability_list")
+    __slots__ = ("hello", "welcome", "login", "login_accepted", "open", "session_state", "generate", "started", "tokens", "receipt", "end", "cancel", "error", "close", "ping", "pong", "capability_request", "capability", "dial_back_request", "dial_back_reply", "capability_list", "result_request", "result_data")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     LOGIN_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class Envelope(_message.Message):
     DIAL_BACK_REQUEST_FIELD_NUMBER: _ClassVar[int]
     DIAL_BACK_REPLY_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_LIST_FIELD_NUMBER: _ClassVar[int]
+    RESULT_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESULT_DATA_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     welcome: Welcome
     login: Login
@@ -50,7 +52,9 @@ class Envelope(_message.Message):
     dial_back_request: DialBackRequest
     dial_back_reply: DialBackReply
     capability_list: CapabilityList
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., login: _Optional[_Union[Login, _Mapping]] = ..., login_accepted: _Optional[_Union[LoginAccepted, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., session_state: _Optional[_Union[SessionState, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., capability_request: _Optional[_Union[CapabilityRequest, _Mapping]] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., dial_back_request: _Optional[_Union[DialBackRequest, _Mapping]] = ..., dial_back_reply: _Optional[_Union[DialBackReply, _Mapping]] = ..., capability_list: _Optional[_Union[CapabilityList, _Mapping]] = ...) -> None: ...
+    result_request: ResultRequest
+    result_data: ResultData
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., login: _Optional[_Union[Login, _Mapping]] = ..., login_accepted: _Optional[_Union[LoginAccepted, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., session_state: _Optional[_Union[SessionState, _Mapping]] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., capability_request: _Optional[_Union[CapabilityRequest, _Mapping]] = ..., capability: _Optional[_Union[Capability, _Mapping]] = ..., dial_back_request: _Optional[_Union[DialBackRequest, _Mapping]] = ..., dial_back_reply: _Optional[_Union[DialBackReply, _Mapping]] = ..., capability_list: _Optional[_Union[CapabilityList, _Mapping]] = ..., result_request: _Optional[_Union[ResultRequest, _Mapping]] = ..., result_data: _Optional[_Union[ResultData, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("min_version", "max_version", "agent", "chain_id")
@@ -360,3 +364,17 @@ class DialBackResult(_message.Message):
     reachable: bool
     reason: str
     def __init__(self, port: _Optional[int] = ..., reachable: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ResultRequest(_message.Message):
+    __slots__ = ("cid",)
+    CID_FIELD_NUMBER: _ClassVar[int]
+    cid: str
+    def __init__(self, cid: _Optional[str] = ...) -> None: ...
+
+class ResultData(_message.Message):
+    __slots__ = ("total_bytes", "data")
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    total_bytes: int
+    data: bytes
+    def __init__(self, total_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...

@@ -234,6 +234,8 @@ def _envelopes(signatures, running_hash):
                 peer_signature=bytes.fromhex(signatures["capability"]["peer_signature"]),
             ),
         ),
+        _example("result_request", pb.ResultRequest(cid="blobb26nwk")),
+        _example("result_data", pb.ResultData(total_bytes=5, data=b"hello")),
         _example("dial_back_request", pb.DialBackRequest(ports=[9000])),
         _example(
             "dial_back_reply",

@@ -36,6 +36,7 @@ from nodeapp.renter.settings import RenterSettings
 from nodeapp.renter.verify import Verifier, VerifyReport
 from nodeapp.rpc.storage import StorageClient
 from nodeapp.s5.blobs import open_blob_store
+from nodeapp.s5.client import download_blob
 from nodeapp.s5.portal import UPLOAD, public_app, upload
 from nodeapp.service.paths import default_cache_dir
 from nodeapp.wire.signed import domain_separator, receipt_digest
@@ -96,7 +97,12 @@ class Sold:
 
     async def verify(self, **changes) -> VerifyReport:
         settings = msgspec.structs.replace(self.settings, **changes)
-        return await Verifier(settings, self.renter, self.contracts, self.record).verify()
+        url = self.record.head.portal_url
+
+        async def fetch(cid, max_bytes):
+            return await download_blob(url, cid, max_bytes=max_bytes)
+
+        return await Verifier(settings, self.renter, self.contracts, self.record, fetch).verify()
 
 
 @asynccontextmanager
