@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nodeapp.core.errors import InvalidRequest
+from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound
 from nodeapp.service.chains import chain_sections
 from nodeapp.service.settings import ChainSettings, Settings
 
@@ -31,6 +31,8 @@ def findings(settings: Settings) -> Iterator[str]:
         yield from _chains(chain_sections(settings))
     if "inference" in processes and settings.inference.model_path:
         yield from _files(("inference.model_path", settings.inference.model_path))
+    elif "inference" in processes and settings.inference.model:
+        yield from _kept_model(settings)
     if "p2p" in processes:
         place = _MULTIADDRESS.match(settings.p2p.listen)
         if place is None:
@@ -67,6 +69,16 @@ def _chain_id(section: str, chain: ChainSettings) -> Iterator[str]:
             f"{section}.chain_id is {chain.chain_id}, but {path} is for chain {deployed};"
             " set the chain id of your network, or its deployment file"
         )
+
+
+def _kept_model(settings: Settings) -> Iterator[str]:
+    from nodeapp.inference.model_store import model_store
+    from nodeapp.service.paths import resolve_paths
+
+    try:
+        model_store(settings.inference, resolve_paths(settings.node)).find(settings.inference.model)
+    except (NotFound, Corrupt) as error:
+        yield f"inference.model: {error.message}"
 
 
 def _files(*named: tuple[str, str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import subprocess
 import pytest
 import pytest_asyncio
 
+from nodeapp.cli.preflight import findings
 from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected
 from nodeapp.core.model_card import model_id
 from nodeapp.inference.adding import Addition, add_model
@@ -18,6 +19,7 @@ from nodeapp.inference.model_source import parse_source
 from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.probe import Prober
 from nodeapp.s5.cid import blob_id_of, cid_of
+from nodeapp.service.config import load_settings
 from tests.fakes import gguf_file as gf
 from tests.fakes.file_server import FileServer
 from tests.fakes.tiny_model import tiny_model
@@ -181,3 +183,9 @@ def test_the_commands_from_add_to_remove(tmp_path, file):
 def test_changing_the_model_of_a_node_that_is_down_says_so(tmp_path):
     said = command(tmp_path / "state", "use", "x", code=1)
     assert "not reachable" in said
+
+
+def test_settings_that_name_a_model_nobody_added_are_found_before_the_start(tmp_path):
+    flags = [f"node.state_dir={tmp_path}", "inference.model=nosuch", 'node.processes=["inference"]']
+    (finding,) = findings(load_settings(flags=flags, environment={}))
+    assert finding.startswith("inference.model: model 'nosuch' is not in the catalogue")

@@ -192,8 +192,14 @@ def test_readyz_tells_that_no_model_is_served(node):
 
 
 def test_the_process_gives_up_what_it_does_not_need(node):
-    """No new privileges, no core file; who takes it over writes and connects nowhere."""
-    node.start()
+    """No new privileges, no core file; with a model of the catalogue, named by the settings."""
+    node.start(model_path='""', model='"b"')
+
+    async def which():
+        async with asking(node) as client:
+            return await served_id(client)
+
+    assert asyncio.run(which()) == model_id("test/models", "b.gguf")
     status = Path(f"/proc/{node.child.pid}/status").read_text()
     assert "NoNewPrivs:\t1" in status
     assert psutil.Process(node.child.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
