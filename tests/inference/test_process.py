@@ -23,7 +23,7 @@ from tests.inference.conftest import MODEL_SHA256, chat
 LONG = "Tell me a very long story about dragons, knights and a castle by the sea."
 
 
-def start(directory, model, **changes):
+def start(directory, model, /, **changes):
     values = {
         "model_path": f'"{model}"',
         "model_sha256": f'"{MODEL_SHA256}"',
