@@ -33,7 +33,7 @@ from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.settings import ChainSettings
 
-CAPABILITIES = ("streaming", "ezkl-ledger-proof")
+STREAMING, LEDGER_PROOF = "streaming", "ezkl-ledger-proof"
 _log = get_logger(__name__)
 
 
@@ -109,7 +109,7 @@ def metadata_fields(
     if not metadata:
         fields = {
             "hardware": {"gpu": "none", "vram": 0, "ram": _ram_gib()},
-            "capabilities": CAPABILITIES,
+            "capabilities": [STREAMING, *([] if settings.proof == "off" else [LEDGER_PROOF])],
             "location": "",
             "maxConcurrent": 1,
             "costPerToken": 0,

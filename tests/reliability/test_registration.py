@@ -275,3 +275,10 @@ async def test_nothing_credited_is_nothing_to_withdraw_and_the_market_is_read(ho
     market = await host.registrar.market(MarketRequest(FIRST.model_id, host.usdc))
     assert [(one.host, one.price) for one in market.prices] == [(host.world.wallet.address, 2000)]
     assert (await host.registrar.market(MarketRequest(SECOND.model_id, host.usdc))).prices == ()
+
+
+def test_a_host_that_does_not_prove_does_not_say_it_does():
+    for proof, said in (("required", ["streaming", "ezkl-ledger-proof"]), ("off", ["streaming"])):
+        settings = msgspec.structs.replace(SETTINGS, proof=proof)
+        wish = settings_wish(settings, Listing(), usdc=NATIVE, public_key=b"\x02" * 33)
+        assert msgspec.json.decode(wish.metadata)["capabilities"] == said
