@@ -154,10 +154,20 @@ class Withdrawer:
             Unavailable: no endpoint answered, or not mined in time.
         """
         if asset not in self.ledger.withdrawals.open:
+            await self._book_again(asset)
             await self._plan(asset, now)
         plan = self.ledger.withdrawals.open.get(asset)
         if plan is not None:
             await self._carry_out(plan)
+
+    async def _book_again(self, asset: Address) -> None:
+        """A reorganisation took the bookings back, and the withdrawal was mined once more."""
+        last = self.ledger.withdrawals.last.get(asset)
+        mined = self.ledger.mined.get(withdraw_key(last)) if last is not None else None
+        if last is not None and mined is not None:
+            entries = self._booked(last.job_ids, mined.block_number, mined.tx_hash)
+            if entries:
+                await self.ledger.record(*entries)
 
     async def _plan(self, asset: Address, now: Block) -> None:
         cursor, state = self.ledger.cursor, self.ledger.withdrawals

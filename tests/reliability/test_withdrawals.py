@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeapp.chain.ledger import CursorMoved, Ledger
+from nodeapp.chain.ledger import CursorMoved, Ledger, RewoundTo
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.withdrawals import GONE_BLOCKS, Withdrawer, payment_of
 from nodeapp.core.errors import InvalidRequest, NodeError, NotFound
@@ -229,6 +229,28 @@ async def test_one_odd_balance_books_nothing(purse):
     await purse.step()
     assert (purse.withdrawn, purse.amounts) == ({7: 100}, [100])
     assert purse.ledger.session(7).withdrawn_tx != ""
+
+
+async def test_after_a_reorganisation_it_is_sent_and_booked_again_and_paid_once(purse):
+    """Withdrawal and payout were booked; their blocks go away, the session's end stays."""
+    await purse.ledger.record(CursorMoved(BlockNumber(1), "0x1"))
+    purse.chain.mine()
+    await purse.earn(7, 100)
+    await purse.step()
+    before = dict(purse.ledger.mined)
+    purse.chain.reorganise(2)
+    await purse.ledger.record(RewoundTo(BlockNumber(1), "0x1"))
+    assert purse.withdrawn == {7: None}
+    assert sorted(purse.ledger.outbox.pending) == ["payout/all/0", "withdraw/all/0"]
+    for _ in range(4):
+        await purse.withdrawer.queue.step()
+        await purse.step()
+    assert purse.ledger.withdrawals.count == 1
+    assert {key: one.tx_hash for key, one in purse.ledger.mined.items()} == {
+        key: one.tx_hash for key, one in before.items()
+    }
+    assert (purse.amounts, purse.withdrawn) == ([100], {7: 100})
+    assert purse.ledger.session(7).withdrawn_tx == before["withdraw/all/0"].tx_hash
 
 
 async def test_a_refused_withdrawal_is_planned_anew(purse):
