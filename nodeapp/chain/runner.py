@@ -156,23 +156,24 @@ class Runner:
             case CompleteSession():
                 await self._complete(session)
             case TriggerTimeout():
-                await self._time_out(job_id)
+                await self._time_out(session)
             case WithdrawEarnings() | WaitUntil():
                 return
 
     async def _complete(self, session: Session) -> None:
         job_id = session.terms.job_id
         try:
-            await self.queue.execute(f"complete/{job_id}", self.calls.complete_session(job_id))
+            await self.queue.execute(_key("complete", session), self.calls.complete_session(job_id))
         except Rejected as error:
             if self._now < overdue_at(session):
                 raise
             # A timeout settles alike, and whoever triggers it needs no right to.
             _log.warning("session timed out instead", job_id=job_id, error=error.message)
-            await self._time_out(job_id)
+            await self._time_out(session)
 
-    async def _time_out(self, job_id: JobId) -> None:
-        await self.queue.execute(f"timeout/{job_id}", self.calls.trigger_timeout(job_id))
+    async def _time_out(self, session: Session) -> None:
+        call = self.calls.trigger_timeout(session.terms.job_id)
+        await self.queue.execute(_key("timeout", session), call)
 
     async def _keep_rate(self, session: Session, claim: Claim) -> None:
         """Send nothing that the model's rate limit would revert.
@@ -199,3 +200,9 @@ class Runner:
             salts=tuple(secrets.token_bytes(SALT_BYTES) for _ in range(chunks)),
             previous_commitment=session.previous_commitment,
         )
+
+
+def _key(verb: str, session: Session) -> str:
+    """A session that a reorganisation put under a known job id must not find its work done."""
+    first = f"/{session.first_interval}" if session.first_interval else ""
+    return f"{verb}/{session.terms.job_id}{first}"

@@ -3,9 +3,11 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from nodeapp.chain import runner as runner_module
+from nodeapp.chain.checkpoints import job_of
 from nodeapp.chain.ledger import Ledger, RewoundTo
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.runner import Runner, RunnerSettings
@@ -31,6 +33,7 @@ from tests.fakes.paid_session import (
     MARKET,
     RENTER_KEY,
     STARTED_AT,
+    new_session,
     opened,
     request_id,
     running_hash,
@@ -182,3 +185,13 @@ async def test_after_a_restart_a_mined_claim_is_not_sent_again(money):
     async with money.running():
         await money.ledger.record(opened(job_id=8))
     assert money.chain.effects == ["submitProofOfWork"]
+
+
+def test_another_session_under_a_known_job_id_does_not_find_its_work_done():
+    first = new_session()
+    second = msgspec.structs.replace(first, first_interval=2)
+    assert [runner_module._key("complete", one) for one in (first, second)] == [
+        f"complete/{JOB}",
+        f"complete/{JOB}/2",
+    ]
+    assert {job_of(runner_module._key("timeout", one)) for one in (first, second)} == {JOB}
