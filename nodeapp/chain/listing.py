@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from nodeapp.core.errors import NotFound
+from nodeapp.core.errors import InvalidRequest, NotFound
 from nodeapp.core.ids import Address, ModelId
 from nodeapp.core.listing import (
     Bounds,
@@ -32,6 +32,7 @@ from nodeapp.service.clock import Clock
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.settings import ChainSettings
+from nodeapp.wire.peer_id import public_key_of
 
 STREAMING, LEDGER_PROOF = "streaming", "ezkl-ledger-proof"
 _log = get_logger(__name__)
@@ -120,11 +121,27 @@ def metadata_fields(
             "vram": settings.listing_vram_gib,
             "ram": _ram_gib(),
         }
+    if settings.listing_libp2p:
+        fields["libp2p"] = _libp2p(settings.listing_libp2p)
     if settings.listing_location:
         fields["location"] = settings.listing_location
     if settings.listing_max_concurrent:
         fields["maxConcurrent"] = settings.listing_max_concurrent
     return fields | {"publicKey": public_key.hex()}
+
+
+def _libp2p(addresses: Sequence[str]) -> Mapping[str, object]:
+    """What renters read, `RegisteredMetadata` of renter/sources.py.
+
+    Raises:
+        InvalidRequest: an address without a peer id, or of two peers.
+    """
+    peers = {address.rpartition("/p2p/")[2] for address in addresses}
+    peer_id = next(iter(peers))
+    if len(peers) != 1:
+        raise InvalidRequest(f"chain.listing_libp2p names {len(peers)} peers: {', '.join(peers)}")
+    public_key_of(peer_id)
+    return {"peerId": peer_id, "addresses": list(addresses)}
 
 
 def _ram_gib() -> int:

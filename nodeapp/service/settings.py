@@ -116,6 +116,9 @@ class ChainSettings(Section, frozen=True):
     listing_prices: Annotated[tuple[str, ...], msgspec.Meta(max_length=128)] = ()
     """"MODEL AMOUNT usd|native" per million tokens; MODEL * is every listed one."""
     listing_location: str = ""
+    listing_libp2p: Annotated[tuple[str, ...], msgspec.Meta(max_length=8)] = ()
+    """Public addresses of the node with /p2p/ (`fabstir-node peers show`): whoever reads the
+    registry finds the node without DHT or gossip."""
     listing_gpu: str = ""
     """Shown to renters; empty: left as it is on chain."""
     listing_vram_gib: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
