@@ -9,6 +9,8 @@ Success is judged by the receipt, and only when it is deep enough.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nodeapp.chain.ledger import Ledger
@@ -173,11 +175,24 @@ class TransactionQueue:
         mined = await self._transactions.nonce(self._signer.address, "latest")
         for errand in errands:
             if errand.nonce < mined:
-                await self._judge(errand, head)
+                with self._told(errand):
+                    await self._judge(errand, head)
         await self._close_gaps(mined, head)
         waiting = [errand for errand in self._ledger.outbox.in_order if errand.nonce >= mined]
         for place, errand in enumerate(waiting):
-            await self._push(errand, head, is_next=place == 0)
+            with self._told(errand):
+                await self._push(errand, head, is_next=place == 0)
+
+    @contextmanager
+    def _told(self, errand: Errand) -> Iterator[None]:
+        """A refusal concerns one key: whoever waits for it is told, the others go on."""
+        try:
+            yield
+        except Rejected as error:
+            before = self._troubles.get(errand.key)
+            if before is None or before.message != error.message:
+                _log.warning("transaction refused", key=errand.key, error=error.message)
+            self._troubles[errand.key] = error
 
     # --- what was mined ---------------------------------------------------------
 

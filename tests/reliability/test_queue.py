@@ -230,6 +230,34 @@ async def test_replacing_stops_at_the_cap_and_goes_on_waiting(account):
     assert chain.effects == ["claim"]
 
 
+async def test_a_refused_replacement_does_not_hold_up_the_others(account, monkeypatch):
+    chain, sign = account.chain, account.chain.prepare
+    chain.automine = False
+
+    async def prepare(call, signer, nonce, *, gas=None, fees=None):
+        if fees.max_fee > 22:
+            raise Rejected("not signed, gas per day")
+        return await sign(call, signer, nonce, gas=gas, fees=fees)
+
+    async def refused():
+        with pytest.raises(Rejected, match="gas per day"):
+            await account.execute()
+
+    monkeypatch.setattr(chain, "prepare", prepare)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(refused())
+        await account.until(lambda: chain.pool)
+        other = tasks.create_task(account.execute("complete/8", "complete"))
+        await account.until(lambda: len(chain.pool) == 2)
+        chain.base_fee = 30
+        chain.mine(QUICK.replace_after_blocks)
+        await account.until(lambda: KEY in account.queue._troubles)
+        chain.base_fee = 10
+        chain.mine()
+    assert other.result().key == "complete/8"
+    await account.until(lambda: KEY in account.ledger.mined)
+
+
 async def test_gas_above_the_cap_signs_nothing(account):
     account.chain.base_fee = 1001
     with pytest.raises(Unavailable, match=r"above chain\.max_fee_gwei"):
