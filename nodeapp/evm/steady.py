@@ -2,16 +2,18 @@
 
 `survey()` asks every endpoint that is awake for its newest block, takes the highest block that most
 have, and lets them vote on the hash of the confirmed one. Until the next survey all reads go to one
-endpoint of the majority and "latest" means the agreed block. Logs are compared with a second
-endpoint: one that leaves events out, or makes them up, is noticed.
+endpoint of the majority and "latest" means the agreed block. Logs and what contracts tell are
+compared with a second endpoint: one that leaves something out, or makes it up, is noticed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import operator
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from nodeapp.core.errors import Rejected, Unavailable
 from nodeapp.core.units import BlockNumber
@@ -20,12 +22,14 @@ from nodeapp.evm.endpoint import Endpoint
 from nodeapp.evm.errors import Disagreement
 from nodeapp.evm.provider import Provider
 from nodeapp.evm.reading import read_block
-from nodeapp.evm.rpc import Block, BlockTag, log_identity
+from nodeapp.evm.rpc import Block, BlockTag, Decode, Decoded, log_identity
 
 MOST_LINKS = 2000
 """A longer gap is not looked at block by block: we were away for long."""
 SURVEY_SECONDS = 10.0
 """Between surveys only the endpoint in use is asked whether there is a new block."""
+
+Told = TypeVar("Told")
 
 
 class SteadyProvider(Provider):
@@ -90,19 +94,63 @@ class SteadyProvider(Provider):
         self, query: Mapping[str, object], first: BlockNumber, last: BlockNumber
     ) -> tuple[Mapping[str, Any], ...]:
         """Raw logs that two endpoints tell alike; those of one where there is only one."""
-        answers = [await super().logs(query, first, last)]
-        for witness in self._witnesses:
+        mine = await super().logs(query, first, last)
+        return await self._confirmed_by_another(
+            mine,
+            lambda witness: witness.logs(query, first, last),
+            _same,
+            f"events of blocks {first} to {last}",
+        )
+
+    async def call(
+        self,
+        method: str,
+        params: Sequence[object],
+        decode: Decode[Decoded],
+        *,
+        subject: str = "",
+        needs_block: BlockTag | None = None,
+    ) -> Decoded:
+        """The decoded result; what a contract tells of a block is asked of two endpoints."""
+        ask = partial(
+            Provider.call,
+            method=method,
+            params=params,
+            decode=decode,
+            subject=subject,
+            needs_block=needs_block,
+        )
+        mine = await ask(self)
+        if method != "eth_call" or not isinstance(needs_block, int):
+            return mine
+        return await self._confirmed_by_another(
+            mine, ask, operator.eq, f"{subject} at block {needs_block}"
+        )
+
+    async def _confirmed_by_another(
+        self,
+        mine: Told,
+        ask: Callable[[Provider], Awaitable[Told]],
+        is_same: Callable[[Told, Told], bool],
+        subject: str,
+    ) -> Told:
+        """What two endpoints tell alike; what the one in use tells where there is no other.
+
+        Raises:
+            Disagreement: no two tell the same.
+        """
+        answers = [mine]
+        for endpoint in self._witnesses:
             try:
-                other = await self._provider.pinned_to((witness,)).logs(query, first, last)
+                other = await ask(self._provider.pinned_to((endpoint,)))
             except (Unavailable, Rejected):
-                continue  # It failed by itself, which says nothing about the logs.
-            if any(_same(other, known) for known in answers):
+                continue  # It failed by itself, which says nothing about the answer.
+            if any(is_same(other, known) for known in answers):
                 return other
             answers.append(other)
         if len(answers) > 1:
-            counts = " and ".join(str(len(answer)) for answer in answers)
-            self._disagree(f"rpc endpoints tell {counts} events for blocks {first} to {last}")
-        return answers[0]
+            self._disagree(f"rpc endpoints disagree on the {subject}")
+        return mine
 
     def _disagree(self, text: str) -> None:
         self.disagreement = text

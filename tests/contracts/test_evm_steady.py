@@ -15,11 +15,12 @@ from nodeapp.devnet.main import Devnet
 from nodeapp.devnet.provision import provision_renter
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.calls import send_native
+from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.errors import Disagreement
 from nodeapp.evm.provider import Provider
 from nodeapp.evm.steady import SteadyProvider
 from nodeapp.evm.transactions import Transactions
-from tests.fakes.fault_proxy import BEHIND_BLOCKS, FAULTS, FaultProxy
+from tests.fakes.fault_proxy import BEHIND_BLOCKS, FAULTS, FORGED_READS, FaultProxy
 
 CALL_SECONDS = 0.4
 
@@ -142,7 +143,7 @@ async def test_two_that_tell_different_events_stop_the_following(two) -> None:
     await two.mine()
     await two.steady.survey(0)
     two.proxies[0].set("missing_logs")
-    with pytest.raises(Disagreement, match="events for blocks 0 to"):
+    with pytest.raises(Disagreement, match="disagree on the events of blocks 0 to"):
         await two.logs()
     two.proxies[0].set("")
     await two.steady.survey(0)
@@ -279,3 +280,26 @@ async def test_a_receipt_that_one_endpoint_denies_is_found_at_another(two) -> No
     transactions = Transactions(two.provider, poll_seconds=0.02)
     receipt = await transactions.send(send_native(two.devnet.owner.address, Wei(1)), wallet)
     assert receipt.succeeded
+
+
+async def _next_job_id(chain: Following) -> int:
+    contracts = Contracts(chain.steady, chain.devnet.deployment)
+    return await contracts.next_job_id((await chain.steady.block()).number)
+
+
+async def test_what_a_contract_tells_is_asked_of_two(two) -> None:
+    await two.steady.survey(0)
+    truth = await _next_job_id(two)
+    two.proxies[0].set(FORGED_READS)
+    with pytest.raises(Disagreement, match="disagree on the nextJobId at block"):
+        await _next_job_id(two)
+    two.proxies[0].set("down")
+    await two.steady.survey(0)
+    assert await _next_job_id(two) == truth
+
+
+async def test_of_three_that_read_a_contract_two_are_believed(three) -> None:
+    await three.steady.survey(0)
+    truth = await _next_job_id(three)
+    three.proxies[0].set(FORGED_READS)
+    assert await _next_job_id(three) == truth

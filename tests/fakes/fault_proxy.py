@@ -27,6 +27,8 @@ LIES = (
     "small_ranges",
     "wrong_shape",
 )
+FORGED_READS = "forged_reads"
+"""Not among FAULTS: from one endpoint alone nobody can tell it from the truth."""
 FAULTS = (*TRANSPORT_FAULTS, *LIES)
 AHEAD_BLOCKS = 1000
 BEHIND_BLOCKS = 3
@@ -199,6 +201,8 @@ def _bent(method: str, answer: dict[str, Any], fault: str) -> dict[str, Any]:
         return {"result": None}
     if fault == "other_hash" and method in HEADER_METHODS:
         return {"result": {**result, "hash": _other(result["hash"])}}
+    if fault == FORGED_READS and method == "eth_call" and len(result) > 2:
+        return {"result": result[:-2] + f"{int(result[-2:], 16) ^ 1:02x}"}
     if method != "eth_getLogs":
         return answer
     if fault == "duplicated_logs":
