@@ -146,6 +146,7 @@ class Watcher:
             from_block=cursor.block_number if cursor else None,
             to_block=rewound.block_number,
         )
+        self._refused.clear()  # another session may get the number
         await self._ledger.record(rewound)
 
     async def _take_in(self, first: BlockNumber, end: BlockNumber, newest: Block) -> None:

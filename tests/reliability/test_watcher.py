@@ -308,3 +308,8 @@ async def test_terms_that_cannot_be_stored_are_passed_over_and_others_go_on(chai
     await chain.watcher.step()
     assert sorted(chain.ledger.sessions) == [8]
     assert chain.ledger.cursor.block_number == 11
+    chain.contracts.session = plain
+    chain.blocks.fork(from_block=3, branch="b")
+    chain.blocks.head += 1
+    await chain.watcher.step()
+    assert sorted(chain.ledger.sessions) == [JOB, 8], "after a reorg the number may be another's"
