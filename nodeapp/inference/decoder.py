@@ -139,7 +139,7 @@ class Decoder:
         self._cost: SpeculationCost | None = None
         self._meter = SpeedMeter()
         self.load = Load()
-        """Replaced whole after every step; any thread may read it."""
+        """Replaced whole now and then; any thread may read it."""
         self._requests: dict[int, _Request] = {}
         self._events: list[tuple[int, Event]] = []
         self._is_urgent = False
@@ -181,17 +181,15 @@ class Decoder:
 
     def _take_commands(self) -> bool:
         """Handle what has come; blocks while there is nothing to compute. False: Stop."""
-        while True:
+        while self._is_idle or not self._commands.empty():
             try:
-                if self._is_idle:
-                    command = self._commands.get(timeout=self._patience_seconds())
-                else:
-                    command = self._commands.get_nowait()
+                command = self._commands.get(timeout=self._patience_seconds())
             except queue.Empty:
                 return True
             self._is_idle = False
             if not self._handle(command):
                 return False
+        return True
 
     def _handle(self, command: Command) -> bool:
         match command:
@@ -256,15 +254,6 @@ class Decoder:
         if self._apply_memory(step) and step.rows:
             self._compute(step)
             self._measure(step, self._clock.monotonic_seconds() - began)
-        self.load = self._meter.load(
-            waiting=self._scheduler.waiting,
-            running=self._scheduler.running,
-            prefill_tokens=self._scheduler.prefill_tokens,
-        )
-        self._metrics.running.set(self._scheduler.running)
-        self._metrics.waiting.set(self._scheduler.waiting)
-        self._metrics.kv_tokens.set(self._scheduler.kv_tokens)
-        self._metrics.kv_usage.set(self._scheduler.kv_tokens / self._limits.scheduler.kv_tokens)
         self._send()
 
     def _measure(self, step: Step, seconds: float) -> None:
@@ -276,10 +265,25 @@ class Decoder:
     def _send(self) -> None:
         """First and last tokens at once, and all there is before the thread waits."""
         now = self._clock.monotonic_seconds()
-        is_time = self._is_urgent or self._is_idle or now - self._sent_at >= GATHER_SECONDS
-        if self._events and is_time:
+        if not (self._is_urgent or self._is_idle or now - self._sent_at >= GATHER_SECONDS):
+            return
+        self._publish()
+        self._sent_at = now
+        if self._events:
             self._post(self._events)
-            self._events, self._is_urgent, self._sent_at = [], False, now
+            self._events, self._is_urgent = [], False
+
+    def _publish(self) -> None:
+        """Tell the figures of the moment; every time would cost as much as choosing a token."""
+        self.load = self._meter.load(
+            waiting=self._scheduler.waiting,
+            running=self._scheduler.running,
+            prefill_tokens=self._scheduler.prefill_tokens,
+        )
+        self._metrics.running.set(self._scheduler.running)
+        self._metrics.waiting.set(self._scheduler.waiting)
+        self._metrics.kv_tokens.set(self._scheduler.kv_tokens)
+        self._metrics.kv_usage.set(self._scheduler.kv_tokens / self._limits.scheduler.kv_tokens)
 
     def _apply_memory(self, step: Step) -> bool:
         """False: a model that cannot drop a part of a sequence lost it all; plan again."""

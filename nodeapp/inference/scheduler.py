@@ -235,7 +235,9 @@ class Scheduler:
         if decode:
             drafts = sum(row.drafts for row in rows)
             budget = max(0, self._limits.prefill_tokens_while_decoding - drafts)
-        rows += self._prefill([running for running in active if running.remaining > 1], budget)
+        prefill = [running for running in active if running.remaining > 1]
+        if prefill:
+            rows += self._prefill(prefill, budget)
         step = Step(tuple(self._memory), tuple(rows), tuple(self._reused))
         self._memory, self._reused = [], []
         return step
@@ -316,7 +318,11 @@ class Scheduler:
         )
 
     def _admit_all(self) -> None:
-        while len(self._running) < self._limits.max_sequences and not self._has_no_room:
+        while (
+            self._renters
+            and len(self._running) < self._limits.max_sequences
+            and not self._has_no_room
+        ):
             chosen = self._next()
             if chosen is None:
                 return
