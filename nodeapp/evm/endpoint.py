@@ -19,7 +19,7 @@ from web3.types import RPCEndpoint
 
 from nodeapp.core.errors import InvalidRequest, Rejected, Unavailable
 from nodeapp.evm.errors import WrongShape
-from nodeapp.evm.health import Health, LogSpan, TokenBucket
+from nodeapp.evm.health import LONGEST_REST_SECONDS, Health, LogSpan, TokenBucket
 from nodeapp.evm.rpc import (
     METHOD_MISSING,
     Block,
@@ -34,6 +34,8 @@ from nodeapp.evm.rpc import (
 )
 
 MAX_ANSWER_BYTES = 64 << 20
+LIMITED_SECONDS = 5.0
+"""An endpoint over its rate limit that does not say how long is left alone for so long."""
 NO_BLOCK = -1
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _RETRY_LATER = frozenset({429, 503})
@@ -174,7 +176,8 @@ class Endpoint:
             now, jitter=secrets.randbelow(1000) / 1000, retry_after_seconds=retry_after_seconds
         )
         if must_rest or retry_after_seconds:
-            self._must_rest_until = self.health.rests_until
+            asked = min(retry_after_seconds or LIMITED_SECONDS, LONGEST_REST_SECONDS)
+            self._must_rest_until = now + asked
 
     def saw(self, block: Block | None) -> None:
         """Remember the newest block it told."""

@@ -49,13 +49,15 @@ class Health:
             jitter: 0 to 1, by chance: nodes that lost the same endpoint must not return at once.
             retry_after_seconds: what the endpoint asked for, 0 if nothing.
         """
-        rest: float = min(LONGEST_REST_SECONDS, FIRST_REST_SECONDS * 2.0 ** min(self.failures, 10))
+        # Requests that were under way together fail together: that is one failure.
+        failures = self.failures + (0 if self.is_resting(now) else 1)
+        rest: float = min(LONGEST_REST_SECONDS, FIRST_REST_SECONDS * 2.0 ** min(failures - 1, 10))
         rest = max(rest * (0.5 + jitter / 2), min(retry_after_seconds, LONGEST_REST_SECONDS))
         return replace(
             self,
             error_rate=self.error_rate + ERROR_WEIGHT * (1 - self.error_rate),
-            failures=self.failures + 1,
-            rests_until=now + rest,
+            failures=failures,
+            rests_until=max(self.rests_until, now + rest),
         )
 
     def cost(self, place: int, *, is_current: bool) -> float:

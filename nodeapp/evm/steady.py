@@ -24,8 +24,8 @@ from nodeapp.evm.provider import Provider
 from nodeapp.evm.reading import read_block
 from nodeapp.evm.rpc import Block, BlockTag, Decode, Decoded, log_identity
 
-MOST_LINKS = 2000
-"""A longer gap is not looked at block by block: we were away for long."""
+MOST_LINKS, FIRST_LINKS = 64, 8
+"""So many of the newest blocks must hang together: after a pause, and at the first look."""
 SURVEY_SECONDS = 10.0
 """Between surveys only the endpoint in use is asked whether there is a new block."""
 
@@ -213,8 +213,9 @@ class SteadyProvider(Provider):
 
         A reorganisation is no lie: only the new blocks must hang together.
         """
-        first = head.number - 1 if self._head is None else self._head.number
-        if not 1 < head.number - first <= MOST_LINKS:
+        known = head.number - FIRST_LINKS if self._head is None else self._head.number
+        first = max(known, head.number - MOST_LINKS, 0)
+        if head.number - first <= 1:
             return
         numbers = [BlockNumber(number) for number in range(first + 1, head.number)]
         between = await self._provider.pinned_to((leader,)).blocks(numbers)

@@ -17,13 +17,21 @@ from nodeapp.evm.health import (
 
 
 def test_rests_double_and_end_with_an_answer() -> None:
-    health, rests = Health(), []
+    health, rests, now = Health(), [], 100.0
     for _ in range(9):
-        health = health.failed(100.0, jitter=1.0)
-        rests.append(health.rests_until - 100.0)
+        health = health.failed(now, jitter=1.0)
+        rests.append(health.rests_until - now)
+        now = health.rests_until
     assert rests[:3] == [FIRST_REST_SECONDS, 2 * FIRST_REST_SECONDS, 4 * FIRST_REST_SECONDS]
     assert rests[-1] == LONGEST_REST_SECONDS
     assert not health.succeeded(0.1).is_resting(100.0)
+
+
+def test_requests_that_fail_together_count_once() -> None:
+    once = Health().failed(100.0, jitter=1.0)
+    together = once.failed(100.1, jitter=0.0).failed(100.2, jitter=0.5)
+    assert together.failures == once.failures == 1
+    assert together.rests_until >= once.rests_until
 
 
 @given(st.floats(0, 1), st.floats(0, 1e6), st.integers(0, 40))

@@ -171,7 +171,7 @@ async def test_the_confirmed_block_is_voted_on(two) -> None:
     head = await two.mine(10)
     await two.steady.survey(3)
     asked = [proxy.methods.count("eth_getBlockByNumber") for proxy in two.proxies]
-    assert asked == [2, 2]
+    assert asked[1 - two.leader] == 2  # newest block and confirmed block
     assert (await two.steady.block()).number == head
 
 
@@ -303,3 +303,11 @@ async def test_of_three_that_read_a_contract_two_are_believed(three) -> None:
     truth = await _next_job_id(three)
     three.proxies[0].set(FORGED_READS)
     assert await _next_job_id(three) == truth
+
+
+async def test_the_first_head_of_all_must_hang_together_too(devnet) -> None:
+    async with following(devnet, 1) as one:
+        await one.mine(3)
+        one.proxies[0].set("ahead")
+        with pytest.raises(Unavailable, match="does not follow"):
+            await one.steady.survey(0)
