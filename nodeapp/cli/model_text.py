@@ -12,9 +12,9 @@ import msgspec
 from nodeapp.core.errors import Unavailable
 from nodeapp.core.model_card import model_id
 from nodeapp.inference.catalogue import CatalogueEntry
-from nodeapp.inference.download import Progress
 from nodeapp.rpc.inference import InferenceClient
 from nodeapp.service.clock import SystemClock
+from nodeapp.service.download import Progress
 from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import Settings
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected
 from nodeapp.inference.catalogue import CatalogueEntry, checked_name, name_of_file
 from nodeapp.inference.chat import ChatRenderer, ControlText
-from nodeapp.inference.download import CHUNK_BYTES, Fetched, Progress, Wanted, download
 from nodeapp.inference.gguf import GgufHeader, read_header
 from nodeapp.inference.model_source import FileSource, Source, WebSource
 from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.probe import Prober, Verdict
+from nodeapp.service.download import CHUNK_BYTES, Fetched, Progress, Wanted, download
 from nodeapp.store.lock import FileLock
 from nodeapp.wire.ipc_inference import ChatMessage
 

@@ -9,8 +9,8 @@ import pytest_asyncio
 from blake3 import blake3
 
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, TooLarge, Unavailable
-from nodeapp.inference import download as downloads
-from nodeapp.inference.download import Wanted, download
+from nodeapp.service import download as downloads
+from nodeapp.service.download import Wanted, download
 from tests.fakes.file_server import FileServer
 
 DATA = bytes(range(256)) * 2000

@@ -1,0 +1,452 @@
+"""An update from its offer to its blessing, as a state machine of plain values.
+
+    idle → checking → idle (a release is available)
+    idle → downloading → verified → installing → draining → snapshotting → arming → reboot_pending
+    reboot_pending → booted → blessed | rolled_back (and the version is blacklisted)
+
+Until `arming` nothing that starts at the next boot has changed: an interruption leads back to
+idle, and the same command goes on from the files that are there. From `reboot_pending` on, the
+version that is left (`current`) stays whole until the new one is blessed; every boot of the new
+one costs a try. The other slot is filled while the node still serves; it is drained last.
+
+Rules: a version is offered only when it is newer than every version that was ever blessed here
+and not blacklisted; a hold stops everything but a rollback; only a release that was blessed
+here before can be rolled back to. Whoever runs this journals the state before the effects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import assert_never
+
+from nodeapp.core.errors import InvalidRequest, Rejected
+from nodeapp.core.release import Release, is_newer, version_key
+
+MAX_TRIES = 3
+"""Boots of a new release that may end without a verdict (power cut, hang) before it is given up."""
+MAX_BLACKLIST = 64
+"""The oldest entries go first; they are older than what is offered."""
+MAX_REASON_CHARACTERS = 400
+
+
+class Phase(StrEnum):
+    """Where an update stands."""
+
+    IDLE = "idle"
+    CHECKING = "checking"
+    DOWNLOADING = "downloading"
+    VERIFIED = "verified"
+    INSTALLING = "installing"
+    DRAINING = "draining"
+    SNAPSHOTTING = "snapshotting"
+    ARMING = "arming"
+    REBOOT_PENDING = "reboot_pending"
+    BOOTED = "booted"
+    BLESSED = "blessed"
+    ROLLED_BACK = "rolled_back"
+
+
+STEPS = (
+    Phase.DOWNLOADING,
+    Phase.VERIFIED,
+    Phase.INSTALLING,
+    Phase.DRAINING,
+    Phase.SNAPSHOTTING,
+    Phase.ARMING,
+    Phase.REBOOT_PENDING,
+)
+"""Of an update, in order."""
+RESTING = (Phase.IDLE, Phase.BLESSED, Phase.ROLLED_BACK)
+"""Nothing is under way."""
+TRIAL = (Phase.REBOOT_PENDING, Phase.BOOTED)
+"""The next boot is the candidate's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A version that is not installed again, and why."""
+
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateState:
+    """All that must outlive a power cut."""
+
+    current: str
+    """The blessed version: what starts when nothing is on trial."""
+    phase: Phase = Phase.IDLE
+    available: Release | None = None
+    """Newest acceptable offer of the last check."""
+    candidate: Release | None = None
+    """What is being installed or on trial."""
+    previous: str = ""
+    """What was blessed before `current`; a rollback goes there."""
+    newest: str = ""
+    """Newest version ever blessed here; older ones are a downgrade."""
+    tries_left: int = 0
+    blacklist: tuple[Refused, ...] = ()
+    is_held: bool = False
+    gpus: int = 0
+    """GPUs seen by the last blessed start: fewer fail the gate."""
+    reason: str = ""
+    """Why the last attempt ended; "" when it went well."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAsked:
+    """Look what the channel offers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseFound:
+    """The signed metadata names this one; None: nothing for this kind of installation."""
+
+    release: Release | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyAsked:
+    """Install what is available."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The step of this phase is finished and on disk."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The step under way failed; a release that cannot be made to work is refused for good."""
+
+    reason: str
+    is_release_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The node starts and this version runs it: ends what an interruption left open."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBegan:
+    """The candidate is about to be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatePassed:
+    """The candidate is healthy; `gpus` are there."""
+
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class GateFailed:
+    """The candidate is not healthy."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldSet:
+    """Stop or allow updates."""
+
+    is_held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAsked:
+    """Go back to the previous release."""
+
+
+Change = (
+    CheckAsked
+    | ReleaseFound
+    | ApplyAsked
+    | StepDone
+    | StepFailed
+    | Started
+    | TrialBegan
+    | GatePassed
+    | GateFailed
+    | HoldSet
+    | RollbackAsked
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchMetadata:
+    """Read and verify what the channel offers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Fetch every artefact, compare with the signed hashes."""
+
+    release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Fill the slot that does not run."""
+
+    release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no new work, finish what is paid for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Copy the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Let the next boot be the candidate's."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """End the running node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Serve again after a drain that led nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bless:
+    """The candidate is what starts from now on; `previous` is kept, older ones go."""
+
+    version: str
+    previous: str
+
+
+@dataclass(frozen=True, slots=True)
+class FallBack:
+    """`version` starts again; the failed one goes."""
+
+    version: str
+    failed: str
+
+
+Effect = (
+    FetchMetadata
+    | Download
+    | Install
+    | Drain
+    | Snapshot
+    | Arm
+    | Restart
+    | Resume
+    | Bless
+    | FallBack
+)
+Next = tuple[UpdateState, tuple[Effect, ...]]
+
+
+def why_not(state: UpdateState, release: Release) -> str:
+    """Why this release is not for this node; "" when it is."""
+    newest = state.newest or state.current
+    for refused in state.blacklist:
+        if refused.version == release.version:
+            return f"{release.version} is blacklisted: {refused.reason}"
+    if not is_newer(release.version, newest):
+        return f"{release.version} is not newer than {newest}, which was installed here"
+    if release.least_from and is_newer(release.least_from, state.current):
+        return f"{release.version} needs {release.least_from} or later, {state.current} runs"
+    return ""
+
+
+def apply(state: UpdateState, change: Change) -> Next:
+    """One step.
+
+    Raises:
+        Rejected: it may not be done now; says why.
+    """
+    match change:
+        case CheckAsked() | ApplyAsked() | HoldSet() | RollbackAsked():
+            return _asked(state, change)
+        case ReleaseFound(release):
+            return _found(state, release)
+        case StepDone(phase):
+            return _done(state, phase)
+        case StepFailed():
+            return _failed(state, change)
+        case Started(version):
+            return _started(state, version)
+        case TrialBegan() | GatePassed() | GateFailed():
+            return _trial(state, change)
+        case _:
+            assert_never(change)
+
+
+def _asked(state: UpdateState, change: CheckAsked | ApplyAsked | HoldSet | RollbackAsked) -> Next:
+    if isinstance(change, HoldSet):
+        return replace(state, is_held=change.is_held), ()
+    if state.phase not in RESTING:
+        raise Rejected(f"an update is under way: {state.phase}; see `fabstir-node update status`")
+    match change:
+        case CheckAsked():
+            return replace(state, phase=Phase.CHECKING, reason=""), (FetchMetadata(),)
+        case ApplyAsked():
+            return _begin(state)
+        case RollbackAsked():
+            return _roll_back(state)
+        case _:
+            assert_never(change)
+
+
+def _begin(state: UpdateState) -> Next:
+    if state.is_held:
+        raise Rejected("updates are held; `fabstir-node update unhold` allows them")
+    release = state.available
+    if release is None:
+        raise Rejected("no newer release is known; `fabstir-node update check` looks for one")
+    if refusal := why_not(state, release):
+        raise Rejected(refusal)
+    begun = replace(state, phase=Phase.DOWNLOADING, candidate=release, reason="")
+    return begun, (Download(release),)
+
+
+def _roll_back(state: UpdateState) -> Next:
+    if not state.previous:
+        raise Rejected(f"{state.current} is the only release that was blessed here")
+    target = Release(state.previous, "", "rollback by the operator", ())
+    begun = replace(state, phase=Phase.DRAINING, candidate=target, reason="")
+    return begun, (Drain(),)
+
+
+def _found(state: UpdateState, release: Release | None) -> Next:
+    _require(state, Phase.CHECKING)
+    if release is None:
+        return replace(state, phase=Phase.IDLE, available=None), ()
+    refusal = why_not(state, release)
+    offered = None if refusal else release
+    # The version that runs is what a channel normally offers: nothing to tell a person.
+    reason = "" if release.version == state.current else refusal
+    return replace(state, phase=Phase.IDLE, available=offered, reason=reason), ()
+
+
+def _done(state: UpdateState, phase: Phase) -> Next:
+    _require(state, phase)
+    release = state.candidate
+    if release is None or phase not in STEPS[:-1]:
+        raise InvalidRequest(f"no step ends in phase {phase}")
+    following = STEPS[STEPS.index(phase) + 1]
+    effects: dict[Phase, tuple[Effect, ...]] = {
+        Phase.VERIFIED: (),
+        Phase.INSTALLING: (Install(release),),
+        Phase.DRAINING: (Drain(),),
+        Phase.SNAPSHOTTING: (Snapshot(),),
+        Phase.ARMING: (Arm(release.version),),
+        Phase.REBOOT_PENDING: (Restart(),),
+    }
+    tries = MAX_TRIES if following is Phase.REBOOT_PENDING else 0
+    return replace(state, phase=following, tries_left=tries), effects[following]
+
+
+def _failed(state: UpdateState, change: StepFailed) -> Next:
+    if state.phase in (*RESTING, *TRIAL):
+        raise InvalidRequest(f"no step is under way in phase {state.phase}")
+    effects: tuple[Effect, ...] = ()
+    if state.phase in (Phase.DRAINING, Phase.SNAPSHOTTING, Phase.ARMING):
+        effects = (Resume(),)
+    ended = replace(
+        state, phase=Phase.IDLE, candidate=None, reason=change.reason[:MAX_REASON_CHARACTERS]
+    )
+    if change.is_release_bad and state.candidate is not None:
+        ended = _blacklisted(ended, state.candidate.version, change.reason)
+    return ended, effects
+
+
+def _started(state: UpdateState, version: str) -> Next:
+    """`version` decides: the boot loader may have started either slot."""
+    candidate = state.candidate.version if state.candidate else ""
+    if state.phase in (*TRIAL, Phase.ARMING) and version == candidate != state.current:
+        return replace(state, phase=Phase.BOOTED, tries_left=max(0, state.tries_left - 1)), ()
+    if state.phase in TRIAL:
+        return _fall_back(state, f"{version} was started instead of {candidate}")
+    if state.phase in RESTING:
+        return replace(state, current=state.current or version), ()
+    ended = replace(state, phase=Phase.IDLE, candidate=None)
+    if state.phase is Phase.CHECKING:
+        return ended, ()
+    return replace(ended, reason=f"interrupted while {state.phase}; apply it again"), ()
+
+
+def _trial(state: UpdateState, change: TrialBegan | GatePassed | GateFailed) -> Next:
+    if state.phase not in TRIAL or state.candidate is None:
+        raise InvalidRequest(f"no release is on trial in phase {state.phase}")
+    match change:
+        case TrialBegan():
+            if state.tries_left == 0:
+                return _fall_back(state, f"no verdict after {MAX_TRIES} starts")
+            return replace(state, phase=Phase.BOOTED, tries_left=state.tries_left - 1), ()
+        case GatePassed(gpus):
+            return _bless(state, state.candidate.version, gpus)
+        case GateFailed(reason):
+            return _fall_back(state, reason)
+        case _:
+            assert_never(change)
+
+
+def _bless(state: UpdateState, version: str, gpus: int) -> Next:
+    newest = version if is_newer(version, state.newest or state.current) else state.newest
+    blessed = replace(
+        state,
+        phase=Phase.BLESSED,
+        current=version,
+        previous=state.current,
+        newest=newest or state.current,
+        candidate=None,
+        available=None,
+        tries_left=0,
+        gpus=gpus,
+        reason="",
+    )
+    if version == state.previous:
+        # What was left by an operator's rollback is not offered again by the next check.
+        left = _blacklisted(blessed, state.current, "rolled back by the operator")
+        blessed = replace(left, previous="")
+        return blessed, (Bless(version, state.current),)
+    return blessed, (Bless(version, state.current),)
+
+
+def _fall_back(state: UpdateState, reason: str) -> Next:
+    failed = state.candidate.version if state.candidate else ""
+    ended = replace(
+        state,
+        phase=Phase.ROLLED_BACK,
+        candidate=None,
+        available=None,
+        tries_left=0,
+        reason=f"{failed} was rolled back: {reason}"[:MAX_REASON_CHARACTERS],
+    )
+    if failed == state.previous:
+        ended = replace(ended, previous="")
+    return _blacklisted(ended, failed, reason), (FallBack(state.current, failed),)
+
+
+def _blacklisted(state: UpdateState, version: str, reason: str) -> UpdateState:
+    kept = [refused for refused in state.blacklist if refused.version != version]
+    kept.append(Refused(version, reason[:MAX_REASON_CHARACTERS]))
+    kept.sort(key=lambda refused: version_key(refused.version))
+    return replace(state, blacklist=tuple(kept[-MAX_BLACKLIST:]))
+
+
+def _require(state: UpdateState, phase: Phase) -> None:
+    if state.phase is not phase:
+        raise InvalidRequest(f"phase is {state.phase}, not {phase}")
