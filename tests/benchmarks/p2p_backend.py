@@ -49,9 +49,9 @@ DEPOSIT = BaseUnits(1_000_000_000)
 PRICE = PricePerToken(2000)
 
 
-def host_wallet() -> Wallet:
-    """Fixed, so that every process of the benchmark knows it."""
-    return _wallet("bench host")
+def host_wallet(name: str = "") -> Wallet:
+    """Fixed, so that every process of the benchmark knows it; names are for further hosts."""
+    return _wallet(f"bench host {name}".strip())
 
 
 def renter_wallet(number: int) -> Wallet:
@@ -66,9 +66,9 @@ def _wallet(name: str) -> Wallet:
 class Chain:
     """The chain process without a chain: sessions are there from the start."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, wallet: Wallet) -> None:
         self._desk = Desk(ledger, SystemClock())
-        self._wallet = host_wallet()
+        self._wallet = wallet
 
     def routes(self) -> list[web.RouteDef]:
         desk = self._desk
@@ -154,17 +154,20 @@ class Engine:
         yield Finished("length", request.max_tokens)
 
 
-async def serve(directory: Path, renters: int, tokens_per_second: float) -> None:
+async def serve(
+    directory: Path, renters: int, tokens_per_second: float, host_name: str = ""
+) -> None:
     """Until the process is ended."""
     run = directory / "run"
     run.mkdir(parents=True, exist_ok=True)
-    host = host_wallet().address
+    wallet = host_wallet(host_name)
+    host = wallet.address
     ledger = await Ledger.open(
         directory / "bench.journal", owner=host, marker=directory / "bench.marker"
     )
     await ledger.record(*(opened(number, host) for number in range(1, renters + 1)))
     engine = Engine(tokens_per_second)
-    for name, routes in (("chain", Chain(ledger).routes()), ("inference", engine.routes())):
+    for name, routes in (("chain", Chain(ledger, wallet).routes()), ("inference", engine.routes())):
         app = web.Application(middlewares=[errors_to_replies], client_max_size=16 << 20)
         app.add_routes(routes)
         runner = web.AppRunner(app, handler_cancellation=True)
