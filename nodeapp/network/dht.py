@@ -20,6 +20,7 @@ import trio
 from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.network.bridge import Bridge
+from nodeapp.network.providers import bound_providers
 from nodeapp.network.resolve import resolved
 from nodeapp.network.settings import KAD_PROTOCOL_ID, DhtMode, NetworkSettings, RecordRule
 
@@ -210,9 +211,15 @@ class Dht:
         self._peers_changed = trio.Event()
 
     async def _refresh(self) -> int:
-        # It also dials peers that are only known by name, and waits for the silent ones.
-        with trio.move_on_after(REFRESH_SECONDS):
-            await self._kad.refresh_routing_table()
+        if self._settings.dht_mode is DhtMode.CLIENT:
+            # Whoever serves nobody needs no full table: each lookup finds its way from here.
+            with trio.move_on_after(REFRESH_SECONDS):
+                for peer in self._kad.host.get_connected_peers():
+                    await self._kad.add_peer(peer)
+        else:
+            # It also dials peers that are only known by name, and waits for the silent ones.
+            with trio.move_on_after(REFRESH_SECONDS):
+                await self._kad.refresh_routing_table()
         return int(self._kad.get_routing_table_size())
 
     async def _provide(self, key: str, deadline_seconds: float) -> bool:
@@ -348,6 +355,7 @@ def _new_kad(library_host: Any, settings: NetworkSettings) -> Any:  # noqa: ANN4
     mode = settings.dht_mode
     library_mode = DHTMode.SERVER if mode is DhtMode.SERVER else DHTMode.CLIENT
     kad = KadDHT(library_host, library_mode, strict_validation=True)
+    bound_providers(kad)
     for namespace, rule in settings.record_rules.items():
         kad.register_validator(namespace, _validator(rule))
     if mode is DhtMode.SERVER and KAD_PROTOCOL_ID not in map(
