@@ -25,8 +25,6 @@ from nodeapp.network.settings import PROCESS_ENVIRONMENT
 
 os.environ.update(PROCESS_ENVIRONMENT)  # before libp2p is imported
 
-import libp2p.kad_dht.kad_dht
-import libp2p.pubsub.gossipsub
 import psutil
 
 from nodeapp.core.errors import Unavailable

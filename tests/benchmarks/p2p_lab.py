@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nodeapp.service.lifecycle import die_with_parent
 
@@ -80,7 +80,7 @@ class Child:
     def tell(self, message: object) -> None:
         self.pipe.send(message)
 
-    def heard(self, seconds: float) -> Any:  # noqa: ANN401 - whatever the program says
+    def heard(self, seconds: float) -> Any:
         """What it says next."""
         if not self.pipe.poll(seconds):
             raise TimeoutError(f"{self.log.stem} says nothing for {seconds:g} s; see its log")
@@ -154,7 +154,7 @@ class Lab:
     children: list[Child] = field(default_factory=list)
     switch: Child | None = None
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *failure: object) -> None:

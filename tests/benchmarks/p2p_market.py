@@ -133,7 +133,7 @@ class ScriptedRegistry(Contracts):
         await asyncio.sleep(self._seconds)
         return host in self._hosts
 
-    async def model_price(self, host: Address, *_more: object) -> Any:  # type: ignore[override] # noqa: ANN401
+    async def model_price(self, host: Address, *_more: object) -> Any:  # type: ignore[override]
         await asyncio.sleep(self._seconds)
         if host not in self._hosts:
             raise NotFound(f"host {host} has no price")
@@ -168,7 +168,7 @@ class TimedStandings(Standings):
         self._begun = time.monotonic()
         self.found_after: list[float] = []
 
-    def met(self, *words: Any, **more: Any) -> None:  # noqa: ANN401
+    def met(self, *words: Any, **more: Any) -> None:
         self.found_after.append(time.monotonic() - self._begun)
         super().met(*words, **more)
 
