@@ -153,19 +153,25 @@ class Dht:
             deadline_seconds + QUERY_SECONDS,
         )
 
-    async def find_providers(self, key: str, deadline_seconds: float = 20.0) -> list[ProviderInfo]:
+    async def find_providers(
+        self, key: str, deadline_seconds: float = 20.0, *, connected_only: bool = False
+    ) -> list[ProviderInfo]:
         """Ask the peers closest to a key, always the network, each provider once.
 
         Args:
             key: from wire/provider_key.py.
             deadline_seconds: for all of it.
+            connected_only: ask who is connected now and look for nobody closer; takes a round trip
+                or two where a lookup may wait for peers that are gone.
         Returns:
             At most PROVIDERS_MAX, unchecked; this host itself is left out.
         Raises:
             Unavailable: the deadline passed or the trio thread has ended.
         """
         return await self._bridge.call(
-            "find providers", lambda: self._find_providers(key), deadline_seconds
+            "find providers",
+            lambda: self._find_providers(key, connected_only=connected_only),
+            deadline_seconds,
         )
 
     async def put_value(self, key: str, value: bytes, deadline_seconds: float = 20.0) -> int:
@@ -233,7 +239,7 @@ class Dht:
                         await changed.wait()
         return is_taken
 
-    async def _find_providers(self, key: str) -> list[ProviderInfo]:
+    async def _find_providers(self, key: str, *, connected_only: bool) -> list[ProviderInfo]:
         from libp2p.kad_dht.kad_dht import _encode_key
 
         store = self._kad.provider_store
@@ -247,7 +253,10 @@ class Dht:
             found.add(answer)
             return bool(found.addresses)
 
-        await self._ask_closest(raw_key, ask)
+        if connected_only:
+            await self._ask(self._kad.host.get_connected_peers(), ask)
+        else:
+            await self._ask_closest(raw_key, ask)
         return found.providers()
 
     async def _put_value(self, key: str, value: bytes) -> int:
@@ -280,8 +289,10 @@ class Dht:
         return best[1] if best is not None else None
 
     async def _ask_closest(self, raw_key: bytes, ask: Callable[[Any], Awaitable[bool]]) -> None:
-        """`ask` every peer closest to the key; once one says True the slower get SETTLE_SECONDS."""
-        closest = await self._kad.peer_routing.find_closest_peers_network(raw_key)
+        await self._ask(await self._kad.peer_routing.find_closest_peers_network(raw_key), ask)
+
+    async def _ask(self, peers: Sequence[Any], ask: Callable[[Any], Awaitable[bool]]) -> None:
+        """`ask` every peer; once one says True the slower get SETTLE_SECONDS."""
         limiter = trio.CapacityLimiter(QUERIES_AT_ONCE)
         scope = trio.CancelScope()
 
@@ -295,7 +306,7 @@ class Dht:
 
         with scope:
             async with trio.open_nursery() as nursery:
-                for peer in closest:
+                for peer in peers:
                     if peer != self._kad.local_peer_id:
                         nursery.start_soon(one, peer)
 

@@ -91,7 +91,6 @@ class Discovery:
         self._contracts: Contracts = sources.contracts
         self._clock: Clock = sources.clock
         self._require_proofs = require_proofs
-        self._require_proofs = require_proofs
         self._reasons: dict[str, str] = {}
 
     async def find(self, model_id: ModelId, *, max_price: int) -> list[FoundHost]:

@@ -5,12 +5,15 @@ Any one of them is enough. What they say is a hint to be checked: a peer id and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
-from nodeapp.core.errors import InvalidRequest, NodeError, NotFound
+from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, leaves
 from nodeapp.core.ids import Address, ModelId, PeerId
 from nodeapp.evm.contracts import Contracts
 from nodeapp.network.host import Libp2pHost
@@ -26,6 +29,8 @@ from nodeapp.wire.provider_key import provider_key
 
 MAX_ADDRESSES = 8
 LIST_SECONDS = 5.0
+READ_AT_ONCE = 8
+"""Registrations; each is a read of the chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,16 @@ class Sources:
         return is_private_network(self.bootstrap)
 
     def all(self) -> Mapping[str, Source]:
-        """By name."""
+        """By name; what a silent bootstrap node heard must not be waited for by the others'."""
+        gossip = {
+            f"gossip {place}": partial(self._from_gossip, address)
+            for place, address in enumerate(self.bootstrap, 1)
+        }
         return {
             "memory": self._from_memory,
             "dht": self._from_dht,
             "registry": self._from_registry,
-            "gossip": self._from_gossip,
+            **gossip,
         }
 
     def allowed(self, hint: Hint) -> Hint:
@@ -97,29 +106,28 @@ class Sources:
     async def _from_dht(self, model_id: ModelId) -> AsyncIterator[Hint]:
         await self.host.dht.join(self.bootstrap)
         key = provider_key(model_id, self.contracts.deployment.chain_id)
-        for provider in await self.host.dht.find_providers(key):
-            addresses = provider.addresses or await self.published(provider.peer_id)
-            yield Hint(provider.peer_id, addresses, "dht")
+        # The whole lookup may wait for peers that are gone; what neighbours know comes at once.
+        for connected_only in (True, False):
+            found = await self.host.dht.find_providers(key, connected_only=connected_only)
+            for provider in found:
+                addresses = provider.addresses
+                if not addresses and not connected_only:
+                    addresses = await self.published(provider.peer_id)
+                if addresses:
+                    yield Hint(provider.peer_id, addresses, "dht")
 
     async def _from_registry(self, model_id: ModelId) -> AsyncIterator[Hint]:
-        for wallet in await self.contracts.nodes_for_model(model_id):
-            hint = await self._registered(wallet)
-            if hint is not None:
+        wallets = list(await self.contracts.nodes_for_model(model_id))
+        # In order of registration everybody would rent from the first hosts only.
+        secrets.SystemRandom().shuffle(wallets)
+        for first in range(0, len(wallets), READ_AT_ONCE):
+            for hint in await self._registered_of(wallets[first : first + READ_AT_ONCE]):
                 yield hint
 
-    async def _from_gossip(self, model_id: ModelId) -> AsyncIterator[Hint]:
-        """What the bootstrap nodes heard; each can leave somebody out, none can make one up."""
-        failures: list[NodeError] = []
-        for address in self.bootstrap:
-            try:
-                found = await self._heard_by(address, model_id)
-            except NodeError as error:
-                failures.append(error)
-                continue
-            for record in found:
-                yield Hint(record.peer_id, record.addresses, "gossip")
-        if failures and len(failures) == len(self.bootstrap):
-            raise failures[0]
+    async def _from_gossip(self, address: str, model_id: ModelId) -> AsyncIterator[Hint]:
+        """What a bootstrap node heard; it can leave somebody out but not make one up."""
+        for record in await self._heard_by(address, model_id):
+            yield Hint(record.peer_id, record.addresses, "gossip")
 
     async def _heard_by(self, address: str, model_id: ModelId) -> list[CapabilityRecord]:
         peer_id = await self.host.connect(address)
@@ -135,6 +143,14 @@ class Sources:
         listed = envelope.decode(frame or b"").capability_list.capabilities
         now = self.clock.unix_seconds()
         return [check_capability(capability, now) for capability in listed[:MAX_LISTED]]
+
+    async def _registered_of(self, wallets: Sequence[Address]) -> list[Hint]:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(self._registered(wallet)) for wallet in wallets]
+        except* NodeError as group:
+            raise leaves(group)[0] from None
+        return [hint for task in asked if (hint := task.result()) is not None]
 
     async def _registered(self, wallet: Address) -> Hint | None:
         try:

@@ -157,7 +157,8 @@ class SomeSources(Sources):
             return source
 
         known = super(SomeSources, self).all()
-        return {name: known[name] if name in self.alive else dead(name) for name in LAYERS}
+        alive = {name: source for name, source in known.items() if name.split()[0] in self.alive}
+        return alive | {name: dead(name) for name in LAYERS if name not in self.alive}
 
 
 class TimedStandings(Standings):

@@ -112,7 +112,7 @@ async def test_a_renter_finds_a_host_by_gossip_alone(tmp_path, clock):
 
         sources = Sources(renter, Contracts(), bootstrap.addresses, Standings.load(tmp_path), clock)
         hints = []
-        assert await each_hint(sources.all()["gossip"], MODEL, hints.append) == ""
+        assert await each_hint(sources.all()["gossip 1"], MODEL, hints.append) == ""
         (hint,) = hints
         assert hint.peer_id == identity_from_seed(b"\x07" * 32).peer_id
         assert hint.addresses == record().addresses

@@ -34,7 +34,7 @@ class Dht:
     async def join(self, _bootstrap):
         return None
 
-    async def find_providers(self, _key):
+    async def find_providers(self, _key, *, connected_only):
         return [ProviderInfo(name, ("/ip4/127.0.0.1/tcp/1",)) for name in self.providers]
 
 
