@@ -189,7 +189,7 @@ class Withdrawer:
             sessions,
             asset=asset,
             balance=balance,
-            payout=self.payout if self.payout != self.host else Address(""),
+            payout=self._payout_now,
             now=now.timestamp,
         )
         if not self._is_gone_for_long(asset, plan, height):
@@ -234,8 +234,9 @@ class Withdrawer:
         await self.ledger.decide(
             lambda: self._booked(plan.job_ids, mined.block_number, mined.tx_hash)
         )
-        if plan.payout:
-            payment = payment_of(plan.asset, plan.payout, plan.amount)
+        payee = self._payee(plan)
+        if payee:
+            payment = payment_of(plan.asset, payee, plan.amount)
             await self.queue.execute(payout_key(plan), payment, is_payment=True)
         await self.ledger.record(WithdrawalFinished(plan.number))
         _log.info(
@@ -243,8 +244,23 @@ class Withdrawer:
             asset=plan.asset,
             amount=plan.amount,
             sessions=len(plan.job_ids),
-            payout=plan.payout or self.host,
+            payout=payee or self.host,
         )
+
+    def _payee(self, plan: WithdrawalPlanned) -> Address:
+        """The planned one while something signed may pay it, else the one of the settings.
+
+        An address that cannot be paid would otherwise hold up all later withdrawals: the signing
+        policy knows none but that of the settings.
+        """
+        key = payout_key(plan)
+        if key in self.ledger.outbox.pending or key in self.ledger.mined:
+            return plan.payout
+        return self._payout_now if plan.payout else plan.payout
+
+    @property
+    def _payout_now(self) -> Address:
+        return self.payout if self.payout != self.host else Address("")
 
     def _booked(
         self, job_ids: tuple[JobId, ...], block: BlockNumber, tx_hash: TxHash

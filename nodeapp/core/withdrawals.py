@@ -20,6 +20,8 @@ from nodeapp.core.units import BaseUnits, BlockTime, Wei
 NATIVE = Address("0x0000000000000000000000000000000000000000")
 WITHDRAWAL_GAS = 150_000
 """About what a withdrawal and a payout use together."""
+MAX_AMOUNT = 2**63 - 1
+"""Of one withdrawal: the journal's numbers have 64 bits, 19 native coins in wei have more."""
 
 
 class WithdrawalPlanned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -28,7 +30,7 @@ class WithdrawalPlanned(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     number: int
     asset: Address
     amount: BaseUnits
-    """What is taken out: the whole balance; it may hold more than our sessions' shares."""
+    """What is taken out: the whole balance as a rule, which may be more than our shares."""
     job_ids: tuple[JobId, ...]
     gone: tuple[JobId, ...]
     """Sessions whose share was taken out before, by other software with the same key."""
@@ -136,6 +138,8 @@ def plan_withdrawal(
 ) -> WithdrawalPlanned:
     """Take the whole balance for as many sessions as it covers, the newest first.
 
+    Over MAX_AMOUNT a part of it is taken; sessions that it has no room for wait for the next.
+
     Args:
         state: earlier withdrawals.
         sessions: `owed`, with every end up to the block of the balance.
@@ -144,17 +148,23 @@ def plan_withdrawal(
         payout: who gets it, or empty.
         now: time of that block.
     """
-    left = int(balance)
+    left, room = int(balance), MAX_AMOUNT
     covered: list[JobId] = []
     gone: list[JobId] = []
     for session in reversed(sessions):
-        fits = session.host_earnings <= left
-        left -= session.host_earnings if fits else 0
-        (covered if fits else gone).append(session.terms.job_id)
+        share = session.host_earnings
+        if share > left:
+            gone.append(session.terms.job_id)
+            continue
+        left -= share
+        if share <= room:
+            room -= share
+            covered.append(session.terms.job_id)
+    amount = MAX_AMOUNT - room + min(left, room)
     return WithdrawalPlanned(
         number=state.count,
         asset=asset,
-        amount=balance,
+        amount=BaseUnits(amount),
         job_ids=tuple(sorted(covered)),
         gone=tuple(sorted(gone)),
         payout=payout,

@@ -14,6 +14,7 @@ from nodeapp.core.errors import InvalidRequest, NodeError, NotFound
 from nodeapp.core.session import ContractReceiveSessionEnded, Phase
 from nodeapp.core.units import BlockNumber, BlockTime, Wei
 from nodeapp.core.withdrawals import (
+    MAX_AMOUNT,
     NATIVE,
     WithdrawalFinished,
     WithdrawalPolicy,
@@ -274,6 +275,36 @@ async def test_a_failed_payout_is_not_doubled(purse):
     for _ in range(3):
         await purse.step()
     assert purse.amounts == [100]
+
+
+async def test_an_address_that_cannot_be_paid_is_corrected_in_the_settings(purse):
+    """The plan names the old payee; the signing policy knows only the new one."""
+    await purse.earn(7, 100)
+    purse.chain.refuses_calls = "transfer"
+    with pytest.raises(NodeError):
+        await purse.step()
+    purse.chain.refuses_calls, purse.payout = "", "0x" + "88" * 20
+    await purse.restart()
+    await purse.step()
+    assert purse.amounts == [100]
+    (paid,) = [b for block in purse.chain.blocks for b in block.bodies if b.function == "transfer"]
+    assert "0x" + paid.data[16:36].hex() == purse.payout
+    assert purse.ledger.withdrawals.open == {}
+
+
+async def test_more_than_64_bits_of_credit_leave_in_parts(purse):
+    """30 native coins, or 30 tokens of 18 decimals; what is nobody's comes along as it fits."""
+    share = 9 * 10**18
+    for job_id in (7, 8, 9):
+        await purse.earn(job_id, share)
+    purse.contracts.credited += 3 * 10**18
+    for _ in range(4):
+        await purse.step()
+    assert purse.withdrawn == {7: share, 8: share, 9: share}
+    assert purse.amounts == [MAX_AMOUNT] * 3
+    await purse.earn(10, 5)
+    await purse.step()
+    assert sum(purse.amounts) == 30 * 10**18 + 5
 
 
 async def test_considering_starts_one_task_per_asset(purse):
