@@ -6,17 +6,20 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
-from nodeapp.core.errors import Unavailable
+from nodeapp.core.errors import NodeError, Unavailable
 from nodeapp.core.model_card import model_id
 from nodeapp.inference.catalogue import CatalogueEntry
 from nodeapp.rpc.inference import InferenceClient
 from nodeapp.service.clock import SystemClock
 from nodeapp.service.download import Progress
 from nodeapp.service.paths import resolve_paths
+from nodeapp.service.replicas import FIRST, replica_processes
 from nodeapp.service.settings import Settings
+from nodeapp.service.tree import running_processes
 
 POLL_SECONDS = 0.2
 LINE_SECONDS = 5.0
@@ -142,13 +145,29 @@ class _Lines:
 
 
 async def change_model(settings: Settings, name: str | None) -> None:
-    """Ask the running process and follow it to the end; None: unload.
+    """Ask every replica of the running node in turn, the others serve meanwhile; None: unload.
 
     Raises:
-        Unavailable: the node does not run, or the change was not made: says why.
+        Unavailable: the node does not run, or a change was not made: says why.
     """
-    path = resolve_paths(settings.node).socket("inference")
-    async with InferenceClient(path) as client:
+    paths = resolve_paths(settings.node)
+    replicas = replica_processes(await running_processes(paths, settings.node.processes))
+    if len(replicas) <= 1:
+        sys.stdout.write(f"{await _change_one(paths.socket(FIRST), name)}\n")
+        return
+    failures: list[str] = []
+    for process in replicas:
+        try:
+            sys.stdout.write(f"{process}: {await _change_one(paths.socket(process), name)}\n")
+        except NodeError as error:
+            failures.append(f"{process}: {error.message}")
+    if failures:
+        raise Unavailable("; ".join(failures))
+
+
+async def _change_one(socket: Path, name: str | None) -> str:
+    """What one replica serves in the end."""
+    async with InferenceClient(socket) as client:
         state = await (client.unload_model() if name is None else client.use_model(name))
         told = ""
         while state.phase not in ("serving", "none"):
@@ -160,4 +179,4 @@ async def change_model(settings: Settings, name: str | None) -> None:
     if state.error:
         served = f"; {state.name} is still served" if state.phase == "serving" else ""
         raise Unavailable(f"{state.error}{served}")
-    sys.stdout.write(f"{state.detail}\n")
+    return state.detail

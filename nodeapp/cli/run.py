@@ -61,11 +61,18 @@ async def keep_running(settings: Settings, ready_seconds: float, outcome: _Outco
         Rejected: another node runs on this state directory.
         Unavailable: a process cannot run, or supervisord ended by itself.
     """
+    import asyncio
+
     from nodeapp.core.errors import Unavailable
+    from nodeapp.inference.nvml import NvmlInventory
+    from nodeapp.inference.replicas import with_devices
+    from nodeapp.service.config import environment_value
     from nodeapp.service.lifecycle import notify_ready
     from nodeapp.service.tree import start_tree
 
-    tree = await start_tree(settings)
+    visible = environment_value("CUDA_VISIBLE_DEVICES")
+    dealt = await asyncio.to_thread(with_devices, settings, NvmlInventory(), visible)
+    tree = await start_tree(dealt)
     try:
         await tree.wait_ready(deadline_seconds=ready_seconds, report=show)
         outcome.was_ready = True

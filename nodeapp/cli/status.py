@@ -34,11 +34,17 @@ def status(
     from nodeapp.core.errors import Unavailable
     from nodeapp.service.paths import resolve_paths
     from nodeapp.service.supervisord import WATCHDOG
-    from nodeapp.service.tree import tree_status
+    from nodeapp.service.tree import running_processes, tree_status
 
     settings = settings_of(config, state_dir, flags)
     paths = resolve_paths(settings.node)
-    found = asyncio.run(tree_status(paths, (*settings.node.processes, WATCHDOG)))
+
+    async def look() -> list[ProcessStatus]:
+        return await tree_status(
+            paths, (*await running_processes(paths, settings.node.processes), WATCHDOG)
+        )
+
+    found = asyncio.run(look())
     is_up = any(item.state != "UNKNOWN" or item.ready is not None for item in found)
     if as_json:
         _print_json(found)

@@ -26,10 +26,11 @@ from nodeapp.inference.models import (
     identity_of,
     require_same,
 )
-from nodeapp.inference.placement import Needs, Placement, back_off, place
+from nodeapp.inference.placement import Needs, Placement, back_off, needs_of, place
 from nodeapp.inference.probe import Prober
 from nodeapp.service.clock import Clock
 from nodeapp.service.logs import get_logger
+from nodeapp.service.replicas import replica_count
 from nodeapp.service.settings import InferenceSettings
 
 _log = get_logger(__name__)
@@ -132,7 +133,7 @@ class ModelLoader:
         self, model: ModelFile, card: ModelCard, report: Report
     ) -> tuple[Engine, LoadOptions]:
         """Try the best placement, and less of it after each failure."""
-        needs = await asyncio.to_thread(self._needs, model.path)
+        needs = needs_of(self._settings, await asyncio.to_thread(read_header, model.path))
         gpus: tuple[Gpu, ...] = ()
         self._gpus.use(())
         if self._settings.gpu_layers:
@@ -152,15 +153,6 @@ class ModelLoader:
                 self._gpus.use(placement.devices if placement.gpu_layers else ())
                 return engine, load
 
-    def _needs(self, path: Path) -> Needs:
-        settings = self._settings
-        return Needs(
-            header=read_header(path),
-            kv_tokens=settings.kv_tokens or 2 * settings.context_length,
-            least_kv_tokens=min(settings.context_length, settings.kv_tokens or (1 << 62)),
-            batch_tokens=settings.prefill_chunk_tokens + settings.max_sequences,
-        )
-
     def _load_options(self, path: Path, needs: Needs, placement: Placement) -> LoadOptions:
         settings = self._settings
         return LoadOptions(
@@ -168,8 +160,8 @@ class ModelLoader:
             kv_tokens=placement.kv_tokens,
             sequences=2 * settings.max_sequences,
             batch_tokens=needs.batch_tokens,
-            threads=settings.threads or physical_cores(),
-            decode_threads=settings.threads or decode_cores(),
+            threads=settings.threads or physical_cores(replica_count(settings)),
+            decode_threads=settings.threads or decode_cores(replica_count(settings)),
             gpu_layers=placement.gpu_layers,
             devices=tuple(self._gpus.ordinal(index) for index in placement.devices),
             split=placement.split,
@@ -199,20 +191,20 @@ def _text_of(path: Path) -> str:
         ) from error
 
 
-def physical_cores() -> int:
-    """Cores this process may use, hyper-threads not counted, >= 1."""
+def physical_cores(replicas: int = 1) -> int:
+    """Cores this process may use beside so many like it, hyper-threads not counted, >= 1."""
     usable = len(psutil.Process().cpu_affinity())
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable) // replicas)
 
 
-def decode_cores() -> int:
-    """One core is left to the processes that carry the tokens away.
+def decode_cores(replicas: int = 1) -> int:
+    """One core of all is left to the processes that carry the tokens away.
 
     Threads that wait for each other some 500 times a token are all stopped by what stops one: on
     two cores one thread gives 70 tokens/s alone and beside other work, two give 75 and 45 (135M
     model).
     """
-    return max(1, physical_cores() - 1)
+    return max(1, (physical_cores() - 1) // replicas)
 
 
 def _describe(card: ModelCard, engine: Engine, load: LoadOptions) -> str:

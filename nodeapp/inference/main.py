@@ -1,4 +1,8 @@
-"""Composition root of the inference process: settings -> model file -> engine -> routes."""
+"""Composition root of an inference process: settings -> model file -> engine -> routes.
+
+With `--replica N` it is a further one of the same model, on the device of its number; all of them
+share what is remembered in the first one's directory.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ from nodeapp.inference.host import ModelHost
 from nodeapp.inference.llama_embedding import EmbeddingLoad
 from nodeapp.inference.loading import LoaderFiles, ModelLoader
 from nodeapp.inference.metrics import GpuMetrics, InferenceMetrics
-from nodeapp.inference.model_desk import ModelChoice, ModelDesk
+from nodeapp.inference.model_choice import ModelChoice
+from nodeapp.inference.model_desk import ModelDesk
 from nodeapp.inference.model_store import model_store, verdicts_file
 from nodeapp.inference.models import ModelFile, check_model
 from nodeapp.inference.nvml import NvmlInventory
@@ -33,20 +38,30 @@ from nodeapp.service.config import environment_value
 from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
 from nodeapp.service.paths import resolve_paths
+from nodeapp.service.replicas import (
+    FIRST,
+    device_of,
+    replica_count,
+    replica_index,
+    replica_process,
+)
 from nodeapp.service.settings import InferenceSettings, Settings
+
+DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 class InferenceProcess:
     """The Process of run_service."""
 
     def __init__(self, shell: Shell, settings: InferenceSettings, gpus: GpuInventory) -> None:
-        own = shell.paths.process_state("inference")
+        own = shell.paths.process_state(FIRST)
+        index = replica_index(shell.process) or 0
         store = model_store(settings, shell.paths)
         self._gpus = GpuGuard(
             gpus,
             GpuMetrics(shell.metrics),
             shell.clock,
-            visible=environment_value("CUDA_VISIBLE_DEVICES"),
+            visible=device_of(settings, index) or environment_value(DEVICES_VARIABLE),
         )
         metrics = InferenceMetrics(shell.metrics)
         loader = ModelLoader(
@@ -66,7 +81,8 @@ class InferenceProcess:
         shell.is_serving = lambda: self._host.is_serving
         self._desk = ModelDesk(self._choice, self._host)
         self._api = InferenceApi(self._host)
-        self._embedding_file = embedding_file(settings)
+        # Nobody deals embeddings out: they are asked for on the first one's socket.
+        self._embedding_file = embedding_file(settings) if index == 0 else None
         self._embedder = (
             EmbeddingEngine(
                 EmbeddingLoad(self._embedding_file.path, settings.embedding_threads), metrics
@@ -113,7 +129,7 @@ def embedding_file(settings: InferenceSettings) -> ModelFile | None:
     return ModelFile(path, settings.embedding_model_sha256, path.stem, path.name)
 
 
-def give_up_what_is_not_needed(settings: Settings) -> None:
+def give_up_what_is_not_needed(settings: Settings, process: str = FIRST) -> None:
     """Write only here, connect nowhere, gain nothing: for when a model takes the process over.
 
     Reading stays open: drivers and libraries lie in places that nobody can list beforehand.
@@ -121,8 +137,8 @@ def give_up_what_is_not_needed(settings: Settings) -> None:
     paths = resolve_paths(settings.node)
     store = model_store(settings.inference, paths)
     verdicts = verdicts_file(paths).parent
-    own = paths.process_state("inference")
-    for directory in (paths.run, own, store.root, verdicts):
+    own = paths.process_state(FIRST)
+    for directory in (paths.run, own, paths.process_state(process), store.root, verdicts):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     limit_resources(ResourceLimits())
     give_up_new_privileges()
@@ -138,16 +154,25 @@ def pin_threads() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until told to stop; returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    index = 0
+    if "--replica" in given[:-1]:
+        place = given.index("--replica")
+        index = int(given[place + 1])
+        del given[place : place + 2]
     settings = settings_from_arguments(given)
-    give_up_what_is_not_needed(settings)
-    if settings.inference.pin_threads:
+    process = replica_process(index)
+    give_up_what_is_not_needed(settings, process)
+    if settings.inference.pin_threads and replica_count(settings.inference) == 1:
         pin_threads()
+    if device_of(settings.inference, index):
+        # CUDA reads it when llama.cpp is loaded, later than here.
+        os.putenv(DEVICES_VARIABLE, device_of(settings.inference, index))
 
     def build(shell: Shell) -> InferenceProcess:
         return InferenceProcess(shell, settings.inference, NvmlInventory())
 
-    return run_service("inference", settings.node, build)
+    return run_service(process, settings.node, build)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from nodeapp.core.errors import Unavailable
 from nodeapp.inference.gguf import GgufHeader
 from nodeapp.inference.gpu import Gpu
+from nodeapp.service.settings import InferenceSettings
 
 MARGIN_BYTES = 512 << 20
 MARGIN_SHARE = 0.05
@@ -40,6 +41,16 @@ class Placement:
     kv_tokens: int
     devices: tuple[int, ...] = ()
     split: tuple[float, ...] = ()
+
+
+def needs_of(settings: InferenceSettings, header: GgufHeader) -> Needs:
+    """What a model asks of devices under these settings."""
+    return Needs(
+        header=header,
+        kv_tokens=settings.kv_tokens or 2 * settings.context_length,
+        least_kv_tokens=min(settings.context_length, settings.kv_tokens or (1 << 62)),
+        batch_tokens=settings.prefill_chunk_tokens + settings.max_sequences,
+    )
 
 
 def place(asked: int, needs: Needs, gpus: Sequence[Gpu]) -> Placement:
@@ -90,6 +101,12 @@ def back_off(tried: Placement, needs: Needs) -> Placement:
     if fewer < 1:
         return Placement(0, needs.kv_tokens)
     return replace(tried, gpu_layers=fewer)
+
+
+def takes_whole(gpu: Gpu, needs: Needs) -> bool:
+    """A device has room for all blocks and all KV cells asked for, so nothing need be split."""
+    whole = needs.header.block_count + 1
+    return _bytes(whole, needs.kv_tokens, needs.header) <= _room(gpu, needs)
 
 
 def needed_bytes(needs: Needs) -> int:

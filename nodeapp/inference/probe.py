@@ -7,6 +7,7 @@ the machine may have been busy.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Prober:
         entry = _Remembered(sha256, version("llama-cpp-python"), verdict)
         kept = [other for other in _read(self.memory) if other.sha256 != sha256]
         self.memory.parent.mkdir(parents=True, exist_ok=True)
-        part = self.memory.with_name(f".{self.memory.name}.part")
+        part = self.memory.with_name(f".{self.memory.name}.{os.getpid()}.part")
         part.write_bytes(msgspec.json.encode((*kept[-MAX_REMEMBERED + 1 :], entry)))
         part.replace(self.memory)
 

@@ -30,11 +30,11 @@ from nodeapp.core.ids import Address, JobId
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.bans import Bans
+from nodeapp.p2p.engines import Engines
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.relay import Answer, Relay, RelaySettings, begin_answer
 from nodeapp.rpc.chain import ChainClient
-from nodeapp.rpc.inference import InferenceClient
 from nodeapp.security.sealed import seal
 from nodeapp.security.wallet import SIGNATURE_BYTES, address_of, recover_public_key
 from nodeapp.service.logs import get_logger
@@ -67,7 +67,7 @@ class Services:
     """What every conversation uses."""
 
     chain: ChainClient
-    inference: InferenceClient
+    inference: Engines
     admission: Admission
     relay: RelaySettings
     heartbeat_seconds: float

@@ -77,10 +77,17 @@ class LiveConversations:
         return True
 
     async def drain(self) -> None:
-        """Let answers that are under way finish; who is silent is let go at once."""
+        """Let answers that are under way finish; who is silent is let go at once.
+
+        Whoever waits for it may give up; new conversations are refused until `resume`.
+        """
         self._is_draining = True
         ends = list(self._ended.items())
         for line, _ended in ends:
             line.let_go()
         for _line, ended in ends:
             await ended.wait()
+
+    def resume(self) -> None:
+        """Take conversations again after a drain that nothing followed."""
+        self._is_draining = False

@@ -11,9 +11,9 @@ from typing import Self
 
 from nodeapp.core.errors import NodeError, NotFound
 from nodeapp.network.host import Libp2pHost
+from nodeapp.p2p.engines import Engines
 from nodeapp.p2p.offer import Offer, OfferBook
 from nodeapp.rpc.chain import ChainClient
-from nodeapp.rpc.inference import InferenceClient
 from nodeapp.rpc.listing import ListingClient
 from nodeapp.service.chains import FIRST, chain_processes
 from nodeapp.service.lifecycle import Shell
@@ -33,7 +33,7 @@ class Market:
 class Markets:
     """Use as an async context manager."""
 
-    def __init__(self, shell: Shell, settings: P2pSettings, inference: InferenceClient) -> None:
+    def __init__(self, shell: Shell, settings: P2pSettings, inference: Engines) -> None:
         processes = chain_processes(shell.node.processes) or (FIRST,)
         found: list[Market] = []
         for process in processes:

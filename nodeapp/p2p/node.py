@@ -19,13 +19,13 @@ from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
 from nodeapp.p2p.directory import Directory, serve_capability
+from nodeapp.p2p.engines import Engines
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.markets import Market, Markets
 from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.reach import REACH_PROTOCOL, Reachability, ask_peers, serve_dial_back
 from nodeapp.p2p.relay import RelaySettings
 from nodeapp.p2p.results import serve_result
-from nodeapp.rpc.inference import InferenceClient
 from nodeapp.rpc.storage import StorageClient
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.lifecycle import Shell
@@ -35,6 +35,7 @@ from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.capability import DHT_NAMESPACE, GOSSIP_TOPIC, dht_key
+from nodeapp.wire.ipc import Empty
 from nodeapp.wire.ipc_p2p import BanList, BanRequest, BanView, LiftRequest, NetworkView
 from nodeapp.wire.provider_key import any_host_key, provider_key
 
@@ -58,7 +59,7 @@ class P2pNode:
     def __init__(self, shell: Shell, settings: P2pSettings) -> None:
         self._shell = shell
         self._settings = settings
-        self._inference = InferenceClient(shell.paths.socket("inference"))
+        self._inference = Engines(shell)
         self._markets = Markets(shell, settings, self._inference)
         self._chain, self._offers = self._markets.first.chain, self._markets.first.offers
         self._admission = Admission(
@@ -87,6 +88,8 @@ class P2pNode:
             web.get("/v1/bans", query(self.ban_list)),
             web.post("/v1/bans/add", endpoint(BanRequest, self.ban)),
             web.post("/v1/bans/lift", endpoint(LiftRequest, self.lift)),
+            web.post("/v1/drain", endpoint(Empty, self.pause)),
+            web.post("/v1/resume", endpoint(Empty, self.resume)),
         ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -138,6 +141,16 @@ class P2pNode:
     async def drain(self) -> None:
         """Let answers that are under way finish."""
         await self._live.drain()
+
+    async def pause(self, _message: Empty) -> NetworkView:
+        """Take no new conversation and wait for those under way, inside the caller's deadline."""
+        await self._live.drain()
+        return await self.view()
+
+    async def resume(self, _message: Empty) -> NetworkView:
+        """Serve again."""
+        self._live.resume()
+        return await self.view()
 
     async def stop(self) -> None:
         """Close the host, then the clients."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nodeapp.core.errors import InvalidRequest, NodeError
 from nodeapp.core.ids import PeerId
+from nodeapp.p2p.engines import Engines
 from nodeapp.rpc.chain import ChainClient
-from nodeapp.rpc.inference import InferenceClient
 from nodeapp.service.clock import Clock
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import fabstir_pb2 as pb
@@ -40,7 +40,7 @@ class OfferBook:
     """Keeps one current Offer; asks `chain` and `inference` when it must be renewed."""
 
     def __init__(
-        self, settings: P2pSettings, chain: ChainClient, inference: InferenceClient, clock: Clock
+        self, settings: P2pSettings, chain: ChainClient, inference: Engines, clock: Clock
     ) -> None:
         self._settings = settings
         self._chain = chain

@@ -19,8 +19,8 @@ from nodeapp.core.delivery import Delivery
 from nodeapp.core.errors import Unavailable
 from nodeapp.core.ids import JobId
 from nodeapp.network.streams import Stream
+from nodeapp.p2p.engines import Engines
 from nodeapp.rpc.chain import ChainClient
-from nodeapp.rpc.inference import InferenceClient
 from nodeapp.service.logs import get_logger
 from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
@@ -101,7 +101,7 @@ class Relay:
         self,
         stream: Stream,
         chain: ChainClient,
-        inference: InferenceClient,
+        inference: Engines,
         settings: RelaySettings,
         on_first_token: Callable[[], None],
     ) -> None:

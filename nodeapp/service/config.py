@@ -18,6 +18,7 @@ import tomli
 
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.service.chains import with_chain_processes
+from nodeapp.service.replicas import with_replica_processes
 from nodeapp.service.settings import ChainSettings, Settings
 
 ENVIRONMENT_PREFIX = "FABSTIR_"
@@ -55,7 +56,7 @@ def load_settings(
     _merge(tree, _from_flags(flags), "flags")
     _check_names(tree)
     try:
-        return with_chain_processes(msgspec.convert(tree, Settings))
+        return with_replica_processes(with_chain_processes(msgspec.convert(tree, Settings)))
     except msgspec.ValidationError as error:
         where = str(error).replace("`$.", "`")
         raise InvalidRequest(f"settings: {where}") from error
@@ -141,7 +142,7 @@ def _put(tree: Tree, section: str, keys: Sequence[str], text: str) -> None:
 def _value(section: str, key: str, text: str) -> object:
     """Text fields take the text as it is; every other kind is read as TOML."""
     kind = _fields(section).get(key)
-    if kind is str or kind is None or _is_text_choice(kind):
+    if kind is str or kind is None or _is_text_choice(kind) or _is_word_of(kind, text):
         return text
     try:
         return tomli.loads(f"value = {text}")["value"]
@@ -156,6 +157,11 @@ def _is_text_choice(kind: object) -> bool:
         and bool(choices)
         and all(isinstance(choice, str) for choice in choices)
     )
+
+
+def _is_word_of(kind: object, text: str) -> bool:
+    """One of the words that a field takes beside numbers."""
+    return any(text in get_args(choice) for choice in get_args(kind))
 
 
 def _fields(section: str) -> dict[str, object]:

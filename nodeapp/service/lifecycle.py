@@ -23,6 +23,8 @@ from nodeapp.service.clock import Clock, SystemClock
 from nodeapp.service.logs import configure_logs, get_logger
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.paths import Paths, resolve_paths
+from nodeapp.service.replicas import FIRST as FIRST_REPLICA
+from nodeapp.service.replicas import replica_index, replica_processes
 from nodeapp.service.server import errors_to_replies, query, same_user_only
 from nodeapp.service.settings import NodeSettings
 from nodeapp.wire.ipc import Health, Readiness
@@ -85,11 +87,20 @@ def run_service(process: str, node: NodeSettings, factory: Factory) -> int:
     die_with_parent()
     configure_logs(process, node)
     try:
-        shell = Shell(process, node, resolve_paths(node), Metrics(process), SystemClock())
+        metrics = process_metrics(process, node.processes)
+        shell = Shell(process, node, resolve_paths(node), metrics, SystemClock())
         return asyncio.run(_run(shell, factory))
     except NodeError as error:
         _log.error("process cannot run", code=error.code, error=error.message)
         return 1
+
+
+def process_metrics(process: str, processes: Sequence[str]) -> Metrics:
+    """Named after the process; several replicas of one have a label for it instead."""
+    replicas = replica_processes(processes)
+    if process in replicas and len(replicas) > 1:
+        return Metrics(FIRST_REPLICA, {"replica": str(replica_index(process))})
+    return Metrics(process)
 
 
 async def _run(shell: Shell, factory: Factory) -> int:

@@ -53,7 +53,7 @@ def resolve_paths(node: NodeSettings) -> Paths:
     state = Path(node.state_dir or _default_state()).absolute()
     run = Path(node.run_dir or state / "run").absolute()
     cache = Path(node.cache_dir or default_cache_dir()).absolute()
-    longest = run / "supervisor.sock"
+    longest = run / f"{max(('supervisor', *node.processes), key=len)}.sock"
     if len(str(longest).encode()) > MAX_SOCKET_PATH_BYTES:
         raise InvalidRequest(
             f"runtime directory {run} is too long for a Unix socket; shorten node.run_dir"

@@ -12,6 +12,7 @@ import msgspec
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Device = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9,-]{1,200}$")]
 ChainName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]{0,15}$")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
@@ -129,7 +130,14 @@ class ChainSettings(Section, frozen=True):
 
 
 class InferenceSettings(Section, frozen=True):
-    """[inference]: one model on one backend."""
+    """[inference]: one model on one backend, in one process or in several replicas."""
+
+    replicas: Literal["auto"] | Annotated[int, msgspec.Meta(ge=1, le=16)] = "auto"
+    """Processes with the same model, each on a device of its own, between which `p2p` deals the
+    requests; "auto": one for each healthy GPU that takes the whole model, else one."""
+    devices: Annotated[tuple[Device, ...], msgspec.Meta(max_length=16)] = ()
+    """Of each replica, as CUDA_VISIBLE_DEVICES has it: "0", "GPU-…", "0,1" to split the model;
+    empty: the healthy GPUs are dealt out when the node starts."""
 
     model: str = ""
     """Name in the catalogue (`fabstir-node model list`); used when model_path is empty."""
@@ -218,12 +226,46 @@ class P2pSettings(Section, frozen=True):
 
 
 class UpdaterSettings(Section, frozen=True):
-    """[updater]: snapshots of the journal; updates of the node itself come with the image."""
+    """[updater]: snapshots of the journal and backups; updates of the node come with the image."""
 
     snapshot_interval_seconds: PositiveSeconds = 300.0
     keep_snapshots: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 12
     snapshot_dir: str = ""
     """Empty: <state_dir>/snapshots."""
+    restic_repository: str = ""
+    """Where backups go: a directory, sftp:user@host:/path, s3:https://host/bucket; empty: none."""
+    restic_password_file: str = ""
+    """A path, or credential:NAME; so are the two below."""
+    restic_environment_file: str = ""
+    """NAME=VALUE lines for restic: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like."""
+    recovery_password_file: str = ""
+    """Seals wallet key and p2p identity apart inside the backup; empty: keys are left out."""
+    backup_interval_seconds: PositiveSeconds = 300.0
+    """A backup is made so often when something changed, up to a tenth later."""
+    keep_last: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 24
+    keep_daily: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 7
+    keep_weekly: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 8
+    """The three: for backups in the repository and for btrfs snapshots of the state."""
+    state_snapshot_interval_seconds: PositiveSeconds = 3600.0
+    """Where state_dir is a btrfs subvolume: read-only snapshots in <state_dir>/.snapshots."""
+    backend: Literal["none", "venv", "sysupdate", "nixos"] = "none"
+    """How this node is updated; none: by whoever installed it."""
+    repository_url: str = ""
+    """Where releases are published: `metadata/` and `targets/` (TUF) lie below it."""
+    trusted_root_file: str = ""
+    """The root.json of the first release; everything else is trusted through it."""
+    channel: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9-]{0,31}$")] = "stable"
+    releases_dir: str = ""
+    """For venv: releases, the link `current`, the update journal. Empty: <state_dir>/releases."""
+    check_interval_seconds: PositiveSeconds = 21_600.0
+    apply_automatically: bool = False
+    """Install what a check finds; else `fabstir-node update apply` does."""
+    drain_seconds: PositiveSeconds = 300.0
+    """Answers under way may take so long before an update ends them."""
+    gate_seconds: PositiveSeconds = 300.0
+    """A new release must be healthy by then."""
+    gate_settle_seconds: PositiveSeconds = 20.0
+    """And stay so for this long."""
 
 
 class WatchdogSettings(Section, frozen=True):

@@ -20,8 +20,8 @@ from nodeapp.service.paths import Paths, resolve_paths
 from nodeapp.service.settings import Settings
 from nodeapp.service.supervisord import (
     PROGRAMS,
-    chain_option,
     log_file,
+    own_options,
     process_settings,
     program_name,
     settings_file,
@@ -95,7 +95,7 @@ def _prepare(settings: Settings, paths: Paths, process: str) -> list[str]:
     file.touch(mode=0o600)
     file.write_text(process_settings(settings, process, paths), "utf-8")
     module = PROGRAMS[program_name(process)].module
-    return [sys.executable, "-m", module, "--config", str(file), *chain_option(process)]
+    return [sys.executable, "-m", module, "--config", str(file), *own_options(process)]
 
 
 async def _wait_ready(paths: Paths, process: str, child: asyncio.subprocess.Process | None) -> None:

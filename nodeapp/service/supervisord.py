@@ -20,6 +20,8 @@ from nodeapp.core.errors import InvalidRequest
 from nodeapp.network.settings import PROCESS_ENVIRONMENT
 from nodeapp.service.chains import name_of
 from nodeapp.service.paths import Paths
+from nodeapp.service.replicas import FIRST as FIRST_REPLICA
+from nodeapp.service.replicas import is_further_replica, replica_index
 from nodeapp.service.settings import NodeSettings, Section, Settings
 
 LOG_BYTES = "10MB"
@@ -69,12 +71,16 @@ class Tree:
 
 
 def program_name(process: str) -> str:
-    """Which program a process runs: every further chain runs the same one."""
+    """Which program a process runs: further chains and replicas run the same as the first."""
+    if is_further_replica(process):
+        return FIRST_REPLICA
     return "chain" if name_of(process) else process
 
 
-def chain_option(process: str) -> list[str]:
-    """What tells a further chain's process which chain is its own."""
+def own_options(process: str) -> list[str]:
+    """What tells a further process of a program which one it is."""
+    if is_further_replica(process):
+        return ["--replica", str(replica_index(process))]
     return ["--chain", name_of(process)] if name_of(process) else []
 
 
@@ -165,7 +171,7 @@ def _control(paths: Paths) -> str:
 def _program(tree: Tree, name: str, kind: ProgramKind) -> dict[str, str]:
     command = [str(tree.python), "-m", kind.module, "--config"]
     command.append(str(settings_file(tree.paths, name)))
-    command += chain_option(name)
+    command += own_options(name)
     environment = {"PYTHONUNBUFFERED": "1", **kind.environment}
     return {
         "command": _plain(shlex.join(command)),
@@ -213,8 +219,8 @@ def process_settings(settings: Settings, process: str, paths: Paths) -> str:
         log_format="json" if settings.node.log_format == "auto" else settings.node.log_format,
     )
     chain = name_of(process)
-    section = f"chains.{chain}" if chain else process
-    own: Section | NodeSettings = settings.chains[chain] if chain else getattr(settings, process)
+    section = f"chains.{chain}" if chain else program_name(process)
+    own: Section | NodeSettings = settings.chains[chain] if chain else getattr(settings, section)
     return f"{to_toml('node', node)}\n{to_toml(section, own)}"
 
 

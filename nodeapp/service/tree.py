@@ -24,6 +24,8 @@ from nodeapp.service.clock import Deadline
 from nodeapp.service.config import CREDENTIALS_VARIABLE, process_environment
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.paths import Paths, resolve_paths
+from nodeapp.service.replicas import FIRST as FIRST_REPLICA
+from nodeapp.service.replicas import is_further_replica, replica_index
 from nodeapp.service.settings import Settings
 from nodeapp.service.supervisor_client import ProgramState, SupervisorClient
 from nodeapp.service.supervisord import (
@@ -285,6 +287,18 @@ async def tree_status(paths: Paths, processes: tuple[str, ...]) -> list[ProcessS
             tasks.create_task(_one_status(paths, name, programs.get(name))) for name in processes
         ]
     return [task.result() for task in running]
+
+
+async def running_processes(paths: Paths, processes: tuple[str, ...]) -> tuple[str, ...]:
+    """The processes of the settings, and the replicas that the running tree has beside them."""
+    try:
+        programs = await asyncio.to_thread(SupervisorClient(supervisor_socket(paths)).programs)
+    except Unavailable:
+        return processes
+    further = [one.name for one in programs if is_further_replica(one.name)]
+    missing = sorted(set(further) - set(processes), key=lambda name: replica_index(name) or 0)
+    place = processes.index(FIRST_REPLICA) + 1 if FIRST_REPLICA in processes else 0
+    return (*processes[:place], *missing, *processes[place:])
 
 
 async def _one_status(paths: Paths, process: str, program: ProgramState | None) -> ProcessStatus:

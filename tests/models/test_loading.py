@@ -50,8 +50,9 @@ class Loading:
         return await self.loader.load(self.model, card, self.said.append)
 
     def overwrite(self, data, *, seconds=5):
-        """In place, with another time stamp."""
-        self.model.path.write_bytes(data)
+        """In place, with another time stamp; never shorter, what is mapped may be read now."""
+        with self.model.path.open("r+b") as file:
+            file.write(data)
         now = self.model.path.stat().st_mtime + seconds
         os.utime(self.model.path, (now, now))
 
