@@ -224,6 +224,9 @@ class Watcher:
         session = self._lacking() or await self._disproved(newest)
         if session is None:
             return
+        await self._read_again(session, newest)
+
+    async def _read_again(self, session: Session, newest: Block) -> None:
         job_id = session.terms.job_id
         first = session.opened_in or self._contracts.deployment.first_block
         events = await self._events.get_session_events(first, newest.number, self._host, [job_id])
@@ -238,15 +241,15 @@ class Watcher:
 
         The contract says when it was opened; the block of that time is found by halving.
         """
-        newest = self.now
+        newest, rewinds = self.now, self._ledger.rewinds
         if newest is None or job_id in self._ledger.sessions:
             return
         try:
             job = await self._contracts.session(job_id, newest.number)
         except NotFound:
             return
-        if job.host != self._host:
-            return
+        if job.host != self._host or job.status is not SessionStatus.ACTIVE:
+            return  # one that is over would be served until its end is found
         low, high = self._contracts.deployment.first_block, newest.number
         while low < high:
             middle = BlockNumber((low + high + 1) // 2)
@@ -258,7 +261,10 @@ class Watcher:
         opened = ContractReceiveSessionOpened(job_id, self._terms(job), low)
         if _can_be_stored(opened):
             _log.warning("a creation was missing", job_id=job_id, block_number=low)
-            await self._ledger.record(opened)
+            # What was read on a branch that is gone meanwhile would never be taken back.
+            await self._ledger.decide(lambda: [opened] if self._ledger.rewinds == rewinds else [])
+            if job.tokens_used and job_id in self._ledger.sessions:
+                await self._read_again(self._ledger.session(job_id), newest)
 
     def _lacking(self) -> Session | None:
         """A session that ended a short while ago with claims that we were not told."""

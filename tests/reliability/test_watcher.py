@@ -276,6 +276,54 @@ async def test_a_session_without_a_creation_log_is_found_by_its_number(chain):
     assert chain.ledger.session(JOB) is session
 
 
+async def test_a_session_that_is_over_is_not_served_because_its_logs_were_missing(chain):
+    chain.blocks.head = 90
+    chain.contracts.started_at = 1047
+    chain.contracts.status = SessionStatus.COMPLETED
+    await chain.watcher.step()
+    await chain.watcher.look_for(JOB)
+    assert chain.ledger.sessions == {}
+
+
+async def test_what_was_looked_for_on_a_branch_that_is_gone_is_not_opened(chain):
+    chain.blocks.head = 90
+    chain.contracts.started_at = 1047
+    await chain.watcher.step()
+    chain.blocks.head = 91
+    await chain.watcher.step()
+    plain = chain.contracts.session
+
+    async def session(job_id, block):
+        job = await plain(job_id, block)
+        chain.blocks.fork(from_block=91, branch="b")
+        chain.blocks.head = 92
+        await chain.watcher.step()
+        return job
+
+    chain.contracts.session = session
+    await chain.watcher.look_for(JOB)
+    assert (chain.ledger.rewinds, chain.ledger.sessions) == (1, {})
+
+
+async def test_claims_of_a_session_found_by_its_number_are_known_at_once(chain):
+    chain.blocks.head = 90
+    chain.contracts.started_at = 1047
+    chain.events.all.append(
+        ProofSubmitted(chain.at(60), JOB, HOST, Tokens(120), b"\x01" * 32, "b", "b")
+    )
+    plain = chain.contracts.session
+
+    async def session(job_id, block):
+        return replace(await plain(job_id, block), tokens_used=Tokens(120))
+
+    chain.contracts.session = session
+    await chain.watcher.step()
+    await chain.watcher.look_for(JOB)
+    session_found = chain.ledger.session(JOB)
+    assert session_found.claimed == 120
+    assert not session_found.is_open, "what an unknown claim covers cannot be told"
+
+
 async def test_a_chain_that_does_not_answer_moves_nothing(chain):
     chain.blocks.is_down = True
     with pytest.raises(Unavailable):
