@@ -20,6 +20,7 @@ from nodeapp.cli import (
     renter,
     run,
     status,
+    update,
     wallet,
 )
 from nodeapp.core.errors import NodeError
@@ -42,6 +43,7 @@ doctor.register(app)
 gpu.register(app)
 config.register(app)
 backup.register(app)
+update.register(app)
 host.register(app)
 earnings.register(app)
 model.register(app)

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Self
 
 from nodeapp.service.client import RpcClient
+from nodeapp.wire.ipc import Empty
 from nodeapp.wire.ipc_p2p import BanList, BanRequest, BanView, LiftRequest, NetworkView
 
 NETWORK = "/v1/network"
 BANS = "/v1/bans"
 BAN = "/v1/bans/add"
 LIFT = "/v1/bans/lift"
+DRAIN = "/v1/drain"
+RESUME = "/v1/resume"
 SECONDS = 5.0
 
 
@@ -51,3 +54,15 @@ class P2pClient:
             NotFound: there is no such ban.
         """
         return await self._rpc.call(LIFT, LiftRequest(name), BanList, deadline_seconds=SECONDS)
+
+    async def drain(self, seconds: float) -> NetworkView:
+        """Take no new conversation; returns when the last one under way has ended.
+
+        Raises:
+            Unavailable: some are still under way; new ones are refused until `resume`.
+        """
+        return await self._rpc.call(DRAIN, Empty(), NetworkView, deadline_seconds=seconds)
+
+    async def resume(self) -> NetworkView:
+        """Serve again."""
+        return await self._rpc.call(RESUME, Empty(), NetworkView, deadline_seconds=SECONDS)

@@ -17,6 +17,7 @@ from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.api import updater_routes
 from nodeapp.updater.snapshots import Snapshots, SnapshotSets
+from nodeapp.updater.updates import Updates
 
 _log = get_logger(__name__)
 
@@ -36,23 +37,25 @@ class Updater:
                 for one, chain in self._chains.items()
             ]
         )
+        self._updates = Updates(shell, settings, self._snapshots.make)
         self._made = shell.metrics.counter("snapshots_total", "snapshots by outcome", ("outcome",))
         self._records = shell.metrics.gauge("snapshot_records", "records in the newest snapshot")
         self._detail = "no snapshot yet"
 
     def routes(self) -> Sequence[web.RouteDef]:
         """See api.py."""
-        return updater_routes(self._snapshots)
+        return [*updater_routes(self._snapshots), *self._updates.routes()]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begin the rounds; the first one waits an interval, so that a start is not slowed."""
         for chain in self._chains.values():
             await self._resources.enter_async_context(chain)
+        await self._updates.start(tasks)
         tasks.create_task(self._rounds(), name="snapshots")
 
     def readiness(self) -> str:
-        """The newest snapshot."""
-        return self._detail
+        """The newest snapshot, and what is to be known of updates."""
+        return "; ".join(filter(None, (self._detail, self._updates.summary())))
 
     async def drain(self) -> None:
         """A copy under way is thrown away: it has no checksum file yet."""

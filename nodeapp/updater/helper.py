@@ -1,0 +1,123 @@
+"""The only part of an update that runs as root: fixed verbs with a checked version, no shell.
+
+Started by fabstir-update@.service for one connection to fabstir-update.socket: one line in, one
+line out. It trusts nothing that the updater wrote: systemd-sysupdate checks the signature of the
+release against root's own keyring; nixos-rebuild fetches from where root's own file says.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeapp.core.errors import InvalidRequest, NodeError
+from nodeapp.core.release import version_key
+
+TOOL_SECONDS = 3600.0
+MAX_REQUEST_BYTES = 200
+PATH = "/run/current-system/sw/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Fixed, with sbin: a tool that is not found in the middle of an update is a broken machine."""
+NIXOS_PROFILE = "/nix/var/nix/profiles/system"
+WITH_VERSION = ("fill", "arm", "prefer", "nixos-build", "nixos-boot")
+ALONE = ("reboot", "nixos-back")
+_SOURCE = re.compile(r"(git\+https|github|git\+file)[A-Za-z0-9:/._-]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Where this machine has them."""
+
+    sysupdate: str = "/usr/lib/systemd/systemd-sysupdate"
+    definitions: str = "/etc/fabstir/sysupdate"
+    """With two directories: `slot` are the partitions, `boot` is the UKI, which comes last."""
+    nixos_source: Path = Path("/etc/fabstir/release-source")
+    """One line: the flake reference of this project without its tag."""
+
+
+def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str]]:
+    """What a verb runs, in order.
+
+    Raises:
+        InvalidRequest: no such verb, or other arguments than it takes.
+    """
+    if verb not in WITH_VERSION + ALONE or len(arguments) != int(verb in WITH_VERSION):
+        known = ", ".join([*(f"{name} VERSION" for name in WITH_VERSION), *ALONE])
+        raise InvalidRequest(f"{verb[:32]!r} with {len(arguments)} arguments; known: {known}")
+    version = arguments[0] if arguments else ""
+    if version:
+        version_key(version)
+    match verb:
+        case "fill":
+            return [_sysupdate(tools, "slot", version)]
+        case "arm":
+            return [_sysupdate(tools, "boot", version), ["bootctl", "set-default", ""]]
+        case "prefer":
+            return [["bootctl", "set-default", f"fabstir-node_{version}*.efi"]]
+        case "nixos-build" | "nixos-boot":
+            return [_nixos_rebuild(verb.removeprefix("nixos-"), version, tools)]
+        case "nixos-back":
+            return [
+                ["nix-env", "--profile", NIXOS_PROFILE, "--rollback"],
+                [f"{NIXOS_PROFILE}/bin/switch-to-configuration", "boot"],
+            ]
+        case _:
+            return [["systemctl", "reboot"]]
+
+
+def _sysupdate(tools: Tools, part: str, version: str) -> list[str]:
+    definitions = f"--definitions={tools.definitions}/{part}"
+    return [tools.sysupdate, "--no-pager", definitions, "update", version]
+
+
+def _nixos_rebuild(action: str, version: str, tools: Tools) -> list[str]:
+    try:
+        source = tools.nixos_source.read_text("utf-8").strip()
+    except OSError as error:
+        raise InvalidRequest(f"{tools.nixos_source} cannot be read: {error.strerror}") from error
+    if _SOURCE.fullmatch(source) is None:
+        raise InvalidRequest(f"{tools.nixos_source} holds no flake reference without its tag")
+    tag = f"/v{version}" if source.startswith("github:") else f"?ref=refs/tags/v{version}"
+    return ["nixos-rebuild", action, "--override-input", "fabstir-node", f"{source}{tag}"]
+
+
+def run(verb: str, arguments: Sequence[str], tools: Tools) -> None:
+    """Run a verb to the end.
+
+    Raises:
+        InvalidRequest: see commands; or a tool ended with another code than 0.
+    """
+    for command in commands(verb, arguments, tools):
+        done = subprocess.run(
+            command,
+            env={"PATH": PATH, "LANG": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            timeout=TOOL_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise InvalidRequest(f"{Path(command[0]).name} ended with {done.returncode}")
+
+
+def main() -> int:
+    """One request from standard input; "done" or why not on standard output."""
+    request = sys.stdin.buffer.readline(MAX_REQUEST_BYTES).decode("ascii", errors="replace")
+    try:
+        verb, *arguments = request.split() or [""]
+        run(verb, arguments, Tools())
+    except NodeError as error:
+        answer = error.message
+    except (OSError, subprocess.TimeoutExpired) as error:
+        answer = str(error)
+    else:
+        answer = "done"
+    sys.stdout.write(f"{answer}\n")
+    return 0 if answer == "done" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Carries out an update: journal the state, then run its effects, one after the other.
+
+One flow at a time. A step that fails leads back to idle with the reason; the node serves on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeapp.core.errors import NodeError, NotFound, Rejected, TooLarge, Unavailable
+from nodeapp.core.release import Artefact, Release
+from nodeapp.core.update import (
+    ApplyAsked,
+    Arm,
+    Bless,
+    Change,
+    CheckAsked,
+    Download,
+    Drain,
+    Effect,
+    FallBack,
+    FetchMetadata,
+    GateFailed,
+    GatePassed,
+    HoldSet,
+    Install,
+    Phase,
+    ReleaseFound,
+    Restart,
+    Resume,
+    RollbackAsked,
+    Snapshot,
+    Started,
+    StepDone,
+    StepFailed,
+    UpdateState,
+)
+from nodeapp.service.download import Progress, Wanted, download
+from nodeapp.service.logs import get_logger
+from nodeapp.updater.backend import ReleaseUnusable, UpdateBackend
+from nodeapp.updater.channel import Channel
+from nodeapp.updater.update_journal import UpdateJournal
+
+_log = get_logger(__name__)
+Act = Callable[[], Awaitable[None]]
+RESERVE_BYTES = 256 << 20
+"""Left free for the journal and the logs when a release is fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeVerbs:
+    """What the flow asks of the rest of the node."""
+
+    drain: Act
+    resume: Act
+    snapshot: Act
+    free_bytes: Callable[[Path], int]
+
+
+class UpdateFlow:
+    """Owned by the updater process."""
+
+    def __init__(
+        self,
+        journal: UpdateJournal,
+        backend: UpdateBackend,
+        channel: Channel,
+        downloads: Path,
+        verbs: NodeVerbs,
+    ) -> None:
+        self._journal = journal
+        self._backend = backend
+        self._channel = channel
+        self._downloads = downloads
+        self._verbs = verbs
+        # Guards the journal between a request and the step that runs.
+        self._busy = asyncio.Lock()
+        self._begun: asyncio.Queue[tuple[Effect, ...]] = asyncio.Queue(maxsize=1)
+        self.progress = Progress(0, 0, 0)
+
+    def state(self) -> UpdateState:
+        """As journalled. Raises: Corrupt."""
+        return self._journal.read()
+
+    async def start(self) -> UpdateState:
+        """End what an interruption left open.
+
+        Raises:
+            Corrupt, Unavailable: the journal cannot be read or written.
+        """
+        version = await asyncio.to_thread(self._backend.running)
+        if not version or self.state().phase is Phase.BOOTED:
+            # A trial is judged by whoever started it.
+            return self.state()
+        return await self._advance_all(Started(version))
+
+    async def judge(self, failure: str, gpus: int) -> UpdateState:
+        """The verdict on a trial where the node itself gives it ("" = healthy)."""
+        return await self._advance_all(GateFailed(failure) if failure else GatePassed(gpus))
+
+    async def check(self) -> UpdateState:
+        """Look what the channel offers, to the end.
+
+        Raises:
+            Rejected, Unavailable: see Channel.newest.
+        """
+        async with self._busy:
+            await self._advance(CheckAsked())
+            return await self._look()
+
+    async def apply(self) -> UpdateState:
+        """Begin to install what is available; `run` does it."""
+        return await self._begin(ApplyAsked())
+
+    async def rollback(self) -> UpdateState:
+        """Begin to go back."""
+        return await self._begin(RollbackAsked())
+
+    async def hold(self, *, is_held: bool) -> UpdateState:
+        """Stop or allow updates; what is under way goes on."""
+        async with self._busy:
+            state, _effects = await self._advance(HoldSet(is_held))
+            return state
+
+    async def run(self) -> None:
+        """Work off what was begun, for ever."""
+        while True:
+            await self.work(await self._begun.get())
+
+    async def work(self, effects: tuple[Effect, ...]) -> None:
+        """Run effects and those that follow from them."""
+        while effects:
+            change: Change | None = None
+            for effect in effects:
+                change = await self._carry_out(effect)
+            if change is None:
+                return
+            async with self._busy:
+                state, effects = await self._advance(change)
+                if state.phase is Phase.VERIFIED:
+                    # Its own phase, so that a power cut here need not hash the files again.
+                    state, effects = await self._advance(StepDone(Phase.VERIFIED))
+            _log.info("update", phase=state.phase, reason=state.reason)
+
+    async def _begin(self, change: Change) -> UpdateState:
+        async with self._busy:
+            state, effects = await self._advance(change)
+            self.progress = Progress(0, 0, 0)
+            self._begun.put_nowait(effects)
+            return state
+
+    async def _advance(self, change: Change) -> tuple[UpdateState, tuple[Effect, ...]]:
+        return await asyncio.to_thread(self._journal.advance, change)
+
+    async def _advance_all(self, change: Change) -> UpdateState:
+        state, effects = await self._advance(change)
+        await self.work(effects)
+        return state
+
+    async def _look(self) -> UpdateState:
+        try:
+            release = await self._channel.newest(self._backend.kind)
+        except NodeError as error:
+            await self._advance(StepFailed(error.message))
+            raise
+        state, _effects = await self._advance(ReleaseFound(release))
+        return state
+
+    async def _carry_out(self, effect: Effect) -> Change | None:
+        try:
+            return await self._step(effect)
+        except ReleaseUnusable as error:
+            _log.warning("release refused", reason=error.reason)
+            return StepFailed(error.reason, is_release_bad=True)
+        except NodeError as error:
+            _log.warning("update step failed", error=error.message)
+            is_over = isinstance(effect, Restart | Resume | Bless | FallBack)
+            return None if is_over else StepFailed(error.message)
+
+    async def _step(self, effect: Effect) -> Change | None:  # noqa: C901  # one line an effect
+        match effect:
+            case FetchMetadata():
+                return None
+            case Download(release):
+                await self._fetch(release)
+                return StepDone(Phase.DOWNLOADING)
+            case Install(release):
+                await asyncio.to_thread(self._backend.install, release, self._files(release))
+                return StepDone(Phase.INSTALLING)
+            case Drain():
+                await self._verbs.drain()
+                return StepDone(Phase.DRAINING)
+            case Snapshot():
+                await self._verbs.snapshot()
+                return StepDone(Phase.SNAPSHOTTING)
+            case Arm(version):
+                await asyncio.to_thread(self._backend.arm, version)
+                return StepDone(Phase.ARMING)
+            case Restart():
+                if not await asyncio.to_thread(self._backend.restart):
+                    await self._verbs.resume()
+            case Resume():
+                await self._verbs.resume()
+            case Bless(version, previous):
+                await asyncio.to_thread(self._backend.bless, version, previous)
+            case FallBack(version, failed):
+                await asyncio.to_thread(self._backend.fall_back, version, failed)
+        return None
+
+    def _files(self, release: Release) -> tuple[Path, ...]:
+        return tuple(self._file(artefact) for artefact in release.artefacts)
+
+    def _file(self, artefact: Artefact) -> Path:
+        return self._downloads / Path(artefact.path).name
+
+    async def _fetch(self, release: Release) -> None:
+        """All artefacts; parts that are there are continued, other releases' files removed.
+
+        Raises:
+            Rejected: a file is not the signed one.
+            Unavailable: the connection broke, or no room.
+        """
+        self._downloads.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(self._tidy, release)
+        done, total = 0, sum(artefact.size_bytes for artefact in release.artefacts)
+        for artefact in release.artefacts:
+            base = done
+
+            def report(progress: Progress, base: int = base) -> None:
+                self.progress = Progress(base + progress.done, total, progress.resumed)
+
+            await self._fetch_one(artefact, report)
+            done += artefact.size_bytes
+        self.progress = Progress(total, total, 0)
+
+    async def _fetch_one(self, artefact: Artefact, report: Callable[[Progress], None]) -> None:
+        path = self._file(artefact)
+        if path.is_file() and path.stat().st_size == artefact.size_bytes:
+            return
+        part = path.with_name(path.name + ".part")
+        wanted = Wanted(self._channel.address(artefact), artefact.size_bytes, artefact.sha256)
+        try:
+            await download(wanted, part, report=report, check_room=self._check_room)
+            await asyncio.to_thread(part.replace, path)
+        except (TooLarge, NotFound, Rejected) as error:
+            raise Rejected(f"{artefact.path} is not what was signed: {error.message}") from error
+        except OSError as error:
+            raise Unavailable(f"{path} cannot be written: {error.strerror}") from error
+
+    def _check_room(self, needed: int) -> None:
+        free = self._verbs.free_bytes(self._downloads)
+        if needed + RESERVE_BYTES > free:
+            raise Unavailable(
+                f"{self._downloads} has {free >> 20} MiB free, the release needs "
+                f"{(needed + RESERVE_BYTES) >> 20} MiB"
+            )
+
+    def _tidy(self, release: Release) -> None:
+        kept = {path.name for path in self._files(release)}
+        for path in self._downloads.iterdir():
+            if path.name.removesuffix(".note").removesuffix(".part") not in kept:
+                path.unlink()

@@ -1,0 +1,75 @@
+"""The state of the update as one small file, replaced as a whole before every effect."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from nodeapp.core.errors import Corrupt
+from nodeapp.core.update import Change, Effect, UpdateState, apply
+from nodeapp.store.atomic import write_whole
+
+SCHEMA = 1
+MAX_BYTES = 1 << 20
+FILE_NAME = "update.json"
+
+
+class _File(msgspec.Struct, frozen=True):
+    schema: int
+    sha256: str
+    """Of `state` as it stands here."""
+    state: msgspec.Raw
+
+
+class UpdateJournal:
+    """Owned by one process at a time: the launcher, or the updater that it started."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> UpdateState:
+        """What was written last; a fresh one when there is none.
+
+        Raises:
+            Corrupt: the file is damaged, or of a schema that this release does not know.
+        """
+        try:
+            with self._path.open("rb") as file:
+                content = file.read(MAX_BYTES)
+        except FileNotFoundError:
+            return UpdateState(current="")
+        try:
+            held = msgspec.json.decode(content, type=_File)
+            if held.schema != SCHEMA:
+                raise Corrupt(f"{self._path} has schema {held.schema}, known is {SCHEMA}")
+            if hashlib.sha256(bytes(held.state)).hexdigest() != held.sha256:
+                raise Corrupt(f"{self._path} is damaged: its hash does not match")
+            return msgspec.json.decode(held.state, type=UpdateState)
+        except msgspec.DecodeError as error:
+            raise Corrupt(f"{self._path} is damaged: {error}") from error
+
+    def write(self, state: UpdateState) -> None:
+        """Bring it to the disk.
+
+        Raises:
+            Unavailable: the disk is full or read-only.
+        """
+        body = msgspec.json.encode(state)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = _File(SCHEMA, hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
+        write_whole(self._path, msgspec.json.encode(held))
+
+    def advance(self, change: Change) -> tuple[UpdateState, tuple[Effect, ...]]:
+        """Apply one change to what is written; returns what is to be done now.
+
+        Raises:
+            Rejected: it may not be done now.
+            Unavailable, Corrupt: see read and write.
+        """
+        before = self.read()
+        state, effects = apply(before, change)
+        if state != before:
+            self.write(state)
+        return state, effects

@@ -1,0 +1,210 @@
+"""The updater's part that updates the node itself: rounds, verbs, what it needs of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected, Unavailable
+from nodeapp.core.update import Phase, UpdateState
+from nodeapp.rpc.p2p import P2pClient
+from nodeapp.rpc.update import APPLY, CHECK, HOLD, ROLLBACK, STATUS
+from nodeapp.service.lifecycle import Shell
+from nodeapp.service.logs import get_logger
+from nodeapp.service.paths import Paths
+from nodeapp.service.server import endpoint, query
+from nodeapp.service.settings import UpdaterSettings
+from nodeapp.service.supervisor_client import SupervisorClient
+from nodeapp.service.supervisord import supervisor_socket
+from nodeapp.updater.backend import UpdateBackend
+from nodeapp.updater.channel import Channel
+from nodeapp.updater.gate import TreeGate, count_gpus
+from nodeapp.updater.nixos import NixosBackend
+from nodeapp.updater.sysupdate import SysupdateBackend
+from nodeapp.updater.update_flow import NodeVerbs, UpdateFlow
+from nodeapp.updater.update_journal import FILE_NAME, UpdateJournal
+from nodeapp.updater.venv import Layout, VenvBackend
+from nodeapp.updater.version import running_version
+from nodeapp.wire.ipc import Empty
+from nodeapp.wire.ipc_update import HoldRequest, RefusedView, UpdateView
+
+_log = get_logger(__name__)
+
+
+def releases_dir(settings: UpdaterSettings, paths: Paths) -> Path:
+    """Where the venv back end keeps its releases."""
+    return Path(settings.releases_dir or paths.state / "releases").absolute()
+
+
+def journal_path(settings: UpdaterSettings, paths: Paths) -> Path:
+    """Beside the releases, where the launcher finds it without the settings; else in the state."""
+    if settings.backend == "venv":
+        return Layout(releases_dir(settings, paths)).journal
+    return paths.process_state("updater") / FILE_NAME
+
+
+class Updates:
+    """Answers with InvalidRequest what needs a back end when there is none."""
+
+    def __init__(
+        self, shell: Shell, settings: UpdaterSettings, snapshot: Callable[[], Awaitable[object]]
+    ) -> None:
+        self._shell = shell
+        self._settings = settings
+        self._snapshot = snapshot
+        self._phase = shell.metrics.gauge("update_held", "1: updates are held")
+        self._ends = shell.metrics.counter("update_checks_total", "by outcome", ("outcome",))
+        self._flow = self._make_flow() if settings.backend != "none" else None
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """What rpc/update.py calls."""
+        return [
+            web.get(STATUS, query(self._status)),
+            web.post(CHECK, endpoint(Empty, self._check)),
+            web.post(APPLY, endpoint(Empty, self._apply)),
+            web.post(ROLLBACK, endpoint(Empty, self._rollback)),
+            web.post(HOLD, endpoint(HoldRequest, self._hold)),
+        ]
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """End what an interruption left open; work and look for releases in the background."""
+        if self._flow is None:
+            return
+        state = await self._flow.start()
+        tasks.create_task(self._flow.run(), name="update")
+        if state.phase is Phase.BOOTED and self._settings.backend != "venv":
+            tasks.create_task(self._judge(self._flow, state), name="gate")
+        if self._settings.repository_url:
+            tasks.create_task(self._rounds(self._flow), name="update checks")
+
+    def summary(self) -> str:
+        """For the readiness line; "" when nobody needs to know."""
+        if self._flow is None:
+            return ""
+        state = self._flow.state()
+        if state.reason:
+            return state.reason
+        return f"release {state.available.version} is available" if state.available else ""
+
+    async def _judge(self, flow: UpdateFlow, state: UpdateState) -> None:
+        candidate = state.candidate.version if state.candidate else ""
+        gate = TreeGate(
+            self._shell.paths, self._settings.gate_seconds, self._settings.gate_settle_seconds
+        )
+        await flow.judge(await gate.failure(candidate, state.gpus), count_gpus())
+
+    async def _rounds(self, flow: UpdateFlow) -> None:
+        while True:
+            await asyncio.sleep(self._settings.check_interval_seconds)
+            try:
+                state = await flow.check()
+                if state.available and self._settings.apply_automatically and not state.is_held:
+                    await flow.apply()
+            except NodeError as error:
+                self._ends.labels("failed").inc()
+                _log.warning("no check for updates", error=error.message)
+            else:
+                self._ends.labels("done").inc()
+
+    async def _status(self) -> UpdateView:
+        state = self._flow.state() if self._flow else UpdateState(current="")
+        release = state.available or state.candidate
+        self._phase.set(int(state.is_held))
+        return UpdateView(
+            backend=self._settings.backend,
+            channel=self._settings.channel,
+            phase=state.phase,
+            running=running_version().version,
+            current=state.current,
+            available=state.available.version if state.available else "",
+            notes=release.notes if release else "",
+            candidate=state.candidate.version if state.candidate else "",
+            previous=state.previous,
+            is_held=state.is_held,
+            reason=state.reason,
+            blacklist=tuple(RefusedView(one.version, one.reason) for one in state.blacklist),
+            tries_left=state.tries_left,
+            downloaded_bytes=self._flow.progress.done if self._flow else 0,
+            download_bytes=self._flow.progress.total if self._flow else 0,
+        )
+
+    async def _check(self, _message: Empty) -> UpdateView:
+        await self._required().check()
+        return await self._status()
+
+    async def _apply(self, _message: Empty) -> UpdateView:
+        await self._required().apply()
+        return await self._status()
+
+    async def _rollback(self, _message: Empty) -> UpdateView:
+        await self._required().rollback()
+        return await self._status()
+
+    async def _hold(self, message: HoldRequest) -> UpdateView:
+        await self._required().hold(is_held=message.is_held)
+        return await self._status()
+
+    def _required(self) -> UpdateFlow:
+        if self._flow is None:
+            raise InvalidRequest(
+                "this node is updated by whoever installed it; updater.backend names another way"
+            )
+        if not (self._settings.repository_url and self._settings.trusted_root_file):
+            raise InvalidRequest("updater.repository_url and updater.trusted_root_file are not set")
+        return self._flow
+
+    def _make_flow(self) -> UpdateFlow:
+        settings, paths = self._settings, self._shell.paths
+        own = paths.process_state("updater")
+        channel = Channel(
+            settings.repository_url, settings.channel, Path(settings.trusted_root_file), own / "tuf"
+        )
+        verbs = NodeVerbs(self._drain, self._resume, self._save, _free_bytes)
+        journal = UpdateJournal(journal_path(settings, paths))
+        return UpdateFlow(journal, self._backend(), channel, own / "downloads", verbs)
+
+    def _backend(self) -> UpdateBackend:
+        match self._settings.backend:
+            case "venv":
+                layout = Layout(releases_dir(self._settings, self._shell.paths))
+                supervisor = SupervisorClient(supervisor_socket(self._shell.paths))
+                return VenvBackend(layout, supervisor.shutdown)
+            case "sysupdate":
+                return SysupdateBackend(running_version().slot)
+            case "nixos":
+                return NixosBackend(running_version().version)
+            case "none":
+                raise InvalidRequest("updater.backend is none")
+
+    async def _drain(self) -> None:
+        """An answer that takes longer than drain_seconds is ended by the restart."""
+        if "p2p" not in self._shell.node.processes:
+            return
+        async with P2pClient(self._shell.paths.socket("p2p")) as p2p:
+            try:
+                await p2p.drain(self._settings.drain_seconds)
+            except Unavailable as error:
+                _log.warning("update does not wait any longer", error=error.message)
+
+    async def _resume(self) -> None:
+        if "p2p" not in self._shell.node.processes:
+            return
+        async with P2pClient(self._shell.paths.socket("p2p")) as p2p:
+            await p2p.resume()
+
+    async def _save(self) -> None:
+        """A snapshot of the journal is made first, always."""
+        if not any(name.startswith("chain") for name in self._shell.node.processes):
+            return
+        try:
+            await self._snapshot()
+        except (NotFound, Rejected) as error:
+            raise Unavailable(f"no snapshot before the update: {error.message}") from error
+
+
+def _free_bytes(directory: Path) -> int:
+    return shutil.disk_usage(directory).free

@@ -1,0 +1,38 @@
+"""What `updater` may be asked about updates of the node itself."""
+
+from __future__ import annotations
+
+from nodeapp.wire.ipc import Message
+
+
+class RefusedView(Message, frozen=True):
+    """A version that is not installed again."""
+
+    version: str
+    reason: str
+
+
+class UpdateView(Message, frozen=True):
+    """How an update stands; versions are "" when there is none."""
+
+    backend: str
+    channel: str
+    phase: str
+    running: str
+    current: str
+    available: str
+    notes: str
+    candidate: str
+    previous: str
+    is_held: bool
+    reason: str
+    blacklist: tuple[RefusedView, ...]
+    tries_left: int
+    downloaded_bytes: int
+    download_bytes: int
+
+
+class HoldRequest(Message, frozen=True):
+    """Stop or allow updates."""
+
+    is_held: bool

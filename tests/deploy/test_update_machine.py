@@ -1,0 +1,232 @@
+"""The update's state machine: what is offered, what an interruption means, who may come back."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodeapp.core.errors import InvalidRequest, NodeError, Rejected
+from nodeapp.core.release import Release, is_newer, version_key
+from nodeapp.core.update import (
+    MAX_BLACKLIST,
+    MAX_TRIES,
+    RESTING,
+    STEPS,
+    TRIAL,
+    ApplyAsked,
+    Arm,
+    Bless,
+    CheckAsked,
+    Download,
+    Drain,
+    FallBack,
+    FetchMetadata,
+    GateFailed,
+    GatePassed,
+    HoldSet,
+    Install,
+    Phase,
+    Refused,
+    ReleaseFound,
+    Restart,
+    Resume,
+    RollbackAsked,
+    Snapshot,
+    Started,
+    StepDone,
+    StepFailed,
+    TrialBegan,
+    UpdateState,
+    apply,
+    why_not,
+)
+
+ONE = UpdateState(current="0.1.0", newest="0.1.0")
+
+
+def release(version, least_from=""):
+    return Release(version, least_from, "", ())
+
+
+def after(state, *changes):
+    for change in changes:
+        state, _effects = apply(state, change)
+    return state
+
+
+def offered(version="0.2.0", state=ONE):
+    return after(state, CheckAsked(), ReleaseFound(release(version)))
+
+
+def pending(version="0.2.0", state=ONE):
+    state = after(offered(version, state), ApplyAsked())
+    return after(state, *(StepDone(step) for step in STEPS[:-1]))
+
+
+def test_a_good_update_runs_its_steps_in_order_and_is_blessed():
+    state, effects = apply(ONE, CheckAsked())
+    assert effects == (FetchMetadata(),)
+    state, effects = apply(state, ReleaseFound(release("0.2.0")))
+    assert (state.phase, state.available.version, effects) == (Phase.IDLE, "0.2.0", ())
+    state, effects = apply(state, ApplyAsked())
+    seen = [*effects]
+    for step in STEPS[:-1]:
+        assert state.phase is step
+        state, effects = apply(state, StepDone(step))
+        seen += effects
+    wanted = [Download, Install, Drain, Snapshot, Arm, Restart]
+    assert [type(effect) for effect in seen] == wanted
+    assert (state.phase, state.current) == (Phase.REBOOT_PENDING, "0.1.0")
+    state = after(state, TrialBegan())
+    assert (state.phase, state.tries_left) == (Phase.BOOTED, MAX_TRIES - 1)
+    state, effects = apply(state, GatePassed(2))
+    assert effects == (Bless("0.2.0", "0.1.0"),)
+    assert (state.phase, state.current, state.previous) == (Phase.BLESSED, "0.2.0", "0.1.0")
+    assert (state.newest, state.gpus, state.candidate) == ("0.2.0", 2, None)
+
+
+def test_a_failed_gate_rolls_back_blacklists_and_is_not_tried_again():
+    state, effects = apply(after(pending(), TrialBegan()), GateFailed("p2p is fatal"))
+    assert effects == (FallBack("0.1.0", "0.2.0"),)
+    assert (state.phase, state.current) == (Phase.ROLLED_BACK, "0.1.0")
+    assert state.blacklist == (Refused("0.2.0", "p2p is fatal"),)
+    again = offered("0.2.0", state)
+    assert again.available is None
+    assert again.reason == "0.2.0 is blacklisted: p2p is fatal"
+    with pytest.raises(Rejected, match="no newer release"):
+        apply(again, ApplyAsked())
+    assert offered("0.2.1", state).available.version == "0.2.1"
+
+
+def test_a_trial_that_never_gives_a_verdict_is_given_up_after_its_tries():
+    state = pending()
+    for left in reversed(range(MAX_TRIES)):
+        state = after(state, TrialBegan())
+        assert (state.phase, state.tries_left) == (Phase.BOOTED, left)
+    state = after(state, TrialBegan())
+    assert state.phase is Phase.ROLLED_BACK
+    assert "no verdict after 3 starts" in state.blacklist[0].reason
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.0.9", "0.1.0-rc.3"])
+def test_a_downgrade_is_not_offered(version):
+    assert offered(version).available is None
+
+
+def test_what_was_blessed_once_stays_the_mark_after_a_rollback():
+    state = after(pending(), TrialBegan(), GatePassed(0))
+    state, effects = apply(state, RollbackAsked())
+    assert effects == (Drain(),)
+    state = after(state, *(StepDone(step) for step in STEPS[3:-1]), TrialBegan(), GatePassed(0))
+    assert (state.current, state.previous, state.newest) == ("0.1.0", "", "0.2.0")
+    assert state.blacklist == (Refused("0.2.0", "rolled back by the operator"),)
+    assert offered("0.1.5", state).available is None
+    with pytest.raises(Rejected, match="only release"):
+        apply(state, RollbackAsked())
+
+
+def test_a_hold_stops_an_update_and_not_a_rollback():
+    state = after(pending(), TrialBegan(), GatePassed(0))
+    held = after(offered("0.3.0", state), HoldSet(is_held=True))
+    with pytest.raises(Rejected, match="held"):
+        apply(held, ApplyAsked())
+    assert after(held, RollbackAsked()).phase is Phase.DRAINING
+    assert after(held, HoldSet(is_held=False), ApplyAsked()).phase is Phase.DOWNLOADING
+
+
+def test_a_release_that_needs_a_newer_one_first_is_not_offered():
+    assert why_not(ONE, release("0.4.0", "0.3.0")) == "0.4.0 needs 0.3.0 or later, 0.1.0 runs"
+    assert why_not(ONE, release("0.4.0", "0.1.0")) == ""
+
+
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_an_interrupted_step_leads_back_to_idle_and_can_be_done_again(step):
+    state = after(offered(), ApplyAsked(), *(StepDone(s) for s in STEPS[: STEPS.index(step)]))
+    assert state.phase is step
+    state = after(state, Started("0.1.0"))
+    assert (state.phase, state.current) == (Phase.IDLE, "0.1.0")
+    assert state.reason == f"interrupted while {step}; apply it again"
+    assert after(state, ApplyAsked()).phase is Phase.DOWNLOADING
+
+
+@pytest.mark.parametrize("step", STEPS[3:6])
+def test_a_node_that_was_drained_for_nothing_serves_again(step):
+    state = after(offered(), ApplyAsked(), *(StepDone(s) for s in STEPS[: STEPS.index(step)]))
+    state, effects = apply(state, StepFailed("no room"))
+    assert effects == (Resume(),)
+    assert (state.phase, state.reason, state.blacklist) == (Phase.IDLE, "no room", ())
+
+
+def test_a_release_that_cannot_work_is_blacklisted_before_any_boot():
+    state = after(offered(), ApplyAsked(), StepFailed("calls itself 9", is_release_bad=True))
+    assert state.blacklist == (Refused("0.2.0", "calls itself 9"),)
+
+
+def test_the_slot_that_was_booted_decides_on_an_image():
+    assert after(pending(), Started("0.2.0")).phase is Phase.BOOTED
+    fell_back = after(pending(), Started("0.1.0"))
+    assert (fell_back.phase, fell_back.blacklist[0].version) == (Phase.ROLLED_BACK, "0.2.0")
+
+
+def test_only_one_update_at_a_time():
+    busy = after(offered(), ApplyAsked())
+    for change in (CheckAsked(), ApplyAsked(), RollbackAsked()):
+        with pytest.raises(Rejected, match="under way: downloading"):
+            apply(busy, change)
+
+
+def test_the_blacklist_is_bounded_and_keeps_the_newest():
+    state = ONE
+    for number in range(MAX_BLACKLIST + 5):
+        state = after(pending(f"0.2.{number}", state), TrialBegan(), GateFailed("bad"))
+    assert len(state.blacklist) == MAX_BLACKLIST
+    assert state.blacklist[-1].version == f"0.2.{MAX_BLACKLIST + 4}"
+
+
+@pytest.mark.parametrize("text", ["1", "1.2", "v1.2.3", "1.2.3\n", "../1.2.3", "1.2.3-beta", ""])
+def test_only_one_form_of_version_is_taken(text):
+    with pytest.raises(InvalidRequest):
+        version_key(text)
+
+
+def test_versions_are_ordered_as_numbers_and_candidates_come_before():
+    ordered = ["0.9.0", "0.10.0-rc.2", "0.10.0-rc.10", "0.10.0", "1.0.0"]
+    assert sorted(ordered, key=version_key) == ordered
+    assert is_newer("0.0.1", "")
+
+
+CHANGES = st.one_of(
+    st.sampled_from(
+        [CheckAsked(), ApplyAsked(), RollbackAsked(), TrialBegan(), GatePassed(1), GateFailed("x")]
+    ),
+    st.builds(HoldSet, st.booleans()),
+    st.builds(StepFailed, st.just("y"), st.booleans()),
+    st.builds(StepDone, st.sampled_from(STEPS)),
+    st.builds(Started, st.sampled_from(["0.1.0", "0.2.0", "0.3.0"])),
+    st.builds(
+        ReleaseFound,
+        st.one_of(st.none(), st.sampled_from(["0.1.0", "0.2.0", "0.3.0"]).map(release)),
+    ),
+)
+
+
+@given(st.lists(CHANGES, max_size=60))
+def test_whatever_happens_a_blessed_release_is_left_and_only_gates_bless(changes):
+    state = ONE
+    for change in changes:
+        before = state
+        try:
+            state, effects = apply(state, change)
+        except NodeError:
+            continue
+        if state.current != before.current:
+            assert isinstance(change, GatePassed)
+            assert state.current == before.candidate.version
+        assert state.candidate is not None or state.phase in (*RESTING, Phase.CHECKING)
+        assert (state.phase in TRIAL) <= (state.candidate is not None)
+        if isinstance(change, GateFailed):
+            assert before.candidate.version in {one.version for one in state.blacklist}
+        for effect in effects:
+            if isinstance(effect, FallBack):
+                assert effect.version == state.current
+        assert msgspec.json.decode(msgspec.json.encode(state), type=UpdateState) == state
