@@ -27,7 +27,7 @@ from nodeapp.core.session import Phase, Session
 from nodeapp.core.withdrawals import Withdrawals
 from nodeapp.service.logs import get_logger
 from nodeapp.store import journal
-from nodeapp.store.backups import BackupFile
+from nodeapp.store.backups import RESTORED_KEY, BackupFile
 
 __all__ = [
     "CursorMoved",
@@ -74,6 +74,8 @@ class Ledger:
         """What still needs work: a host has many more sessions behind it than open."""
         self.touched: set[JobId] = set()
         """Changed since whoever works on sessions emptied it."""
+        self.is_restored = False
+        """It came out of a backup; see restored.py."""
         self.rewinds = 0
         """Reorgs since the start: what was done before one may have to be done again."""
         self.parked: tuple[Session, ...] = ()
@@ -103,6 +105,7 @@ class Ledger:
         ledger = cls(book)
         try:
             await ledger._replay()
+            ledger.is_restored = bool(await book.get_meta(RESTORED_KEY))
         except BaseException:
             await book.close()
             raise
@@ -155,6 +158,11 @@ class Ledger:
     async def backup(self, directory: Path) -> BackupFile:
         """A checked copy of the journal."""
         return await self._book.backup(directory)
+
+    async def forget_restored(self) -> None:
+        """What the journal lost by its restoration is known from the chain now."""
+        await self._book.put_meta(RESTORED_KEY, b"")
+        self.is_restored = False
 
     async def close(self) -> None:
         """Close the journal after what is being written."""

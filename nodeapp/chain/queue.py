@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.restored import RestoredGuard
 from nodeapp.core.errors import NodeError, Rejected, Unavailable
 from nodeapp.core.fees import GWEI, FeePolicy, Fees, first_fees, replacement_fees
 from nodeapp.core.ids import TxHash
@@ -92,6 +93,7 @@ class TransactionQueue:
         self._lock = asyncio.Lock()  # guards: choosing a nonce, signing and journalling are one
         self._handed: dict[TxHash, _Handed] = {}
         self._troubles: dict[str, NodeError] = {}
+        self._restored = RestoredGuard(ledger, transactions, signer.address)
         self._stepped_at = float("-inf")
         self._has_new = True
         self._mined = metrics.counter("transactions_mined_total", "Own transactions mined")
@@ -115,7 +117,7 @@ class TransactionQueue:
             Rejected: it cannot be sent.
             Unavailable: not mined in time, or gas costs more than allowed; call again later.
         """
-        was_pending = False
+        was_pending, permit = False, self._restored.permit()
         try:
             async with asyncio.timeout(self._settings.mined_seconds):
                 while True:
@@ -126,6 +128,7 @@ class TransactionQueue:
                         if key not in self._ledger.outbox.pending:
                             if was_pending:
                                 raise self._why_dropped(key)
+                            await self._restored.check(permit)
                             await self._sign(key, call, is_payment=is_payment)
                         was_pending = key in self._ledger.outbox.pending
                         await self._step_when_due()

@@ -1,4 +1,7 @@
-"""fabstir-node backup create|list|verify|restore: the journal's snapshots."""
+"""fabstir-node backup create|list|verify|restore|drill: the journal's copies and the repository.
+
+A backup is named by its id in the repository, "latest", or the path of a local journal copy.
+"""
 
 from __future__ import annotations
 
@@ -12,48 +15,72 @@ from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 
 if TYPE_CHECKING:
     from nodeapp.service.settings import Settings
+    from nodeapp.updater.drill import Repository
+    from nodeapp.wire.ipc_updater import RestorePreview
 
-BackupPath = Annotated[Path, typer.Argument(help="A backup file (journal-….sqlite).")]
+Which = Annotated[
+    str,
+    typer.Argument(help="Id in the repository, latest, or a file (journal-….sqlite)."),
+]
 To = Annotated[
-    Path | None, typer.Option("--to", help="Default: where the chain process looks for it.")
+    Path | None,
+    typer.Option("--to", help="For a file: default is where the chain process looks for it."),
+]
+Account = Annotated[
+    str, typer.Option("--account", help="Host account, where several share the repository.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and stop.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Move aside what is in the way; nothing is deleted.")
+]
+ReadData = Annotated[
+    bool, typer.Option("--read-data", help="Also read every byte that the repository holds.")
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="Snapshots of the journal.", no_args_is_help=True, rich_markup_mode=None
+        help="Backups of the node, and copies of its journal.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     group.command("create")(create)
     group.command("list")(list_)
     group.command("verify")(verify)
     group.command("restore")(restore)
+    group.command("drill")(drill)
     app.add_typer(group, name="backup")
 
 
 def snapshot_dir(settings: Settings) -> Path:
-    """Where the updater puts them."""
+    """Where the updater puts copies of the journal."""
     from nodeapp.service.paths import resolve_paths
 
     return Path(settings.updater.snapshot_dir or resolve_paths(settings.node).state / "snapshots")
 
 
 def create(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
-    """Make and verify one now; the node must run."""
+    """Make one now and restore it for a test; the node must run."""
     import asyncio
 
     from nodeapp.rpc.updater import UpdaterClient
     from nodeapp.service.paths import resolve_paths
-    from nodeapp.wire.ipc_updater import SnapshotView
 
-    async def ask() -> SnapshotView:
-        socket = resolve_paths(settings.node).socket("updater")
-        async with UpdaterClient(socket) as client:
-            return await client.snapshot()
+    async def ask() -> str:
+        async with UpdaterClient(resolve_paths(settings.node).socket("updater")) as client:
+            if settings.updater.restic_repository:
+                made = await client.backup()
+                keys = "with keys" if made.has_keys else "WITHOUT keys"
+                return (
+                    f"{made.id[:8]}  {made.records} records, {made.sessions} sessions, {keys},"
+                    f" restored for a test and replayed in {made.seconds:.1f} s"
+                )
+            copy = await client.snapshot()
+            return f"{copy.path}  {copy.records} records  sha256 {copy.sha256}"
 
     settings = settings_of(config, state_dir, flags)
-    made = asyncio.run(ask())
-    sys.stdout.write(f"{made.path}  {made.records} records  sha256 {made.sha256}\n")
+    sys.stdout.write(asyncio.run(ask()) + "\n")
 
 
 def list_(
@@ -62,7 +89,9 @@ def list_(
     flags: Flags = None,
     as_json: Json = False,
 ) -> None:
-    """Print what is kept, oldest first."""
+    """Print local journal copies, then the repository's backups; each oldest first."""
+    import asyncio
+
     import msgspec
 
     from nodeapp.service.chains import FIRST, chain_processes, snapshots_of
@@ -72,8 +101,13 @@ def list_(
     directory = snapshot_dir(settings)
     chains = chain_processes(settings.node.processes) or (FIRST,)
     found = [item for one in chains for item in list_backups(snapshots_of(directory, one))]
+    stored = (
+        asyncio.run(_repository(settings).restic.stored())
+        if settings.updater.restic_repository
+        else []
+    )
     if as_json:
-        rows = [
+        rows: list[dict[str, object]] = [
             {
                 "path": str(item.path),
                 "sha256": item.sha256,
@@ -82,36 +116,132 @@ def list_(
             }
             for item in found
         ]
+        rows += [{"id": one.id, "made_at": one.made_at, "account": one.account} for one in stored]
         sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
         return
     for item in found:
         sys.stdout.write(f"{item.path}  {item.records} records  {item.size_bytes} bytes\n")
+    for one in stored:
+        sys.stdout.write(f"{one.id[:8]}  {one.made_at[:19]}  {one.account}\n")
 
 
-def verify(path: BackupPath) -> None:
-    """Check one: hash, every page, and that no record is missing."""
-    from nodeapp.store.backups import verify_backup
-
-    found = verify_backup(path)
-    sys.stdout.write(f"{found.path} is intact: {found.records} records, sha256 {found.sha256}\n")
-
-
-def restore(
-    path: BackupPath,
-    to: To = None,
+def verify(
+    which: Which,
+    account: Account = "",
+    read_data: ReadData = False,
     config: ConfigFile = None,
     state_dir: StateDir = None,
     flags: Flags = None,
 ) -> None:
-    """Put a verified backup where the journal is missing; an existing one is never overwritten."""
+    """Check one: every hash and page, that it unseals and that its journals replay."""
+    import asyncio
+
+    from nodeapp.store.backups import verify_backup
+
+    if _is_file(which):
+        found = verify_backup(Path(which))
+        sys.stdout.write(
+            f"{found.path} is intact: {found.records} records, sha256 {found.sha256}\n"
+        )
+        return
+
+    async def look() -> str:
+        await repository.restic.check(read_data=read_data)
+        async with repository.tested(which, account) as (tested, _scratch):
+            manifest = tested.fetched.manifest
+            keys = ", ".join(sorted(tested.keys)) or "none opened"
+            return (
+                f"{tested.fetched.backup.id[:8]} is intact: {manifest.records} records replayed,"
+                f" {manifest.blobs} blobs, keys: {keys}"
+            )
+
+    repository = _repository(settings_of(config, state_dir, flags))
+    sys.stdout.write(asyncio.run(look()) + "\n")
+
+
+def restore(  # noqa: PLR0913, PLR0917 (typer reads options from parameters)
+    which: Which,
+    to: To = None,
+    dry_run: DryRun = False,
+    replace: Replace = False,
+    account: Account = "",
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+) -> None:
+    """Test a backup, show what it would change, and put it back; the node must be stopped."""
+    import asyncio
+
+    settings = settings_of(config, state_dir, flags)
+    if _is_file(which):
+        _restore_file(Path(which), to, settings)
+        return
+    preview = asyncio.run(
+        _repository(settings).restore(which, account, is_dry_run=dry_run, replace=replace)
+    )
+    sys.stdout.write(_preview_text(preview))
+    sys.stdout.write("nothing was written\n" if dry_run else "restored\n")
+
+
+def drill(
+    which: Which = "latest",
+    account: Account = "",
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+    as_json: Json = False,
+) -> None:
+    """Restore everything into an empty directory, open it there, report, remove it."""
+    import asyncio
+
+    import msgspec
+
+    repository = _repository(settings_of(config, state_dir, flags))
+    report = asyncio.run(repository.drill(which, account))
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        return
+    sys.stdout.write(_preview_text(report.preview))
+    sys.stdout.write(
+        f"drill passed: {len(report.journals)} journals replayed, {len(report.keys)} keys,"
+        f" {report.blobs} blobs; fetched in {report.fetch_seconds:.1f} s, restored in"
+        f" {report.restore_seconds:.1f} s\n"
+    )
+
+
+def _repository(settings: Settings) -> Repository:
+    from nodeapp.service.clock import SystemClock
+    from nodeapp.updater.drill import Repository
+
+    return Repository(settings, SystemClock())
+
+
+def _is_file(which: str) -> bool:
+    return "/" in which or which.endswith(".sqlite")
+
+
+def _restore_file(path: Path, to: Path | None, settings: Settings) -> None:
     from nodeapp.service.chains import FIRST, name_of
     from nodeapp.service.paths import resolve_paths
     from nodeapp.store.backups import restore_backup
 
-    settings = settings_of(config, state_dir, flags)
-    # A further chain's snapshots lie in a directory with the name of its process.
+    # A further chain's copies lie in a directory with the name of its process.
     process = path.absolute().parent.name
     owner = process if name_of(process) else FIRST
     target = to or resolve_paths(settings.node).journal_of(owner)
     done = restore_backup(path, target)
     sys.stdout.write(f"restored {done.records} records to {target}\n")
+
+
+def _preview_text(preview: RestorePreview) -> str:
+    lines = [
+        f"backup {preview.id[:8]} of {preview.account}, {preview.age} old,"
+        f" made by node {preview.node_version}"
+    ]
+    lines += [
+        f"  {step.action:<7}  {step.what}: {step.target} ({step.detail})" for step in preview.steps
+    ]
+    lines += [
+        f"  MISSING  key {name}: neither in this backup nor here" for name in preview.missing_keys
+    ]
+    return "\n".join(lines) + "\n"

@@ -9,14 +9,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import Corrupt, NotFound, Rejected
 from nodeapp.store.errors import told_as_ours
+from nodeapp.store.migrations import MIGRATIONS, schema_version
 
+RESTORED_KEY = "restored"
+"""Meta: this file came out of a backup and what it lost is not looked into yet."""
+_HEAD_QUERIES = (
+    "SELECT sequence, kind, payload FROM records ORDER BY sequence",
+    "SELECT key, payload FROM states ORDER BY key",
+    "SELECT subject, payload FROM archive ORDER BY place",
+)
 _NAME = re.compile(r"^journal-(\d{12})\.sqlite$")
 
 
@@ -28,6 +38,16 @@ class BackupFile:
     sha256: str
     size_bytes: int
     records: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalHead:
+    """Where a journal stands; `sha256` covers every record, the stored state and the archive."""
+
+    owner: str
+    schema: int
+    records: int
+    sha256: str
 
 
 def copy_to(source: sqlite3.Connection, directory: Path) -> BackupFile:
@@ -55,6 +75,27 @@ def copy_to(source: sqlite3.Connection, directory: Path) -> BackupFile:
     finally:
         part.unlink(missing_ok=True)
     return BackupFile(final, digest, final.stat().st_size, records)
+
+
+def copy_closed(journal: Path, directory: Path) -> BackupFile:
+    """Copy a journal that no process writes to (a file-system snapshot, a stopped node).
+
+    What its write-ahead log holds is taken along; the files themselves are not touched.
+
+    Raises:
+        NotFound: there is none.
+        Corrupt: the copy does not pass its check.
+    """
+    if not journal.is_file():
+        raise NotFound(f"journal {journal} does not exist")
+    with tempfile.TemporaryDirectory(prefix="fabstir-journal-") as scratch:
+        taken = Path(scratch) / journal.name
+        for suffix in ("", "-wal"):
+            source = journal.with_name(journal.name + suffix)
+            if source.exists():
+                shutil.copyfile(source, taken.with_name(taken.name + suffix))
+        with told_as_ours(journal), closing(sqlite3.connect(taken)) as found:
+            return copy_to(found, directory)
 
 
 def list_backups(directory: Path) -> list[BackupFile]:
@@ -95,6 +136,8 @@ def prune_backups(directory: Path, keep: int) -> list[Path]:
 def restore_backup(backup: Path, journal: Path) -> BackupFile:
     """Verify, then put the copy in the place of a journal that is missing.
 
+    It is marked as restored: what came after it was lost, see chain/restored.py.
+
     Raises:
         Rejected: a journal is already there; it is never overwritten.
         NotFound, Corrupt: see verify_backup.
@@ -106,6 +149,8 @@ def restore_backup(backup: Path, journal: Path) -> BackupFile:
     part = journal.with_name(f".{journal.name}.part")
     part.write_bytes(backup.read_bytes())
     part.chmod(0o600)
+    with told_as_ours(part), closing(sqlite3.connect(part, isolation_level=None)) as copy:
+        copy.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (RESTORED_KEY, b"1"))
     _sync(part)
     # Leftovers of the lost file would be replayed into the restored one.
     for suffix in ("-wal", "-shm"):
@@ -113,6 +158,31 @@ def restore_backup(backup: Path, journal: Path) -> BackupFile:
     part.replace(journal)
     _sync(journal.parent)
     return verified
+
+
+def head_of(backup: Path) -> JournalHead:
+    """Read a copy's head; the same records and state give the same hash, whatever the file is.
+
+    Raises:
+        Corrupt: not a journal of ours, or written by a newer program.
+    """
+    digest = hashlib.sha256()
+    with (
+        told_as_ours(backup),
+        closing(sqlite3.connect(f"{backup.absolute().as_uri()}?immutable=1", uri=True)) as found,
+    ):
+        schema = schema_version(found)
+        if not 1 <= schema <= len(MIGRATIONS):
+            raise Corrupt(
+                f"backup {backup} has schema {schema}, this program knows 1 to {len(MIGRATIONS)}:"
+                " update the node first"
+            )
+        for query in _HEAD_QUERIES[:1] if schema == 1 else _HEAD_QUERIES:
+            for row in found.execute(query):
+                for value in row:
+                    item = value if isinstance(value, bytes) else str(value).encode()
+                    digest.update(b"%d:%s," % (len(item), item))
+    return JournalHead(owner_of(backup), schema, _check(backup), digest.hexdigest())
 
 
 def owner_of(backup: Path) -> str:

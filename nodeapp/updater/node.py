@@ -16,8 +16,8 @@ from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.api import updater_routes
+from nodeapp.updater.backup_rounds import BackupRounds
 from nodeapp.updater.snapshots import Snapshots, SnapshotSets
-from nodeapp.updater.updates import Updates
 
 _log = get_logger(__name__)
 
@@ -31,31 +31,31 @@ class Updater:
         processes = chain_processes(shell.node.processes) or (FIRST,)
         self._chains = {one: ChainClient(shell.paths.socket(one)) for one in processes}
         self._resources = AsyncExitStack()
-        self._snapshots = SnapshotSets(
-            [
-                Snapshots(chain, snapshots_of(directory, one), settings.keep_snapshots)
-                for one, chain in self._chains.items()
-            ]
-        )
-        self._updates = Updates(shell, settings, self._snapshots.make)
+        journals = {
+            one: Snapshots(chain, snapshots_of(directory, one), settings.keep_snapshots)
+            for one, chain in self._chains.items()
+        }
+        self._snapshots = SnapshotSets(list(journals.values()))
+        self._backups = BackupRounds(shell, settings, journals)
         self._made = shell.metrics.counter("snapshots_total", "snapshots by outcome", ("outcome",))
         self._records = shell.metrics.gauge("snapshot_records", "records in the newest snapshot")
         self._detail = "no snapshot yet"
 
     def routes(self) -> Sequence[web.RouteDef]:
         """See api.py."""
-        return [*updater_routes(self._snapshots), *self._updates.routes()]
+        return [*updater_routes(self._snapshots), *self._backups.routes()]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begin the rounds; the first one waits an interval, so that a start is not slowed."""
         for chain in self._chains.values():
             await self._resources.enter_async_context(chain)
-        await self._updates.start(tasks)
+        await self._backups.start(tasks)
         tasks.create_task(self._rounds(), name="snapshots")
 
     def readiness(self) -> str:
-        """The newest snapshot, and what is to be known of updates."""
-        return "; ".join(filter(None, (self._detail, self._updates.summary())))
+        """The newest snapshot and the newest good backup."""
+        parts = (self._detail, self._backups.summary())
+        return "; ".join(filter(None, parts))
 
     async def drain(self) -> None:
         """A copy under way is thrown away: it has no checksum file yet."""

@@ -1,0 +1,242 @@
+"""Backups of the node into a restic repository: make, restore for a test, then count it as good.
+
+Rules of this file: what the test did not pass is reported and never counts; nothing is forgotten
+before a newer backup is good; scratch files go on every way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
+from nodeapp.core.retention import DAY_SECONDS, Retention, age_text
+from nodeapp.service.clock import Clock
+from nodeapp.service.logs import get_logger
+from nodeapp.service.paths import Paths
+from nodeapp.service.settings import UpdaterSettings
+from nodeapp.store.backups import copy_closed
+from nodeapp.updater.manifest import Manifest
+from nodeapp.updater.rehearsal import STAGE, Rehearsed, fetch, rehearse
+from nodeapp.updater.restic import Restic, Stored
+from nodeapp.updater.snapshots import Snapshots
+from nodeapp.updater.staging import (
+    NodeFiles,
+    fill_stage,
+    node_files,
+    recovery_password,
+    running_settings,
+)
+from nodeapp.updater.volumes import BtrfsSnapshots
+from nodeapp.wire.ipc_updater import BackupView
+
+STATE_FILE = "backup.json"
+_log = get_logger(__name__)
+
+
+class LastGood(msgspec.Struct, frozen=True):
+    """What the process remembers over a restart."""
+
+    at: float = 0.0
+    """Unix seconds; 0: never."""
+    id: str = ""
+    content: str = ""
+    sessions: int = 0
+    pruned_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backups:
+    """All that one backup needs; `create` is called by one task at a time."""
+
+    settings: UpdaterSettings
+    paths: Paths
+    journals: Mapping[str, Snapshots]
+    """By chain process, the first chain first."""
+    restic: Restic | None
+    """None: only `fill` is used."""
+    clock: Clock
+    volume: BtrfsSnapshots | None
+
+    @property
+    def directory(self) -> Path:
+        """The process's own files."""
+        return self.paths.process_state("updater")
+
+    async def create(self, *, only_if_changed: bool = False) -> BackupView:
+        """Make one, restore it for a test, apply the retention.
+
+        Raises:
+            Unavailable: restic, the repository or the journal's owner does not answer.
+            Corrupt: the copy that came back is not what was saved.
+            InvalidRequest: a password file is missing or unfit.
+        """
+        if (restic := self.restic) is None:
+            raise InvalidRequest(
+                "updater.restic_repository is not set: there is nowhere to back up"
+            )
+        began = self.clock.monotonic_seconds()
+        password = recovery_password(self.settings.recovery_password_file)
+        stage = self.directory / STAGE
+        try:
+            files = await self.files()
+            manifest = await self._fill(stage, files, password)
+            before = self.last_good()
+            if not before.at:
+                await restic.prepare()
+            if only_if_changed and await self._is_kept(restic, before, manifest):
+                good = msgspec.structs.replace(before, at=self.clock.unix_seconds())
+                added, is_new = 0, False
+            else:
+                # The journal's copy is older than the blobs: it never names one that is missing.
+                roots = [stage, files.blobs] if files.blobs.is_dir() else [stage]
+                made, added = await _saved(restic, roots, manifest.account)
+                backup = Stored(made, "", manifest.account, tuple(roots))
+                tested = await self._test(restic, backup, manifest, password)
+                good = LastGood(
+                    self.clock.unix_seconds(),
+                    made,
+                    manifest.content(),
+                    sum(one.sessions for one in tested.reports),
+                    before.pruned_at,
+                )
+                is_new = True
+            good = await self._forget(restic, good, manifest.account) if is_new else good
+            await asyncio.to_thread(self._remember, good)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, stage, ignore_errors=True)
+        return BackupView(
+            id=good.id,
+            records=manifest.records,
+            sessions=good.sessions,
+            bytes_added=added,
+            seconds=round(self.clock.monotonic_seconds() - began, 3),
+            has_keys=bool(manifest.key_names),
+            is_new=is_new,
+        )
+
+    async def files(self) -> NodeFiles:
+        """Where the running tree has its files."""
+        settings = await asyncio.to_thread(running_settings, self.paths, tuple(self.journals))
+        return node_files(settings, self.paths)
+
+    async def fill(self, directory: Path) -> Manifest:
+        """The same files without repository and keys, for a snapshot without btrfs."""
+        return await self._fill(directory, await self.files(), b"")
+
+    def last_good(self) -> LastGood:
+        """The newest backup that passed its test."""
+        try:
+            return msgspec.json.decode((self.directory / STATE_FILE).read_bytes(), type=LastGood)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return LastGood()
+
+    def summary(self) -> str:
+        """For the readiness line."""
+        good = self.last_good()
+        if not good.at:
+            return "no good backup yet"
+        return f"last good backup {age_text(self.clock.unix_seconds() - good.at)} ago"
+
+    async def _fill(self, stage: Path, files: NodeFiles, password: bytes) -> Manifest:
+        copies, source = await self._copies()
+        try:
+            return await asyncio.to_thread(
+                fill_stage,
+                stage,
+                copies,
+                files,
+                conf=self.paths.state / "conf",
+                password=password,
+                made_at=int(self.clock.unix_seconds()),
+                source=source,
+            )
+        finally:
+            if source == "btrfs":
+                await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+
+    @property
+    def _scratch(self) -> Path:
+        return self.directory / "journals"
+
+    async def _copies(self) -> tuple[dict[str, Path], str]:
+        """Of every journal at one moment from a snapshot, or else by SQLite, one by one."""
+        if self.volume is not None:
+            try:
+                return await self._copies_of_volume(self.volume), "btrfs"
+            except NodeError as error:
+                _log.warning("no btrfs snapshot, journals are copied", error=error.message)
+        made = {one: await source.make() for one, source in self.journals.items()}
+        return {one: Path(view.path) for one, view in made.items()}, "copy"
+
+    async def _copies_of_volume(self, volume: BtrfsSnapshots) -> dict[str, Path]:
+        snapshot = await volume.take("backup")
+        try:
+            found = {}
+            for process in self.journals:
+                inside = self.paths.journal_of(process).relative_to(self.paths.state)
+                copy = await asyncio.to_thread(
+                    copy_closed, snapshot.path / inside, self._scratch / process
+                )
+                found[process] = copy.path
+            return found
+        finally:
+            await volume.remove(snapshot.path)
+
+    async def _is_kept(self, restic: Restic, before: LastGood, manifest: Manifest) -> bool:
+        if before.content != manifest.content():
+            return False
+        return any(one.id.startswith(before.id) for one in await restic.stored())
+
+    async def _test(
+        self, restic: Restic, backup: Stored, manifest: Manifest, password: bytes
+    ) -> Rehearsed:
+        scratch = Path(
+            await asyncio.to_thread(tempfile.mkdtemp, ".test", "backup-", self.directory)
+        )
+        try:
+            tested = await rehearse(
+                await fetch(restic, backup, scratch, with_blobs=False), password
+            )
+            if tested.fetched.manifest != manifest:
+                raise Corrupt(
+                    f"backup {backup.id[:8]} came back with another manifest than was saved"
+                )
+            return tested
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    async def _forget(self, restic: Restic, good: LastGood, account: str) -> LastGood:
+        """Space is freed once a day: that reads the repository's whole index."""
+        rule = Retention(
+            self.settings.keep_last, self.settings.keep_daily, self.settings.keep_weekly
+        )
+        is_due = good.at - good.pruned_at >= DAY_SECONDS
+        try:
+            await restic.forget(account, rule, prune=is_due)
+        except NodeError as error:
+            # The backup itself is good; an append-only repository refuses this for ever.
+            _log.warning("old backups are still there", error=error.message)
+            return good
+        return msgspec.structs.replace(good, pruned_at=good.at) if is_due else good
+
+    def _remember(self, good: LastGood) -> None:
+        part = self.directory / f".{STATE_FILE}.part"
+        part.write_bytes(msgspec.json.encode(good))
+        part.replace(self.directory / STATE_FILE)
+
+
+async def _saved(restic: Restic, roots: Sequence[Path], account: str) -> tuple[str, int]:
+    """A repository that was there and is gone (a new disk) is made again."""
+    try:
+        return await restic.save(roots, account)
+    except Unavailable as error:
+        await restic.prepare()
+        _log.warning("backup is tried again", error=error.message)
+        return await restic.save(roots, account)

@@ -1,0 +1,221 @@
+"""A restic repository: local directory, SFTP, S3-compatible, whatever restic can reach.
+
+Rules of this file: the only one that calls restic; secrets go by file and environment, never by
+argument. Needs restic 0.14 or newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound, Unavailable
+from nodeapp.core.retention import Retention
+from nodeapp.service.config import credential_path
+from nodeapp.service.settings import UpdaterSettings
+from nodeapp.updater.command import found_program, run_program
+
+TAG = "fabstir-node"
+QUICK_SECONDS = 120.0
+TRANSFER_SECONDS = 6 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One backup in the repository."""
+
+    id: str
+    made_at: str
+    """RFC 3339, as restic writes it: sorts as text inside one zone."""
+    account: str
+    """Chain account of the host."""
+    paths: tuple[Path, ...]
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    id: str
+    time: str
+    paths: list[str]
+    tags: list[str] = []
+
+
+class _Summary(msgspec.Struct, frozen=True):
+    message_type: str = ""
+    snapshot_id: str = ""
+    data_added: int = 0
+    total_bytes_processed: int = 0
+
+
+class Restic:
+    """One repository with its password."""
+
+    def __init__(
+        self, repository: str, password_file: Path, environment: dict[str, str], cache: Path
+    ) -> None:
+        self.repository = repository
+        self._password_file = password_file
+        self._environment = environment
+        self._cache = cache
+
+    async def prepare(self) -> None:
+        """Make the repository if there is none.
+
+        Raises:
+            Unavailable: not reachable, or the password is wrong.
+        """
+        try:
+            await self._run("cat", "config")
+        except Unavailable as error:
+            # Wrong password, no network: `init` fails as well, with what is really wrong.
+            try:
+                await self._run("init")
+            except Unavailable as second:
+                raise (error if "already" in second.message else second) from second
+
+    async def save(self, paths: Sequence[Path], account: str) -> tuple[str, int]:
+        """Back the paths up as one; the beginning of its id and the bytes that were new."""
+        output = await self._run(
+            "backup", "--json", "--host", TAG, "--tag", f"{TAG},{account}", *map(str, paths),
+            seconds=TRANSFER_SECONDS,
+        )  # fmt: skip
+        for line in reversed(output.splitlines()):
+            summary = msgspec.json.decode(line, type=_Summary)
+            if summary.message_type == "summary" and summary.snapshot_id:
+                return summary.snapshot_id, summary.data_added
+        raise Corrupt("restic told no id for the backup it made")
+
+    async def stored(self) -> list[Stored]:
+        """All of ours, oldest first."""
+        output = await self._run("snapshots", "--json", "--tag", TAG)
+        found = msgspec.json.decode(output, type=list[_Snapshot] | None) or []
+        return [
+            Stored(
+                one.id,
+                one.time,
+                next((tag for tag in one.tags if tag != TAG), ""),
+                tuple(map(Path, one.paths)),
+            )
+            for one in sorted(found, key=lambda one: one.time)
+        ]
+
+    async def one(self, wanted: str, account: str = "") -> Stored:
+        """By id, its beginning, or "latest".
+
+        Args:
+            wanted: which one.
+            account: "latest" means this host's; empty: there must be one host only.
+
+        Raises:
+            NotFound: no such backup.
+            InvalidRequest: the name fits several.
+        """
+        everything = await self.stored()
+        if wanted == "latest":
+            mine = [one for one in everything if not account or one.account == account]
+            if not mine:
+                raise NotFound(f"repository {self.repository} holds no backup of this host")
+            if len({one.account for one in mine}) > 1:
+                names = ", ".join(sorted({one.account for one in mine}))
+                raise InvalidRequest(f"backups of {names} are there; choose one by its id")
+            return mine[-1]
+        fitting = [one for one in everything if one.id.startswith(wanted)]
+        if not fitting:
+            raise NotFound(f"repository {self.repository} holds no backup {wanted}")
+        if len(fitting) > 1:
+            raise InvalidRequest(f"{wanted} fits {len(fitting)} backups; write more of its id")
+        return fitting[0]
+
+    async def fetch(self, backup: Stored, into: Path, only: Path | None = None) -> None:
+        """Restore below `into`, every file read again and compared; `only`: one of its paths."""
+        included = ("--include", str(only)) if only is not None else ()
+        await self._run(
+            "restore", backup.id, "--target", str(into), "--verify", *included,
+            seconds=TRANSFER_SECONDS,
+        )  # fmt: skip
+
+    async def check(self, *, read_data: bool = False) -> None:
+        """Structure of the repository; with `read_data` every stored byte.
+
+        Raises:
+            Unavailable: damaged, or not reachable; restic's last words tell.
+        """
+        await self._run("check", *(("--read-data",) if read_data else ()), seconds=TRANSFER_SECONDS)
+
+    async def forget(self, account: str, rule: Retention, *, prune: bool) -> None:
+        """Apply the retention to one host's backups; with `prune` free their space, too."""
+        await self._run(
+            "forget", "--tag", f"{TAG},{account}", "--group-by", "host",
+            "--keep-last", str(rule.last),
+            *(("--keep-daily", str(rule.daily)) if rule.daily else ()),
+            *(("--keep-weekly", str(rule.weekly)) if rule.weekly else ()),
+            *(("--prune",) if prune else ()),
+            seconds=TRANSFER_SECONDS,
+        )  # fmt: skip
+
+    async def _run(self, *arguments: str, seconds: float = QUICK_SECONDS) -> bytes:
+        try:
+            return await self._once(*arguments, seconds=seconds)
+        except Unavailable as error:
+            if "already locked" not in error.message:
+                raise
+            # Removes locks whose holder is gone only: a crash left one.
+            await self._once("unlock", seconds=QUICK_SECONDS)
+            return await self._once(*arguments, seconds=seconds)
+
+    async def _once(self, *arguments: str, seconds: float) -> bytes:
+        command = [found_program("restic", "restic"), "--cache-dir", str(self._cache), *arguments]
+        environment = {
+            **self._environment,
+            "RESTIC_REPOSITORY": self.repository,
+            "RESTIC_PASSWORD_FILE": str(self._password_file),
+        }
+        return await run_program(command, deadline_seconds=seconds, environment=environment)
+
+
+def open_restic(settings: UpdaterSettings, cache: Path) -> Restic:
+    """The repository of the settings; nothing is contacted yet.
+
+    Raises:
+        InvalidRequest: a setting or a file is missing.
+    """
+    if not settings.restic_repository:
+        raise InvalidRequest(
+            "updater.restic_repository is not set: name a directory, sftp:user@host:/path or"
+            " s3:https://host/bucket"
+        )
+    if not settings.restic_password_file:
+        raise InvalidRequest("updater.restic_password_file is not set: nothing is stored unsealed")
+    password = credential_path(settings.restic_password_file)
+    if not password.is_file():
+        raise InvalidRequest(f"updater.restic_password_file {password} does not exist")
+    environment = (
+        environment_of(credential_path(settings.restic_environment_file))
+        if settings.restic_environment_file
+        else {}
+    )
+    return Restic(settings.restic_repository, password, environment, cache / "restic")
+
+
+def environment_of(path: Path) -> dict[str, str]:
+    """NAME=VALUE lines, as systemd's EnvironmentFile= without quotes and escapes.
+
+    Raises:
+        InvalidRequest: missing, or a line is not of that form; the value is not told.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InvalidRequest(f"environment file {path}: {error.strerror}") from error
+    values: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidRequest(f"environment file {path}: line {number} is not NAME=VALUE")
+        values[name] = value
+    return values
