@@ -18,6 +18,7 @@ from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.api import updater_routes
 from nodeapp.updater.backup_rounds import BackupRounds
 from nodeapp.updater.snapshots import Snapshots, SnapshotSets
+from nodeapp.updater.updates import Updates
 
 _log = get_logger(__name__)
 
@@ -37,24 +38,26 @@ class Updater:
         }
         self._snapshots = SnapshotSets(list(journals.values()))
         self._backups = BackupRounds(shell, settings, journals)
+        self._updates = Updates(shell, settings, self._snapshots.make)
         self._made = shell.metrics.counter("snapshots_total", "snapshots by outcome", ("outcome",))
         self._records = shell.metrics.gauge("snapshot_records", "records in the newest snapshot")
         self._detail = "no snapshot yet"
 
     def routes(self) -> Sequence[web.RouteDef]:
         """See api.py."""
-        return [*updater_routes(self._snapshots), *self._backups.routes()]
+        return [*updater_routes(self._snapshots), *self._backups.routes(), *self._updates.routes()]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begin the rounds; the first one waits an interval, so that a start is not slowed."""
         for chain in self._chains.values():
             await self._resources.enter_async_context(chain)
         await self._backups.start(tasks)
+        await self._updates.start(tasks)
         tasks.create_task(self._rounds(), name="snapshots")
 
     def readiness(self) -> str:
-        """The newest snapshot and the newest good backup."""
-        parts = (self._detail, self._backups.summary())
+        """The newest snapshot, the newest good backup, what is to be known of updates."""
+        parts = (self._detail, self._backups.summary(), self._updates.summary())
         return "; ".join(filter(None, parts))
 
     async def drain(self) -> None:
