@@ -28,9 +28,7 @@ HEAD = SessionHead(
 @pytest.fixture
 def asker(tmp_path):
     record = SessionRecord.create(tmp_path, HEAD)
-    return Asker(
-        None, new_wallet(), record, clock=SystemClock(), report=lambda _: None
-    )
+    return Asker(None, new_wallet(), record, clock=SystemClock(), report=lambda _: None)
 
 
 async def test_tokens_beyond_what_was_asked_for_are_neither_kept_nor_acknowledged(asker):
