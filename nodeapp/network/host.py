@@ -25,6 +25,7 @@ from nodeapp.network.identity import Identity, IdentityLock, load_or_create_iden
 from nodeapp.network.library import (
     ConnectionNotifee,
     is_unsupported,
+    limit_inbound,
     new_library_host,
     parse_multiaddr,
     parse_peer_id,
@@ -241,6 +242,7 @@ class Libp2pHost:
             self._note_peers, self._settings.gate, self._settings.max_per_subnet
         )
         library.get_network().register_notifee(notifee)
+        limit_inbound(library.get_network(), self._settings.max_per_subnet)
         listen = [parse_multiaddr(address) for address in self._settings.listen]
         # No cover for a stop: the block is left by returning, and then closes in order.
         async with (

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
+
+import trio
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.core.ids import PeerId
@@ -65,6 +68,43 @@ class ConnectionNotifee:
         """Not used."""
 
 
+def limit_inbound(network: Any, max_per_subnet: int) -> None:  # noqa: ANN401 - untyped library
+    """Give inbound places back, and count a subnet's connections from their first byte on.
+
+    Two faults of 0.8.1: the place of an inbound connection is held until the host stops, so after
+    `max_connections` of them in a lifetime nobody gets in; and a socket that says nothing holds a
+    place for 5 s, so one address with idle sockets could hold all. Private networks are exempt.
+    """
+    held: Counter[str] = Counter()
+    handle = network._do_handle_inbound_connection  # noqa: SLF001 - there is no public place for it
+
+    async def limited(raw: Any, *more: Any) -> None:  # noqa: ANN401 - untyped library
+        found = raw.get_remote_address()
+        subnet = subnet_of(str(found[0])) if found else ""
+        if subnet and held[subnet] >= max_per_subnet:
+            await raw.close()
+            return
+        held[subnet] += 1
+        scope, close = trio.CancelScope(), raw.close
+
+        async def closing() -> None:
+            try:
+                await close()
+            finally:
+                scope.cancel()  # its handler waits for the end of the host otherwise
+
+        raw.close = closing
+        try:
+            with scope:
+                await handle(raw, *more)
+        finally:
+            held[subnet] -= 1
+            if not held[subnet]:
+                del held[subnet]
+
+    network._do_handle_inbound_connection = limited  # noqa: SLF001
+
+
 def remote_ip(muxed: Any) -> str:  # noqa: ANN401 - a muxed stream or connection
     """Where the other end is, "" when the library does not tell."""
     found = muxed.get_remote_address()
@@ -101,7 +141,7 @@ def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # n
         connection_config=ConnectionConfig(
             max_connections=connections,
             min_connections=0,
-            low_watermark=min(16, connections),
+            low_watermark=min(16, max(1, connections * 4 // 5)),
             high_watermark=max(1, connections * 4 // 5),
             max_connections_per_peer=2,
             inbound_upgrade_timeout=5.0,
@@ -112,6 +152,10 @@ def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # n
             limits=ResourceLimits(max_connections=connections, max_streams=INBOUND_STREAMS),
             connection_limits=limits.with_max_established_per_peer(CONNECTIONS_PER_PEER),
             cidr_limits=[("0.0.0.0/0", max(1, connections * 9 // 10))],
+            # 0.8.1: opens for good at the fifth fault of a lifetime, and then refuses everybody.
+            enable_circuit_breaker=False,
+            # It lowers the limits above while somebody floods, for everybody.
+            enable_graceful_degradation=False,
         ),
         announce_addrs=announce or None,
         addrs_factory=None if announce else _without_wildcards,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VICTIM, QUIET = 0, 1
 """The node that is attacked, and the one where renters freeze and die."""
 REGULAR, NEWCOMER = 0, 1
-STEADY_SECONDS = 15.0
+STEADY_SECONDS = 12.0
 SYBILS, SYBIL_SECONDS = 1000, 60.0
 GROWTH_MIB = 20.0
 HONEST_SECONDS = 8.0

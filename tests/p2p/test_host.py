@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.network.host import Libp2pHost
+from nodeapp.network.settings import DhtMode
 from tests.p2p.hosts import ECHO, echo, pair, running, settings, until
 
 
@@ -157,3 +159,41 @@ async def test_cancelling_a_call_cancels_it_on_the_trio_thread(tmp_path):
 def test_importing_the_adapter_does_not_import_libp2p():
     code = "import nodeapp.network.host, sys; raise SystemExit('libp2p' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
+
+
+async def test_idle_sockets_of_one_subnet_leave_the_other_slots_free(tmp_path, monkeypatch):
+    monkeypatch.setattr("nodeapp.network.library.subnet_of", lambda address: "127.0.0.0/24")
+    async with running(tmp_path, "server", max_connections=20, max_per_subnet=4) as server:
+        host, port = server.addresses[0].split("/")[2], int(server.addresses[0].split("/")[4])
+        sockets = [await asyncio.open_connection(host, port) for _ in range(12)]
+        greeted = await asyncio.gather(*(_is_greeted(reader) for reader, _writer in sockets))
+        assert sum(greeted) == 4
+        for _reader, writer in sockets:
+            writer.close()
+        # Their places are free again as soon as they are gone.
+        async with running(tmp_path, "client", listen=(), dht_mode=DhtMode.CLIENT) as client:
+            async with asyncio.timeout(10):
+                while True:
+                    with contextlib.suppress(Unavailable):
+                        await client.connect(server.addresses[0])
+                        return
+
+
+async def _is_greeted(reader):
+    """Whether the node keeps the connection: what it does not keep it closes at once."""
+    try:
+        async with asyncio.timeout(1.5):
+            return await reader.read(100) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
+
+
+async def test_the_place_of_a_connection_that_ended_is_free_again(tmp_path):
+    async with running(tmp_path, "server", max_connections=4) as server:
+        async with running(tmp_path, "client", listen=(), dht_mode=DhtMode.CLIENT) as client:
+            for _ in range(8):
+                await client.connect(server.addresses[0])
+                await client.disconnect(server.peer_id)
+                await until(lambda: not server.connected_peers())
