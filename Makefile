@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo bench-inference bench-chain campaign-chain bench-p2p proto lock clean help
+.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,6 +41,8 @@ bench-chain: setup-dev ## sync, authorise, idle into build/reports/chain-speed.j
 	@$(BIN)/python -m tests.benchmarks.chain_speed --out build/reports/chain-speed.json $(ARGS)
 campaign-chain: setup-dev ## kills, reorgs, lying endpoints into build/reports/chain.json
 	@$(BIN)/python -m tests.benchmarks.chain_campaign --out build/reports/chain.json $(ARGS)
+campaign-p2p: setup-dev ## 27 processes behind latency and loss, churn, hostile peers (root) into build/reports/p2p-campaign.json
+	@$(BIN)/python -m tests.benchmarks.p2p_campaign --out build/reports/p2p-campaign.json $(ARGS)
 bench-p2p: setup-dev ## what the p2p process costs, into build/reports/p2p.json
 	@$(BIN)/python -m tests.benchmarks.p2p --out build/reports/p2p.json $(ARGS)
 proto: setup-dev ## generate the wire's messages from fabstir.proto

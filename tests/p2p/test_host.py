@@ -191,9 +191,11 @@ async def _is_greeted(reader):
 
 
 async def test_the_place_of_a_connection_that_ended_is_free_again(tmp_path):
-    async with running(tmp_path, "server", max_connections=4) as server:
-        async with running(tmp_path, "client", listen=(), dht_mode=DhtMode.CLIENT) as client:
-            for _ in range(8):
-                await client.connect(server.addresses[0])
-                await client.disconnect(server.peer_id)
-                await until(lambda: not server.connected_peers())
+    async with (
+        running(tmp_path, "server", max_connections=4) as server,
+        running(tmp_path, "client", listen=(), dht_mode=DhtMode.CLIENT) as client,
+    ):
+        for _ in range(8):
+            await client.connect(server.addresses[0])
+            await client.disconnect(server.peer_id)
+            await until(lambda: not server.connected_peers())
