@@ -11,7 +11,7 @@ import typer
 from nodeapp.cli.options import ConfigFile, Flags, StateDir, settings_of
 
 if TYPE_CHECKING:
-    from nodeapp.service.settings import ChainSettings
+    from nodeapp.service.settings import ChainSettings, InferenceSettings
 
 MIN_FREE_BYTES = 2 << 30
 
@@ -29,7 +29,7 @@ def doctor(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags =
 
     settings = settings_of(config, state_dir, flags)
     paths = resolve_paths(settings.node)
-    found = [*findings(settings), *_disk(paths.state)]
+    found = [*findings(settings), *_disk(paths.state), *_replicas(settings.inference)]
     for section, chain in chain_sections(settings).items():
         found += [*_rpc(section, chain.rpc_urls), *_depth(section, chain)]
     for line in found:
@@ -49,6 +49,26 @@ def _disk(state: object) -> Iterator[str]:
     free = shutil.disk_usage(place).free
     if free < MIN_FREE_BYTES:
         yield f"{place} has {free >> 20} MB free; the journal and results need room: free 2 GB"
+
+
+def _replicas(inference: InferenceSettings) -> Iterator[str]:
+    from nodeapp.core.errors import Unavailable
+    from nodeapp.inference.gpu import Condition, judge
+    from nodeapp.inference.nvml import NvmlInventory
+    from nodeapp.service.replicas import replica_count
+
+    count = replica_count(inference)
+    try:
+        gpus = NvmlInventory().devices()
+    except Unavailable as error:
+        yield f"gpu: {error.message}"
+        return
+    good = [gpu for gpu in gpus if judge(gpu).condition is not Condition.FAULTY]
+    if gpus and inference.gpu_layers and count > max(1, len(good)):
+        yield (
+            f"inference.replicas is {count}, but {len(good)} of {len(gpus)} GPUs are healthy:"
+            ' set "auto", or replicas share a GPU'
+        )
 
 
 def _rpc(section: str, urls: tuple[str, ...]) -> Iterator[str]:

@@ -67,10 +67,26 @@ def _print_table(found: tuple[Gpu, ...]) -> None:
             f"{_said(one.power_watts)} of {_said(one.power_limit_watts)}",
             f"{_said(one.clock_mhz)} of {_said(one.max_clock_mhz)}",
             f"{_said(one.load_percent)} %",
-            ", ".join(str(process.pid) for process in one.processes) or "-",
+            ", ".join(_user(process.pid) for process in one.processes) or "-",
             f"{judgement.condition} {judgement.reason}".strip(),
         )
     Console().print(table)
+
+
+def _user(pid: int) -> str:
+    """The process id, and which replica of this node it is."""
+    import psutil
+
+    from nodeapp.service.replicas import replica_process
+
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return str(pid)
+    if "nodeapp.inference.main" not in words:
+        return str(pid)
+    further = words[words.index("--replica") + 1] if "--replica" in words else "0"
+    return f"{replica_process(int(further))} ({pid})"
 
 
 def _said(value: float | None) -> str:

@@ -114,12 +114,19 @@ def _measured(settings: Settings, given: Given) -> Measured:
     from nodeapp.cli.interrupt import run_interruptible
     from nodeapp.cli.power import Measured, measure
     from nodeapp.service.paths import resolve_paths
+    from nodeapp.service.replicas import replica_processes
+    from nodeapp.service.tree import running_processes
 
     if given.watts and given.tokens_per_second:
         return Measured(None, None, ())
-    socket = resolve_paths(settings.node).socket("inference")
     seconds = 0.0 if given.watts else given.measure_seconds
-    return run_interruptible(measure(socket, seconds))
+
+    async def watch() -> Measured:
+        paths = resolve_paths(settings.node)
+        running = await running_processes(paths, settings.node.processes)
+        return await measure([paths.socket(one) for one in replica_processes(running)], seconds)
+
+    return run_interruptible(watch())
 
 
 def _figure(name: str, text: str, measured: float | None, notes: Measured) -> Decimal:

@@ -7,7 +7,8 @@ inference process. What cannot be measured must be given.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,26 +34,34 @@ class Measured:
     """Why something is None."""
 
 
-async def measure(inference_socket: Path, seconds: float, powercap: Path = POWERCAP) -> Measured:
-    """Watch the machine for a while, under whatever load it has now; 0: its speed only."""
-    before, energy_before = await _metrics(inference_socket), read_energy(powercap)
+async def measure(
+    inference_sockets: Sequence[Path], seconds: float, powercap: Path = POWERCAP
+) -> Measured:
+    """Watch the machine for a while, under whatever load it has now; 0: its speed only.
+
+    Replicas work at the same time: their speeds add up.
+    """
+    before, energy_before = await _all_metrics(inference_sockets), read_energy(powercap)
     await asyncio.sleep(seconds)
-    after = await _metrics(inference_socket)
+    after = await _all_metrics(inference_sockets)
     notes: list[str] = []
     missing: list[str] = []
-    speed = _speed(after)
-    if speed is None:
+    speeds = [speed for one in after if (speed := _speed(one))]
+    if not speeds:
         missing.append("inference does not run or has answered nothing yet")
     else:
-        notes.append(f"tokens/s: {after[TOKENS]:.0f} in {after[BUSY_SECONDS]:.1f} s of computing")
+        tokens, busy = _total(after, TOKENS), _total(after, BUSY_SECONDS)
+        notes.append(f"tokens/s: {tokens:.0f} in {busy:.1f} s of computing")
     watts = _package_watts(energy_before, read_energy(powercap), seconds, powercap)
     if watts is None:
         missing.append(f"no energy counter below {powercap} that this user may read")
     else:
-        watts += (before.get(GPU_WATTS, 0.0) + after.get(GPU_WATTS, 0.0)) / 2
-        if after.get(TOKENS, 0.0) == before.get(TOKENS, 0.0):
+        # Every replica tells of all devices.
+        ends = [max((one.get(GPU_WATTS, 0.0) for one in end), default=0) for end in (before, after)]
+        watts += sum(ends) / len(ends)
+        if _total(after, TOKENS) == _total(before, TOKENS):
             notes.append(f"{watts:.1f} W while nothing was answered: under load it is more")
-    return Measured(watts, speed, tuple(notes), tuple(missing))
+    return Measured(watts, sum(speeds) or None, tuple(notes), tuple(missing))
 
 
 def _speed(metrics: Mapping[str, float]) -> float | None:
@@ -60,11 +69,16 @@ def _speed(metrics: Mapping[str, float]) -> float | None:
     return tokens / busy if tokens > 0 and busy > 0 else None
 
 
-async def _metrics(socket: Path) -> Mapping[str, float]:
-    try:
-        return await read_metrics(socket)
-    except Unavailable:
-        return {}
+def _total(found: Sequence[Mapping[str, float]], name: str) -> float:
+    return sum(one.get(name, 0.0) for one in found)
+
+
+async def _all_metrics(sockets: Sequence[Path]) -> list[Mapping[str, float]]:
+    found: list[Mapping[str, float]] = []
+    for socket in sockets:
+        with contextlib.suppress(Unavailable):
+            found.append(await read_metrics(socket))
+    return found
 
 
 def read_energy(powercap: Path) -> Mapping[str, int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound
 from nodeapp.service.chains import chain_sections
-from nodeapp.service.settings import ChainSettings, Settings
+from nodeapp.service.replicas import replica_count
+from nodeapp.service.settings import ChainSettings, InferenceSettings, Settings
 
 _MULTIADDRESS = re.compile(r"^/ip4/(?P<host>[0-9.]+)/tcp/(?P<port>\d+)")
 
@@ -33,6 +34,8 @@ def findings(settings: Settings) -> Iterator[str]:
         yield from _files(("inference.model_path", settings.inference.model_path))
     elif "inference" in processes and settings.inference.model:
         yield from _kept_model(settings)
+    if "inference" in processes:
+        yield from _replicas(settings.inference)
     if "p2p" in processes:
         place = _MULTIADDRESS.match(settings.p2p.listen)
         if place is None:
@@ -79,6 +82,19 @@ def _kept_model(settings: Settings) -> Iterator[str]:
         model_store(settings.inference, resolve_paths(settings.node)).find(settings.inference.model)
     except (NotFound, Corrupt) as error:
         yield f"inference.model: {error.message}"
+
+
+def _replicas(inference: InferenceSettings) -> Iterator[str]:
+    count, devices = replica_count(inference), len(inference.devices)
+    if devices not in (0, count):
+        yield (
+            f"inference.devices names {devices} for {count} replicas: give one for each, or none"
+        )
+    if inference.pin_threads and count > 1:
+        yield (
+            f"inference.pin_threads would bind {count} replicas to the same cores:"
+            " set it to false, or inference.replicas to 1"
+        )
 
 
 def _files(*named: tuple[str, str]) -> Iterator[str]:

@@ -25,15 +25,26 @@ _log = get_logger(__name__)
 
 
 class GpuGuard:
-    """`visible` is CUDA_VISIBLE_DEVICES; CUDA counts devices by their place in it."""
+    """`visible` is CUDA_VISIBLE_DEVICES; CUDA counts devices by their place in it.
+
+    `is_dealt`: it is this replica's share, without which it does not run; else nothing visible
+    means the processor.
+    """
 
     def __init__(
-        self, inventory: GpuInventory, metrics: GpuMetrics, clock: Clock, *, visible: str = ""
+        self,
+        inventory: GpuInventory,
+        metrics: GpuMetrics,
+        clock: Clock,
+        *,
+        visible: str = "",
+        is_dealt: bool = False,
     ) -> None:
         self._inventory = inventory
         self._metrics = metrics
         self._clock = clock
         self._visible = visible
+        self._is_dealt = is_dealt
         self._shown: tuple[int, ...] = ()
         self._used: tuple[int, ...] = ()
         self._judgements: tuple[Judgement, ...] = ()
@@ -114,6 +125,10 @@ class GpuGuard:
     async def _good(self) -> tuple[Gpu, ...]:
         gpus = visible_devices(await asyncio.to_thread(self._inventory.devices), self._visible)
         self._shown = tuple(gpu.index for gpu in gpus)
+        if self._is_dealt and not gpus:
+            raise Unavailable(
+                f"gpu {self._visible} is not there: restart the machine, or the node without it"
+            )
         judged = [(gpu, judge(gpu)) for gpu in gpus]
         good = tuple(gpu for gpu, one in judged if one.condition is not Condition.FAULTY)
         if gpus and not good:

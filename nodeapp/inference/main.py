@@ -62,6 +62,7 @@ class InferenceProcess:
             GpuMetrics(shell.metrics),
             shell.clock,
             visible=device_of(settings, index) or environment_value(DEVICES_VARIABLE),
+            is_dealt=bool(device_of(settings, index)),
         )
         metrics = InferenceMetrics(shell.metrics)
         loader = ModelLoader(
