@@ -20,12 +20,13 @@ from nodeapp.core.errors import InvalidRequest
 from nodeapp.inference.child import LimitedChild
 from nodeapp.service.logs import get_logger
 from nodeapp.wire.ipc_inference import ChatMessage, Tool
-from nodeapp.wire.json_schema import ANY_OBJECT
+from nodeapp.wire.json_schema import ANY_OBJECT, is_deeper
 
 MARK = "\ufdd0"
 """A Unicode noncharacter: reserved for use inside a program, never text."""
 MAX_PROMPT_CHARACTERS = 4 << 20
 DEADLINE_SECONDS = 5.0
+MAX_ARGUMENT_DEPTH = 64
 _KNOWS_TOOLS = re.compile(r"\btools\b")
 _TOOL_RULES = """You may call these functions to help with the user's request; each is one line:
 <tools>
@@ -97,7 +98,12 @@ class ChatRenderer:
         """
         if not self._template:
             raise InvalidRequest("this model has no chat template: send a prompt, not messages")
-        values: dict[str, object] = {"add_generation_prompt": True, **self._tokens}
+        values: dict[str, object] = {
+            "add_generation_prompt": True,
+            "tools": None,  # templates ask `is none` or `is defined`; authors tried with None
+            "documents": None,
+            **self._tokens,
+        }
         if self._knows_tools:
             values["messages"] = [self._turn(message) for message in messages]
             if tools:
@@ -192,8 +198,13 @@ def _tool(tool: Tool) -> dict[str, object]:
 
 def _arguments(text: str) -> object:
     try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequest(
             f"arguments of a tool call are not JSON: {error}", param="messages"
         ) from error
+    if is_deeper(value, MAX_ARGUMENT_DEPTH):
+        raise InvalidRequest(
+            f"arguments of a tool call are nested over {MAX_ARGUMENT_DEPTH} deep", param="messages"
+        )
+    return value

@@ -14,6 +14,7 @@ import json
 import resource
 import signal
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 if TYPE_CHECKING:
@@ -111,11 +112,29 @@ def _environment() -> Environment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = _strftime_now
     return environment
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: object,
+    ensure_ascii: object = None,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: object = None,
+) -> str:
+    """With the parameters that templates were written for.
+
+    Everything but ASCII escaped would hide the marks of defused control texts, so it never is.
+    """
+    del ensure_ascii
+    return json.dumps(
+        value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=bool(sort_keys)
+    )
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)  # noqa: DTZ005  # templates tell the local date
 
 
 def _raise(message: object) -> NoReturn:

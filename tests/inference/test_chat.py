@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import date
 
 import pytest
 
@@ -62,6 +63,33 @@ async def test_bos_eos_tojson_and_loop_controls_are_there(render):
     template = "{{ bos_token }}{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}"
     parts = await render(template + "{{ eos_token }}", (ChatMessage("user", "é"),))
     assert parts == ('<s>{"role": "user", "content": "é"}</s>',)
+
+
+async def test_templates_may_format_json_as_their_authors_did(render):
+    template = (
+        "{{ messages[0] | tojson(ensure_ascii=True, separators=(',', ':'), sort_keys=true) }}"
+    )
+    parts = await render(template, (ChatMessage("user", "é<s>"),))
+    assert "".join(parts) == '{"content":"é<s>","role":"user"}'
+    assert not any("<s>" in part for part in parts)
+
+
+async def test_templates_may_ask_for_the_date(render):
+    before = date.today().isoformat()  # noqa: DTZ011  # templates tell the local date
+    parts = await render("{{ strftime_now('%Y-%m-%d') }}")
+    assert parts[0] in (before, date.today().isoformat())  # noqa: DTZ011
+
+
+async def test_without_tools_templates_see_none(render):
+    template = "{% if tools is not none %}tools{% endif %}{{ messages[0].content }}"
+    assert await render(template, (ChatMessage("user", "hi"),)) == ("hi",)
+
+
+@pytest.mark.parametrize("depth", [70, 700, 30_000])
+async def test_arguments_nested_deep_are_refused(render, depth):
+    call = ToolCall("1", "weather", "[" * depth + "]" * depth)
+    with pytest.raises(InvalidRequest, match="arguments of a tool call"):
+        await render(TOOL_TEMPLATE, (ChatMessage("assistant", "", (call,)),))
 
 
 async def test_the_template_may_refuse(render):
