@@ -208,7 +208,7 @@ def _grammar(request: GenerateRequest) -> str:
     if request.tools and request.tool_choice == "auto":
         schema = _with_rules(msgspec.json.decode(request.json_schema, type=dict[str, object]))
         return LLMatcher.grammar_from_lark(
-            _call_rule(request).replace("start: call", "start: call | answer")
+            _call_rule(request).replace("start: call", "start: call | answer", 1)
             + f"answer: %json {schema}\n"
         )
     return LLMatcher.grammar_from_json_schema(request.json_schema, overrides=_JSON_RULES)

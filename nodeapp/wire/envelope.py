@@ -26,6 +26,7 @@ from nodeapp.wire.ipc_inference import (
     MAX_TOOL_CALLS,
     MAX_TOOL_CHARACTERS,
     MAX_TOOLS,
+    MIN_REPEAT_PENALTY,
     GenerateRequest,
     Tool,
 )
@@ -319,7 +320,7 @@ def _check_sampling(choice: pb.Sampling) -> SamplingChoice:
 def _check_penalties(choice: pb.Sampling) -> None:
     for name, value, lowest, highest in (
         ("typical_p", choice.typical_p, 0, 1),
-        ("repeat_penalty", choice.repeat_penalty, 0, 4),
+        ("repeat_penalty", choice.repeat_penalty or 1, MIN_REPEAT_PENALTY, 4),
         ("frequency_penalty", choice.frequency_penalty, -2, 2),
         ("presence_penalty", choice.presence_penalty, -2, 2),
     ):

@@ -19,6 +19,8 @@ MAX_TOOL_CHARACTERS = 1 << 16
 MAX_SCHEMA_CHARACTERS = 1 << 16
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
+MIN_REPEAT_PENALTY = 0.01
+"""Dividing logits by less overflows, which looks like a broken model."""
 
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -68,7 +70,7 @@ class Sampling(Message, frozen=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     """Same seed, same prompt: same answer, also when resumed."""
     typical_p: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
-    repeat_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=4.0)] = 1.0
+    repeat_penalty: Annotated[float, msgspec.Meta(ge=MIN_REPEAT_PENALTY, le=4.0)] = 1.0
     """Divides positive and multiplies negative logits of the last tokens; 1: off."""
     frequency_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] = 0.0
     presence_penalty: Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)] = 0.0

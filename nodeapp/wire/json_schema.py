@@ -21,6 +21,7 @@ MAX_NODES = 5_000
 MAX_ENUM_VALUES = 1_000
 MAX_PATTERN_CHARACTERS = 512
 MAX_REPETITIONS = 10_000
+MAX_NUMBER = 1 << 64
 ANY_OBJECT = '{"type":"object"}'
 _COUNT = re.compile(r"\{(\d+),?(\d*)\}")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
@@ -47,6 +48,11 @@ def check_schema(text: str, param: str = "response_format") -> None:
         if depth > MAX_DEPTH:
             raise InvalidRequest(f"JSON schema is nested over {MAX_DEPTH} deep", param=param)
         _check_value(key, value, seen, param)
+
+
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether a JSON value is nested over `limit` deep."""
+    return any(depth > limit for _key, _value, depth in _walk(value, 1))
 
 
 def tool_call_schema(tools: Sequence[Tool]) -> dict[str, object]:
@@ -104,6 +110,8 @@ def _check_value(key: str, value: object, seen: _Seen, param: str) -> None:
             raise InvalidRequest(f"JSON schema has over {MAX_ENUM_VALUES} enum values", param=param)
     if key == "pattern" and isinstance(value, str):
         _check_pattern(value, param)
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise InvalidRequest("JSON schema has an integer of over 64 bits", param=param)
     if key in _COUNTS and isinstance(value, int | float) and value > MAX_REPETITIONS:
         raise InvalidRequest(f"JSON schema has {key} {value}, limit {MAX_REPETITIONS}", param=param)
 

@@ -57,8 +57,9 @@ def decode(body: bytes, kind: type[Request]) -> Request:
             which.
     """
     try:
-        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        request = msgspec.json.decode(body, type=kind)
+        text = body.decode()  # what is kept raw is not looked at by msgspec
+        given = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        request = msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         place = _PLACE.search(str(error))
         raise InvalidRequest(str(error), param=place[1] if place else "") from error

@@ -23,6 +23,7 @@ from nodeapp.wire.ipc_inference import (
     MAX_TOOL_CHARACTERS,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
+    MIN_REPEAT_PENALTY,
     ChatMessage,
     GenerateRequest,
     Sampling,
@@ -182,7 +183,7 @@ class SamplingRequest(ApiRequest, frozen=True, kw_only=True):
     top_k: Annotated[int, msgspec.Meta(ge=0, le=4096)] | None = None
     min_p: Fraction | None = None
     typical_p: Share | None = None
-    repeat_penalty: Annotated[float, msgspec.Meta(gt=0, le=4)] | None = None
+    repeat_penalty: Annotated[float, msgspec.Meta(ge=MIN_REPEAT_PENALTY, le=4)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: Bias | None = None

@@ -107,6 +107,13 @@ async def test_with_tools_a_schema_leaves_the_choice_between_answer_and_call(mak
         assert walk(constraint, text) == text
 
 
+async def test_words_of_our_own_grammar_in_a_schema_stay_words(maker):
+    says = Tool("say", "", '{"type":"object","properties":{"x":{"const":"start: call"}}}')
+    constraint = await maker.make(request(PERSON, tools=(says,)))
+    call = '<tool_call>\n{"name": "say", "arguments": {"x": "start: call"}}\n</tool_call>'
+    assert walk(constraint, call) == call
+
+
 async def test_a_resumed_answer_goes_on_inside_the_schema(maker):
     begun = tuple(b'{"name": "Ann"')
     constraint = await maker.make(request(PERSON, continue_token_ids=begun))
@@ -189,6 +196,12 @@ async def test_a_heavy_pattern_is_followed_or_refused_never_endless(maker, patte
 async def test_what_is_no_schema_is_refused(text):
     with pytest.raises(InvalidRequest, match="JSON schema"):
         check_schema(text)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**30)])
+async def test_an_integer_too_large_for_the_compiler_is_refused(maker, number):
+    with pytest.raises(InvalidRequest, match="64 bits"):
+        await maker.make(request({"type": "integer", "minimum": number}))
 
 
 async def test_tool_parameters_have_the_same_bounds(maker):

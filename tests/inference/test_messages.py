@@ -33,6 +33,7 @@ def test_a_good_request_is_read_with_its_defaults():
         {"sampling": {"top_p": math.nan}},
         {"sampling": {"min_p": 1.5}},
         {"sampling": {"top_k": -1}},
+        {"sampling": {"repeat_penalty": 1e-40}},
         {"sampling": {"seed": -1}},
         {"sampling": {"seed": 2**63}},
         {"max_tokens": 0},

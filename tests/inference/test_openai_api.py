@@ -362,6 +362,10 @@ HOSTILE = {
     "a tool choice without tools": (CHAT | {"tool_choice": "required"}, "tools"),
     "10^5 brackets": (b"[" * 10**5, ""),
     "deep message": (b'{"model":"default","messages":' + b"[" * 10**5, ""),
+    "tool parameters not UTF-8": (b'{"model":"default","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f","parameters":{"title":"\xff"}}}]}', ""),
+    "a schema not UTF-8": (b'{"model":"default","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema","json_schema":{"schema":{"title":"\xff"}}}}', ""),
+    "a schema's number of 400 digits": (CHAT | {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "integer", "minimum": 10**400}}}}, "64 bits"),
+    "a repeat penalty that overflows": (CHAT | {"repeat_penalty": 1e-40}, "repeat_penalty"),
     "empty body": (b"", ""),
     "not an object": (b"[]", ""),
 }  # fmt: skip
