@@ -74,6 +74,14 @@ class Withdrawer:
     _work: dict[Address, _Work] = field(default_factory=dict)
     _asked: set[Address] = field(default_factory=set)
     _seen: BlockNumber | None = None
+    _doubtful: set[int] = field(default_factory=set)
+    """Withdrawals of a restored journal that may have been passed on in the part that was lost."""
+
+    def __post_init__(self) -> None:
+        """Before anything is sent: later it cannot be told what came out of the backup."""
+        if self.ledger.is_restored:
+            plans = self.ledger.withdrawals.open.values()
+            self._doubtful = {plan.number for plan in plans if self._may_be_paid(plan)}
 
     def consider(self, now: Block, tasks: asyncio.TaskGroup) -> None:
         """Start on every asset that is due and not under way; ends of sessions come with blocks."""
@@ -153,12 +161,32 @@ class Withdrawer:
             Rejected: a transaction was refused; it is tried again.
             Unavailable: no endpoint answered, or not mined in time.
         """
+        await self._give_up_doubtful(asset)
         if asset not in self.ledger.withdrawals.open:
             await self._book_again(asset)
             await self._plan(asset, now)
         plan = self.ledger.withdrawals.open.get(asset)
         if plan is not None:
             await self._carry_out(plan)
+
+    def _may_be_paid(self, plan: WithdrawalPlanned) -> bool:
+        """Signed withdrawal, unknown payout: the lost part of the journal may hold it."""
+        known = {*self.ledger.mined, *self.ledger.outbox.pending}
+        return withdraw_key(plan) in known and payout_key(plan) not in known
+
+    async def _give_up_doubtful(self, asset: Address) -> None:
+        """Nothing on chain refuses a payment a second time, so it is left to the operator."""
+        plan = self.ledger.withdrawals.open.get(asset)
+        if plan is None or plan.number not in self._doubtful:
+            return
+        await self.ledger.record(WithdrawalFinished(plan.number, "restored journal"))
+        if plan.payout:
+            _log.error(
+                "payout left to the operator: the restored journal does not know if it was made",
+                asset=asset,
+                amount=plan.amount,
+                payout=plan.payout,
+            )
 
     async def _book_again(self, asset: Address) -> None:
         """A reorganisation took the bookings back, and the withdrawal was mined once more."""

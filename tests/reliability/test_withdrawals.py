@@ -30,6 +30,7 @@ from nodeapp.evm.calls import Calls
 from nodeapp.evm.deployment import Deployment
 from nodeapp.evm.provider import Block
 from nodeapp.service.metrics import Metrics
+from nodeapp.store.backups import restore_backup
 from tests.fakes.mempool import Died, FakeChain
 from tests.fakes.paid_session import CHAIN_ID, HOST, MARKET, new_session, opened
 
@@ -290,6 +291,27 @@ async def test_an_address_that_cannot_be_paid_is_corrected_in_the_settings(purse
     (paid,) = [b for block in purse.chain.blocks for b in block.bodies if b.function == "transfer"]
     assert "0x" + paid.data[16:36].hex() == purse.payout
     assert purse.ledger.withdrawals.open == {}
+
+
+async def test_a_payout_that_a_lost_part_of_the_journal_made_is_not_made_again(purse):
+    """The backup is from between withdrawal and payout."""
+    await purse.earn(7, 100)
+    purse.chain.refuses_calls = "transfer"
+    with pytest.raises(NodeError):
+        await purse.step()
+    copy = await purse.ledger.backup(purse.directory / "backups")
+    purse.chain.refuses_calls = ""
+    await purse.step()
+    assert purse.amounts == [100]
+    await purse.ledger.close()
+    (purse.directory / "j.db").unlink()
+    restore_backup(copy.path, purse.directory / "j.db")
+    await purse.start()
+    assert (purse.ledger.is_restored, len(purse.ledger.withdrawals.open)) == (True, 1)
+    for _ in range(5):
+        await purse.step()
+    assert (purse.amounts, purse.ledger.withdrawals.open) == ([100], {})
+    assert purse.withdrawn == {7: 100}
 
 
 async def test_more_than_64_bits_of_credit_leave_in_parts(purse):
