@@ -80,7 +80,8 @@ class Draft:
         job_id, known = change.job_id, self._known(change.job_id)
         if known is not None and not is_same_creation(known, change):
             self.parked = (*self.parked, reorgs.rewound(known, BlockNumber(change.block - 1)))
-            known = self._unpark(change, first_interval=known.intervals)
+            # One more: the keys of a session without claims must not come again either.
+            known = self._unpark(change, first_interval=known.intervals + 1)
         self.sessions[job_id] = open_session(change) if known is None else apply(known, change)
 
     def _unpark(self, change: ContractReceiveSessionOpened, *, first_interval: int) -> Session:

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from nodeapp.chain.checkpoints import job_of
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.restored import RestoredGuard
 from nodeapp.core.errors import NodeError, Rejected, Unavailable
 from nodeapp.core.fees import GWEI, FeePolicy, Fees, first_fees, replacement_fees
-from nodeapp.core.ids import TxHash
+from nodeapp.core.ids import JobId, TxHash
 from nodeapp.core.outbox import (
     Errand,
     TransactionDropped,
@@ -27,6 +28,8 @@ from nodeapp.core.outbox import (
     free_nonce,
     gaps,
 )
+from nodeapp.core.reorgs import is_meant_for
+from nodeapp.core.session import Phase
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call
 from nodeapp.evm.errors import Reverted
@@ -93,6 +96,7 @@ class TransactionQueue:
         self._lock = asyncio.Lock()  # guards: choosing a nonce, signing and journalling are one
         self._handed: dict[TxHash, _Handed] = {}
         self._troubles: dict[str, NodeError] = {}
+        self._astray: dict[str, BlockNumber] = {}
         self._restored = RestoredGuard(ledger, transactions, signer.address)
         self._stepped_at = float("-inf")
         self._has_new = True
@@ -354,12 +358,35 @@ class TransactionQueue:
     async def _push(self, errand: Errand, head: Block, *, is_next: bool) -> None:
         newest = errand.newest
         handed = self._handed.get(newest.tx_hash)
+        if self._is_astray(errand):
+            await self._hold_back(errand, head, is_next=is_next)
+            return
+        self._astray.pop(errand.key, None)
         if handed is None:
             await self._broadcast(errand, newest, head)
         elif is_next and head.number - handed.first >= self._settings.replace_after_blocks:
             await self._replace(errand, head)
         elif head.number - handed.last >= RESEND_BLOCKS or head.number < handed.last:
             await self._broadcast(errand, newest, head)
+
+    def _is_astray(self, errand: Errand) -> bool:
+        """A reorganisation took its session, and may have given the number to another."""
+        job_id = job_of(errand.key)
+        session = None if job_id is None else self._ledger.sessions.get(JobId(job_id))
+        if session is None or errand.newest.is_cancel:
+            return False
+        return session.phase is Phase.VANISHED or not is_meant_for(errand.key, session)
+
+    async def _hold_back(self, errand: Errand, head: Block, *, is_next: bool) -> None:
+        """Not sent: it would claim from, or end, another renter's session.
+
+        The session may come again; what is behind this nonce does not wait for it for ever.
+        """
+        since = self._astray.setdefault(errand.key, head.number)
+        session = self._ledger.sessions[JobId(job_of(errand.key) or 0)]
+        waited = head.number - since >= self._settings.replace_after_blocks
+        if session.phase is not Phase.VANISHED or (is_next and waited):
+            await self._replace(errand, head, is_astray=True)
 
     async def _broadcast(self, errand: Errand, attempt: TransactionSigned, head: Block) -> None:
         fees = Fees(attempt.max_fee, attempt.priority_fee)
@@ -387,7 +414,7 @@ class TransactionQueue:
             self._troubles.pop(errand.key, None)
         self._handed[attempt.tx_hash] = _Handed(first, head.number)
 
-    async def _replace(self, errand: Errand, head: Block) -> None:
+    async def _replace(self, errand: Errand, head: Block, *, is_astray: bool = False) -> None:
         """The same purpose, or nothing if it became pointless, with the same nonce for more."""
         newest = errand.newest
         first = self._transactions.decode(errand.attempts[0].raw)
@@ -396,7 +423,8 @@ class TransactionQueue:
         fees = replacement_fees(offered, head.base_fee, tip, self._settings.fees)
         if fees is None:
             self._handed[newest.tx_hash] = _Handed(head.number, head.number)
-            await self._broadcast(errand, newest, head)
+            if not is_astray:
+                await self._broadcast(errand, newest, head)
             _log.warning(
                 "transaction waits, fee cap reached",
                 key=errand.key,
@@ -405,7 +433,9 @@ class TransactionQueue:
                 base_fee_gwei=head.base_fee / GWEI,
             )
             return
-        is_cancel = errand.is_cancelled or await self._is_pointless(errand.key, first.call)
+        is_cancel = (
+            is_astray or errand.is_cancelled or await self._is_pointless(errand.key, first.call)
+        )
         attempt = await self._add(
             _Order(errand.key, errand.nonce, is_payment=errand.is_payment, is_cancel=is_cancel),
             self._nothing() if is_cancel else first.call,

@@ -36,6 +36,21 @@ def newest_fact(session: Session) -> BlockNumber:
     )
 
 
+def is_meant_for(key: str, session: Session) -> bool:
+    """Whether what was signed under this key acts on this very session.
+
+    The contract takes it for whatever session has the number: after a reorganisation that may be
+    another renter's.
+    """
+    verb, _, rest = key.partition("~")[0].partition("/")
+    number = rest.partition("/")[2]
+    if verb == "claim":
+        return number in {str(claim.interval) for claim in session.claims}
+    if verb in ("complete", "timeout"):
+        return number == (str(session.first_interval) if session.first_interval else "")
+    return True
+
+
 def is_final(session: Session, block: BlockNumber) -> bool:
     """Whether nothing more can come of the session once `block` cannot be taken back."""
     if session.phase is Phase.VANISHED:

@@ -9,14 +9,20 @@ from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.core.errors import Rejected, Unavailable
 from nodeapp.core.fees import FeePolicy
 from nodeapp.core.outbox import TransactionDropped, TransactionSigned
-from nodeapp.core.units import BlockNumber, Wei
+from nodeapp.core.session import (
+    ClaimPrepared,
+    RenterSentReceipt,
+    RequestAuthorised,
+    TokensProduced,
+)
+from nodeapp.core.units import BlockNumber, Tokens, Wei
 from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.errors import Reverted
 from nodeapp.evm.refusals import InsufficientFunds
 from nodeapp.service.metrics import Metrics
 from tests.fakes.mempool import Died, FakeChain
-from tests.fakes.paid_session import HOST
+from tests.fakes.paid_session import HOST, JOB, claim_of, opened, request_id, running_hash
 
 KEY = "claim/7/0"
 FEES = FeePolicy(Wei(1000), Wei(100))
@@ -245,13 +251,13 @@ async def test_a_refused_replacement_does_not_hold_up_the_others(account, monkey
 
     monkeypatch.setattr(chain, "prepare", prepare)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(refused())
+        told = tasks.create_task(refused())
         await account.until(lambda: chain.pool)
         other = tasks.create_task(account.execute("complete/8", "complete"))
         await account.until(lambda: len(chain.pool) == 2)
         chain.base_fee = 30
         chain.mine(QUICK.replace_after_blocks)
-        await account.until(lambda: KEY in account.queue._troubles)
+        await told
         chain.base_fee = 10
         chain.mine()
     assert other.result().key == "complete/8"
@@ -325,6 +331,54 @@ async def test_what_a_journalled_reorganisation_took_back_is_sent_again(account)
     await account.until(lambda: KEY in account.ledger.mined)
     assert account.ledger.mined[KEY].tx_hash == done.tx_hash
     assert account.chain.effects == ["claim"]
+
+
+async def claimed_and_lost(account):
+    """A claim was mined; then its block is gone, and that of the session's creation."""
+    ledger = account.ledger
+    await ledger.record(CursorMoved(BlockNumber(0), "0x0"))
+    await ledger.record(
+        opened(block=1),
+        RequestAuthorised(JOB, request_id(1), Tokens(300), b"prompt"),
+        TokensProduced(JOB, request_id(1), tuple(range(300))),
+        RenterSentReceipt(JOB, Tokens(200), running_hash(range(200)), b"signature"),
+    )
+    await ledger.record(ClaimPrepared(JOB, claim_of(ledger.session(JOB), 200)))
+    done = await account.execute()
+    account.chain.reorganise(1)
+    await ledger.record(RewoundTo(BlockNumber(0), "0x0"))
+    return done
+
+
+async def test_a_claim_waits_until_its_session_is_there_again(account):
+    done = await claimed_and_lost(account)
+    for _ in range(3):
+        await account.queue.step()
+    assert account.chain.effects == []
+    await account.ledger.record(opened(block=2))
+    await account.until(lambda: KEY in account.ledger.mined)
+    assert account.ledger.mined[KEY].tx_hash == done.tx_hash
+    assert account.chain.effects == ["claim"]
+
+
+async def test_a_claim_is_never_sent_to_another_renters_session(account):
+    """After a reorganisation the job id is another's; the contract would take the tokens of it."""
+    await claimed_and_lost(account)
+    await account.ledger.record(opened(block=2, deposit=777))
+    await account.until(lambda: not account.pending)
+    assert (account.chain.effects, account.ledger.mined) == ([], {})
+    own = account.ledger.session(JOB).first_interval
+    await account.execute(f"complete/7/{own}", "complete")
+    assert account.chain.effects == ["complete"]
+
+
+async def test_a_claim_without_a_session_does_not_hold_up_what_is_behind_it(account):
+    await claimed_and_lost(account)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(account.execute("complete/8", "complete"))
+        await account.until(lambda: "complete/8" in account.pending)
+        account.chain.mine(QUICK.replace_after_blocks + 1)
+    assert account.chain.effects == ["complete"]
 
 
 async def test_a_nonce_that_other_software_used_frees_the_key(account):

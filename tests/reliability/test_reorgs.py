@@ -7,6 +7,7 @@ from nodeapp.chain.ledger import CursorMoved, RewoundTo
 from nodeapp.core.chain_view import ChainView
 from nodeapp.core.errors import PaymentRequired
 from nodeapp.core.outbox import Outbox
+from nodeapp.core.reorgs import is_meant_for
 from nodeapp.core.session import (
     ClaimPrepared,
     ContractReceiveProofAccepted,
@@ -100,11 +101,15 @@ def test_another_session_under_the_job_id_starts_afresh_and_the_old_one_is_kept_
     mine = book.session
     book.feed(opened(block=6, deposit=777))
     assert (book.session.acknowledged, book.session.terms.deposit) == (0, 777)
-    assert book.session.intervals == mine.intervals, "keys of transactions are never used twice"
+    assert book.session.intervals > mine.intervals, "keys of transactions are never used twice"
+    for key in ("claim/7/0", "claim/7/0~3", "complete/7", "timeout/7"):
+        assert is_meant_for(key, mine)
+        assert not is_meant_for(key, book.session), "the contract knows the number only"
     (aside,) = book.parked
     assert (aside.acknowledged, aside.phase) == (300, Phase.VANISHED)
     book.feed(RewoundTo(4, "0x4"), opened(block=6))
     assert book.session.acknowledged == 300, "the chain went back to the first branch"
+    assert is_meant_for("claim/7/0", book.session)
     assert [one.terms.deposit for one in book.parked] == [777]
 
 
