@@ -6,6 +6,7 @@ One withdrawal per asset serves all sessions; core/withdrawals.py says which and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from dataclasses import dataclass, field
 
@@ -42,6 +43,8 @@ FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 60.0
 GONE_BLOCKS = 10
 """A share must be missing for so long before it counts as taken out by other software."""
+TOLD_FAILURES = 3
+TOLD_AFTER_SECONDS = 0.5
 AT_ONCE = WithdrawalPolicy(0, Wei(0), BaseUnits(0), math.inf, BaseUnits(0))
 _log = get_logger(__name__)
 
@@ -52,6 +55,8 @@ class _Work:
 
     task: asyncio.Task[None] | None = None
     failures: int = 0
+    error: NodeError | None = None
+    """Why the last attempt failed."""
     looked_at: BlockNumber | None = None
     missing_since: BlockNumber | None = None
 
@@ -99,15 +104,22 @@ class Withdrawer:
         Raises:
             NotFound: nothing is credited.
             Rejected: it was refused.
+            Unavailable: it failed several times; what is signed is still sent.
         """
         state = self.ledger.withdrawals
         if asset not in state.open and await self.contracts.earnings(self.host, asset) == 0:
             raise NotFound("no earnings are credited in this asset")
         awaited = state.open[asset].number if asset in state.open else state.count
         self._asked.add(asset)
+        work = self._work.setdefault(asset, _Work())
+        work.error = None
         try:
             while not self._is_over(asset, awaited):
-                await self.ledger.wait_for_change()
+                if work.error is not None and self._is_worth_telling(work):
+                    raise work.error
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TOLD_AFTER_SECONDS):
+                        await self.ledger.wait_for_change()
         finally:
             self._asked.discard(asset)
         plan = self.ledger.withdrawals.last[asset]
@@ -115,6 +127,11 @@ class Withdrawer:
         if mined is None:
             raise Rejected("the withdrawal was refused; ask again")
         return plan, mined
+
+    @staticmethod
+    def _is_worth_telling(work: _Work) -> bool:
+        """An operator waits: a refusal is told at once, an endpoint that is down may come back."""
+        return isinstance(work.error, Rejected) or work.failures >= TOLD_FAILURES
 
     def _is_over(self, asset: Address, number: int) -> bool:
         last = self.ledger.withdrawals.last.get(asset)
@@ -143,6 +160,7 @@ class Withdrawer:
         except NodeError as error:
             pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**work.failures)
             work.failures += 1
+            work.error = error
             _log.warning(
                 "withdrawal failed",
                 asset=asset,
@@ -152,7 +170,7 @@ class Withdrawer:
             )
             await asyncio.sleep(pause)
         else:
-            work.failures = 0
+            work.failures, work.error = 0, None
 
     async def step(self, asset: Address, now: Block) -> None:
         """Plan a withdrawal if one is due, and carry out the one that is planned.

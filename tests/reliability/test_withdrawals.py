@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nodeapp.chain.ledger import CursorMoved, Ledger, RewoundTo
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.withdrawals import GONE_BLOCKS, Withdrawer, payment_of
-from nodeapp.core.errors import InvalidRequest, NodeError, NotFound
+from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected
 from nodeapp.core.session import ContractReceiveSessionEnded, Phase
 from nodeapp.core.units import BlockNumber, BlockTime, Wei
 from nodeapp.core.withdrawals import (
@@ -427,3 +427,23 @@ async def test_the_operator_takes_out_what_schedule_and_size_hold_back(tmp_path)
     with pytest.raises(NotFound, match="no earnings"):
         await purse.withdrawer.withdraw_now(ASSET)
     await purse.ledger.close()
+
+
+async def test_the_operator_is_told_why_a_withdrawal_does_not_go_through(purse):
+    """Not after a quarter of an hour: the payout address cannot be paid."""
+    await purse.earn(7, 100)
+    await purse.ledger.record(CursorMoved(BlockNumber(2), "0x2"))
+    purse.chain.refuses_calls = "transfer"
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(refused_withdrawal(purse))
+        while not asked.done():
+            purse.withdrawer.consider(NOW, tasks)
+            await asyncio.sleep(0.01)
+    assert "Not active" in asked.result()
+    assert purse.withdrawn == {7: 100}
+
+
+async def refused_withdrawal(purse):
+    with pytest.raises(Rejected) as refusal:
+        await purse.withdrawer.withdraw_now(ASSET)
+    return refusal.value.message
