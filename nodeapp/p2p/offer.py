@@ -90,7 +90,7 @@ class OfferBook:
             addresses=addresses,
             portal_url=self._settings.portal_url,
             models=tuple(offer for model in models if (offer := _offer(model, host))),
-            free_slots=min(slots, self._settings.max_requests_per_peer),
+            free_slots=slots,
             proof_mode=PROOF_MODES[host.proof],
             sequence=max(now, self._current.record.sequence + 1 if self._current else 0),
             not_after=now + int(self._settings.record_ttl_seconds),

@@ -167,6 +167,9 @@ async def test_a_hot_gpu_lowers_the_slots_that_are_offered(ends):
     _chain, inference, _clock = ends
     offers = book(ends)
     assert (await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)).record.free_slots == 4
+    inference.slots = 8  # of two replicas
+    offers.renew()
+    assert (await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)).record.free_slots == 8
     inference.slots = 1
     offers.renew()
     assert (await offers.current("12D3KooW", ADDRESSES, IDENTITY.sign)).record.free_slots == 1
