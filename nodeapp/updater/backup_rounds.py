@@ -35,6 +35,7 @@ from nodeapp.wire.ipc_updater import BackupView, StateSnapshotRequest, StateSnap
 JITTER = 0.1
 """Of an interval at most: many nodes of one operator share a repository."""
 RETRY_SECONDS = 60.0
+BEFORE_UPDATE = "pre-update"
 _log = get_logger(__name__)
 
 
@@ -104,6 +105,14 @@ class BackupRounds:
         taken = await self._state_snapshots().take(request.reason)
         _log.info("state snapshot taken", path=str(taken.path), reason=taken.reason)
         return StateSnapshotView(str(taken.path), taken.reason, taken.made_at)
+
+    async def before_update(self) -> None:
+        """Keep the state before the node changes under it.
+
+        Raises:
+            Unavailable: it cannot be kept; the update must not begin.
+        """
+        await self.keep_state(StateSnapshotRequest(BEFORE_UPDATE))
 
     def _state_snapshots(self) -> StateSnapshots:
         if self._volume is not None:

@@ -1,16 +1,14 @@
 """Running another program: a deadline, a bounded answer, errors of ours.
 
 Rules of this file: no shell; the child gets only the environment it is given; whoever is
-cancelled takes the child down.
+cancelled takes the child down; it stays in this process's group, so the supervisor ends it, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +30,8 @@ def found_program(name: str, package: str) -> str:
     if program is None:
         raise Unavailable(
             f"the program {name} is not installed; install the package {package}"
-            f" (Debian, Ubuntu: apt install {package}; NixOS: it comes with the module)"
+            f" (Debian, Ubuntu: apt install {package}; NixOS:"
+            f" systemd.services.fabstir-node.path = [ pkgs.{package} ])"
         )
     return program
 
@@ -57,7 +56,6 @@ async def run_program(
         stderr=asyncio.subprocess.PIPE,
         env={**process_environment(("PATH", "HOME", "LANG")), **(environment or {})},
         cwd=directory,
-        start_new_session=True,
     )
     name = Path(command[0]).name
     try:
@@ -68,7 +66,7 @@ async def run_program(
     finally:
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+                child.kill()
             await child.wait()
     if child.returncode:
         raise Unavailable(f"{name} failed with code {child.returncode}: {_last_words(errors)}")

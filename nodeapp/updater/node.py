@@ -38,7 +38,7 @@ class Updater:
         }
         self._snapshots = SnapshotSets(list(journals.values()))
         self._backups = BackupRounds(shell, settings, journals)
-        self._updates = Updates(shell, settings, self._snapshots.make)
+        self._updates = Updates(shell, settings, self._keep_before_update)
         self._made = shell.metrics.counter("snapshots_total", "snapshots by outcome", ("outcome",))
         self._records = shell.metrics.gauge("snapshot_records", "records in the newest snapshot")
         self._detail = "no snapshot yet"
@@ -66,6 +66,10 @@ class Updater:
     async def stop(self) -> None:
         """Close the connections to the chain processes."""
         await self._resources.aclose()
+
+    async def _keep_before_update(self) -> None:
+        await self._snapshots.make()
+        await self._backups.before_update()
 
     async def _rounds(self) -> None:
         while True:
