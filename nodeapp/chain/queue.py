@@ -228,6 +228,7 @@ class TransactionQueue:
                 block.hash,
                 block.timestamp,
                 receipt.cost,
+                attempt.value,
             )
             self._mined.inc()
         else:
@@ -337,6 +338,7 @@ class TransactionQueue:
             fees.priority_fee,
             is_cancel=order.is_cancel,
             is_payment=order.is_payment,
+            value=Wei(call.value),
         )
         await self._ledger.record(attempt)
         self._has_new = True

@@ -15,7 +15,6 @@ from pathlib import Path
 from nodeapp.chain.ledger import Ledger
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.core.ids import Address, TxHash
-from nodeapp.core.outbox import TransactionEnd
 from nodeapp.core.signing_policy import (
     DAY_SECONDS,
     Request,
@@ -193,10 +192,15 @@ class PolicySigner:
 
 
 def _earlier(ledger: Ledger, now: float) -> list[_Signed]:
-    """Of the last day before this start, as the journal knows it: gas by what it cost."""
-    ends: list[TransactionEnd] = [*ledger.mined.values(), *ledger.failed]
-    recent = [_Signed(end.block_time, end.cost, 0) for end in ends]
-    return sorted((one for one in recent if now - one.at < DAY_SECONDS), key=lambda one: one.at)
+    """Of the last day before this start, as the journal knows it: gas by what it cost.
+
+    What is still under way counts as signed now.
+    """
+    mined = [_Signed(end.block_time, end.cost, end.value) for end in ledger.mined.values()]
+    failed = [_Signed(end.block_time, end.cost, 0) for end in ledger.failed]
+    waiting = [_Signed(now, 0, one.newest.value) for one in ledger.outbox.in_order]
+    recent = [one for one in (*mined, *failed, *waiting) if now - one.at < DAY_SECONDS]
+    return sorted(recent, key=lambda one: one.at)
 
 
 def _request(fields: Mapping[str, object]) -> Request:

@@ -29,6 +29,8 @@ class TransactionSigned(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Sends nothing to ourselves: uses the nonce up without serving the purpose."""
     is_payment: bool = False
     """Nothing on chain would refuse it a second time."""
+    value: Wei = Wei(0)
+    """Native coin that it sends away."""
 
 
 class TransactionMined(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
@@ -42,6 +44,8 @@ class TransactionMined(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     block_time: BlockTime = BlockTime(0)
     cost: Wei = Wei(0)
     """What it cost in all: gas, and the data fee of a rollup."""
+    value: Wei = Wei(0)
+    """Native coin that it sent away, beside the cost."""
 
 
 class TransactionDropped(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):

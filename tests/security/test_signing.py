@@ -174,6 +174,23 @@ async def test_a_restart_does_not_forget_what_was_spent(ledger, clock):
         await signer.sign_transaction(fields(CALLS.complete_session(7)))
 
 
+async def test_payouts_before_a_restart_count(ledger, clock):
+    """1000 wei a day; restarting, even every minute, does not make it more."""
+    now = int(clock.unix_seconds())
+    await ledger.record(
+        TransactionSigned("payout/all/0", 0, "0x1", b"", 22, 2, is_payment=True, value=600),
+        TransactionSigned("payout/all/1", 1, "0x2", b"", 22, 2, is_payment=True, value=300),
+    )
+    mined = TransactionMined("payout/all/0", "0x1", 1, 5, "0x5", now - 60, 1, 600)
+    await ledger.record(mined)
+    wallet = new_wallet()
+    policy = host_policy(SETTINGS, DEPLOYMENT, wallet.address)
+    signer = PolicySigner(wallet, policy, ledger, clock=clock, metrics=Metrics("chain"))
+    with pytest.raises(SigningRefused, match="payouts per day"):
+        await signer.sign_transaction(fields(send_native(PAYOUT, 200)))
+    await signer.sign_transaction(fields(send_native(PAYOUT, 100)))
+
+
 async def test_only_messages_of_this_marketplace_are_signed(signer):
     separator = domain_separator(CHAIN_ID, MARKET)
     signature = await signer.sign_hashed(capability_message(separator, b"record"))
