@@ -70,10 +70,7 @@ class BtrfsSnapshots:
         """
         async with self._busy:
             made_at = int(self._clock.unix_seconds())
-            name = f"{reason}-{_stamp(made_at)}"
-            if not _NAME.match(name):
-                raise InvalidRequest(f"{reason!r} cannot name a snapshot: a-z, 0-9, . _ -")
-            path = self._directory / name
+            path = self._directory / _name(reason, made_at)
             await asyncio.to_thread(self._directory.mkdir, mode=0o700, exist_ok=True)
             if not path.exists():
                 await self._btrfs("subvolume", "snapshot", "-r", str(self._state), str(path))
@@ -142,9 +139,7 @@ class CopySnapshots:
             Unavailable: the journal's owner does not answer, or the disk is full.
         """
         made_at = int(self._clock.unix_seconds())
-        path = self._directory / f"{reason}-{_stamp(made_at)}"
-        if not _NAME.match(path.name):
-            raise InvalidRequest(f"{reason!r} cannot name a snapshot: a-z, 0-9, . _ -")
+        path = self._directory / _name(reason, made_at)
         part = path.with_name(f".{path.name}.part")
         try:
             await asyncio.to_thread(_emptied, part)
@@ -181,8 +176,11 @@ def _emptied(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True)
 
 
-def _stamp(seconds: float) -> str:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime(_STAMP)
+def _name(reason: str, seconds: float) -> str:
+    name = f"{reason}-{dt.datetime.fromtimestamp(seconds, dt.UTC).strftime(_STAMP)}"
+    if not _NAME.match(name):
+        raise InvalidRequest(f"{reason!r} cannot name a snapshot: a-z, 0-9, . _ -")
+    return name
 
 
 def _seconds(stamp: str) -> float:
