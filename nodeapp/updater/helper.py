@@ -48,7 +48,7 @@ def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str
         known = ", ".join([*(f"{name} VERSION" for name in WITH_VERSION), *ALONE])
         raise InvalidRequest(f"{verb[:32]!r} with {len(arguments)} arguments; known: {known}")
     version = arguments[0] if arguments else ""
-    if version:
+    if verb in WITH_VERSION:
         version_key(version)
     match verb:
         case "fill":
