@@ -11,14 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodeapp.core.errors import InvalidRequest, NotFound, Rejected
+from nodeapp.core.errors import NotFound, Rejected, TooLarge, Unavailable
 from nodeapp.inference.catalogue import CatalogueEntry, checked_name, name_of_file
 from nodeapp.inference.chat import ChatRenderer, ControlText
 from nodeapp.inference.gguf import GgufHeader, read_header
 from nodeapp.inference.model_source import FileSource, Source, WebSource
 from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.probe import Prober, Verdict
-from nodeapp.service.download import CHUNK_BYTES, Fetched, Progress, Wanted, download
+from nodeapp.service.download import (
+    CHUNK_BYTES,
+    Fetched,
+    Progress,
+    Wanted,
+    download,
+    refuse_if_full,
+)
 from nodeapp.store.lock import FileLock
 from nodeapp.wire.ipc_inference import ChatMessage
 
@@ -74,7 +81,9 @@ async def add_model(
         removed = await asyncio.to_thread(store.take_in, fetched.path, entry)
         if fetched.path == part:
             part.unlink(missing_ok=True)
-    except (InvalidRequest, Rejected):
+    except TooLarge:
+        raise  # room can be made: what has come is kept
+    except Rejected:
         # Whatever it is, it is not a model: going on with it later makes no sense.
         part.unlink(missing_ok=True)
         raise
@@ -170,17 +179,27 @@ def _copy(source: Path, part: Path, store: ModelStore, expected: str) -> Fetched
         raise NotFound(f"model file {source} does not exist") from error
     read_header(source)
     store.check_room(size)
+    try:
+        found, copied = _copy_bytes(source, part)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        refuse_if_full(error, part)
+        raise Unavailable(
+            f"{source} cannot be copied to {part.parent}: {error.strerror}"
+        ) from error
+    if expected and found != expected:
+        raise Rejected(f"{source} has sha256 {found}, expected {expected}")
+    return Fetched(part, found, copied)
+
+
+def _copy_bytes(source: Path, part: Path) -> tuple[str, int]:
     digest = hashlib.sha256()
     with source.open("rb") as reader, part.open("wb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
             digest.update(chunk)
             writer.write(chunk)
         writer.flush()
-        copied = writer.tell()
-    found = digest.hexdigest()
-    if expected and found != expected:
-        raise Rejected(f"{source} has sha256 {found}, expected {expected}")
-    return Fetched(part, found, copied)
+        return digest.hexdigest(), writer.tell()
 
 
 def _hash(path: Path) -> Fetched:

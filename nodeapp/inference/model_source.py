@@ -61,7 +61,10 @@ def parse_source(text: str, *, hub_url: str = "", portal_url: str = "") -> Sourc
 
 
 def _web(text: str) -> WebSource:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise InvalidRequest(f"source {text[:200]!r} is not an https address: {error}") from error
     if parts.scheme not in ("https", "http") or not parts.hostname:
         raise InvalidRequest(f"source {text[:200]!r} is not an https address")
     if parts.username or parts.password:

@@ -8,6 +8,7 @@ again first, because a disk may have lost some. Plain http is taken only with a 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -29,6 +30,7 @@ MAX_TRIES = 6
 """In a row without a new byte."""
 RETRY_SECONDS = 1.0
 _MOVED = (301, 302, 303, 307, 308)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TRANSPORT_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -110,6 +112,7 @@ async def download(wanted: Wanted, part: Path, *, report: Report, check_room: Ch
             try:
                 await transfer.run(session)
             except _TRANSPORT_ERRORS as error:
+                refuse_if_full(error, part)
                 tries = 0 if transfer.size > before else tries + 1
                 if tries >= MAX_TRIES:
                     raise Unavailable(
@@ -163,7 +166,7 @@ class _Transfer:
                 _check_status(response, url)
                 return response
             response.release()
-            target = urljoin(url, response.headers.get("Location", ""))
+            target = _target(url, response.headers.get("Location", ""))
             if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
                 raise Rejected(f"{url} leads from https to {target[:200]}")
             _check_scheme(target, self._wanted)
@@ -247,8 +250,28 @@ class _Transfer:
             )
 
 
+def _target(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise Rejected(f"{url} leads to {location[:200]!r}, no address") from error
+
+
+def refuse_if_full(error: Exception, path: Path) -> None:
+    """Say that the disk is full when that is what the error means: trying again is of no use.
+
+    Raises:
+        TooLarge: it is.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise TooLarge(f"the disk of {path.parent} is full: make room, then try again") from error
+
+
 def _check_scheme(url: str, wanted: Wanted) -> None:
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise InvalidRequest(f"{url[:200]!r} is not an address: {error}") from error
     if scheme == "https" or (scheme == "http" and (wanted.sha256 or wanted.blake3)):
         return
     if scheme == "http":

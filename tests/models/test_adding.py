@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import subprocess
@@ -12,13 +13,15 @@ import pytest
 import pytest_asyncio
 
 from nodeapp.cli.preflight import findings
-from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected
+from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected, TooLarge
 from nodeapp.core.model_card import model_id
+from nodeapp.inference import adding
 from nodeapp.inference.adding import Addition, add_model
 from nodeapp.inference.model_source import parse_source
 from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.probe import Prober
 from nodeapp.s5.cid import blob_id_of, cid_of
+from nodeapp.service import download as downloads
 from nodeapp.service.config import load_settings
 from tests.fakes import gguf_file as gf
 from tests.fakes.file_server import FileServer
@@ -129,6 +132,29 @@ async def test_another_hash_than_expected_is_refused(adder, file):
         await adder.add(str(file), sha256="0" * 64)
     with pytest.raises(NotFound, match="does not exist"):
         await adder.add(str(file) + "x")
+
+
+async def test_a_download_without_room_for_the_rest_is_kept(adder, server, monkeypatch):
+    def append(self, file, chunk):
+        file.write(chunk[:100])
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(downloads._Transfer, "_append", append)
+        with pytest.raises(TooLarge):
+            await adder.add(f"{server.url}/Tiny.gguf", sha256=SHA)
+    assert [part.stat().st_size for part in adder.store.parts.glob("*.part")] == [100]
+
+
+async def test_a_copy_that_finds_the_disk_full_says_so_and_leaves_nothing(adder, file, monkeypatch):
+    def full(source, part):
+        part.write_bytes(b"some")
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(adding, "_copy_bytes", full)
+    with pytest.raises(TooLarge, match="is full"):
+        await adder.add(str(file))
+    assert not list(adder.store.parts.glob("*.part"))
 
 
 async def test_one_download_at_a_time(adder, server):

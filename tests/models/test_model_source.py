@@ -44,6 +44,7 @@ def test_a_hub_file_is_an_address_under_the_operators_base():
     [
         ("ftp://x/m.gguf", HUB, "not an https address"),
         ("https:///m.gguf", HUB, "not an https address"),
+        ("https://[::1/m.gguf", HUB, "not an https address"),
         ("https://user:pw@x/m.gguf", HUB, "user name"),
         ("s5:zzz", HUB, "cid"),
         ("hub:a/b", HUB, "owner/repo"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 
 import pytest
@@ -199,11 +200,36 @@ async def test_a_redirect_is_followed_but_not_without_end(server, fetching):
         ("http://127.0.0.1:1/m.gguf", "", "give --sha256, or an https address"),
         ("ftp://127.0.0.1/m.gguf", SHA, "not an https address"),
         ("file:///etc/passwd", SHA, "not an https address"),
+        ("https://[::1/m.gguf", SHA, "not an address"),
     ],
 )
 async def test_addresses_that_prove_nothing_are_refused(fetching, url, sha256, why):
     with pytest.raises(InvalidRequest, match=why):
         await fetching.run(url, sha256=sha256)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_full_disk_is_told_at_once_and_keeps_what_came(
+    server, fetching, monkeypatch, number
+):
+    def append(self, file, chunk):
+        file.write(chunk[:1000])
+        raise OSError(number, "no room")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(downloads._Transfer, "_append", append)
+        with pytest.raises(TooLarge, match="is full"):
+            await fetching.run(server.url)
+    assert len(server.requests) == 1
+    assert fetching.part.stat().st_size == 1000
+    assert (await fetching.run(server.url)).sha256 == SHA
+    assert server.requests[-1]["Range"] == "bytes=1000-"
+
+
+async def test_a_redirect_to_no_address_is_refused(server, fetching):
+    server.redirect = "http://[::1"
+    with pytest.raises(Rejected, match="no address"):
+        await fetching.run(server.url)
 
 
 async def test_a_redirect_to_another_scheme_is_refused(server, fetching):
