@@ -21,6 +21,7 @@ from eth_keys.datatypes import PublicKey, Signature
 from eth_keys.exceptions import BadSignature
 from eth_utils.exceptions import ValidationError
 from hexbytes import HexBytes
+from rlp.exceptions import RLPException
 
 from nodeapp.core.errors import InvalidRequest, Rejected, Unauthorised, Unavailable
 from nodeapp.core.ids import Address, TxHash
@@ -28,6 +29,8 @@ from nodeapp.core.ids import Address, TxHash
 REMOTE_SECONDS = 15.0
 MAX_ANSWER_BYTES = 1 << 20
 _QUANTITIES = ("nonce", "value", "gas", "maxFeePerGas", "maxPriorityFeePerGas")
+_NO_TRANSACTION = (ValueError, TypeError, KeyError, RLPException, BadSignature, ValidationError)
+"""What reading bytes that are no EIP-1559 transaction ends with."""
 
 
 class Signer(Protocol):
@@ -135,12 +138,12 @@ class RemoteSigner:
         try:
             signed = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
             sender = Account.recover_transaction(HexBytes(raw))
-        except (ValueError, TypeError, BadSignature, ValidationError) as error:
+            offered = {name: _integer(signed[name]) for name in (*_QUANTITIES, "chainId")}
+        except _NO_TRANSACTION as error:
             raise Unauthorised(f"{self._name} gave no EIP-1559 transaction") from error
         to = str(fields.get("to", ""))
         is_same = (
-            all(_integer(signed[name]) == _integer(fields[name]) for name in _QUANTITIES)
-            and _integer(signed["chainId"]) == _integer(fields["chainId"])
+            all(number == _integer(fields[name]) for name, number in offered.items())
             and bytes(signed["data"]) == _octets(fields.get("data", b""))
             and bytes(signed["to"]).hex() == to.removeprefix("0x").lower()
             and sender == self.address

@@ -24,6 +24,8 @@ class RemoteSignerServer:
     other: Wallet | None = None
     refuse: str = ""
     lie: Mapping[str, object] = field(default_factory=dict)
+    raw: bytes | None = None
+    """What it answers instead of a transaction."""
     asked: list[str] = field(default_factory=list)
 
     def application(self) -> web.Application:
@@ -72,6 +74,8 @@ class RemoteSignerServer:
             },
             **self.lie,
         }
+        if self.raw is not None:
+            return web.json_response({**answer, "result": "0x" + self.raw.hex()})
         raw, _ = await (self.other or self.wallet).sign_transaction(fields)
         return web.json_response({**answer, "result": "0x" + raw.hex()})
 

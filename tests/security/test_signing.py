@@ -240,6 +240,21 @@ async def test_a_remote_signer_that_signs_something_else_is_not_believed(server,
             await signer.sign_transaction(fields(CALLS.complete_session(7)))
 
 
+async def test_a_remote_signer_that_answers_rubbish_ends_nothing(server):
+    """Bytes cut short, of another kind of transaction, or none at all: refused, not a crash."""
+    call = fields(CALLS.complete_session(7))
+    good, _ = await server.wallet.sign_transaction(call)
+    fees = {"maxFeePerGas", "maxPriorityFeePerGas"}
+    older = {name: value for name, value in call.items() if name not in fees}
+    kind_1, _ = await server.wallet.sign_transaction(older | {"type": 1, "gasPrice": 5})
+    rubbish = (b"", b"\x02", b"\x02\xff\xff", b"\x02\xc0", good[:-3], good + b"\0", kind_1)
+    async with serving(server) as url, RemoteSigner(url, server.wallet.address) as signer:
+        for raw in rubbish:
+            server.raw = raw
+            with pytest.raises(Unauthorised, match=r"no EIP-1559 transaction"):
+                await signer.sign_transaction(call)
+
+
 async def test_a_remote_signer_that_signs_as_another_is_not_believed(server):
     server.other = new_wallet()
     async with serving(server) as url, RemoteSigner(url, server.wallet.address) as signer:
