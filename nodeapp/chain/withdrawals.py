@@ -115,8 +115,7 @@ class Withdrawer:
         work.error = None
         try:
             while not self._is_over(asset, awaited):
-                if work.error is not None and self._is_worth_telling(work):
-                    raise work.error
+                self._tell(work)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TOLD_AFTER_SECONDS):
                         await self.ledger.wait_for_change()
@@ -129,9 +128,12 @@ class Withdrawer:
         return plan, mined
 
     @staticmethod
-    def _is_worth_telling(work: _Work) -> bool:
+    def _tell(work: _Work) -> None:
         """An operator waits: a refusal is told at once, an endpoint that is down may come back."""
-        return isinstance(work.error, Rejected) or work.failures >= TOLD_FAILURES
+        if work.error is not None and (
+            isinstance(work.error, Rejected) or work.failures >= TOLD_FAILURES
+        ):
+            raise work.error
 
     def _is_over(self, asset: Address, number: int) -> bool:
         last = self.ledger.withdrawals.last.get(asset)
