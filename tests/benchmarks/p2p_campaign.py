@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ PAID_STRANGERS = 24
 """Hostile renters who have paid: only they can hold streams that cost something."""
 FIND_SECONDS = 5.0
 CHURN_SECONDS, CHURN_A_SECOND, STAY_SECONDS = 60.0, 5, 4.0
+ANNOUNCE_EVERY = 10
 PARTITION_SECONDS = 60.0
 HEALED_SECONDS = 15.0
 STEADY = 20.0
@@ -290,7 +292,7 @@ def churn(market: Market) -> list[Row]:
     turns = [turn for turns in market.end(market.everybody, 180) for turn in turns]
     return [
         row("churn: DHT nodes that came and were killed", number / CHURN_SECONDS, "1/s", ">= 5",
-            f"{number} in {CHURN_SECONDS:g} s, {joined} joined and announced themselves within their"
+            f"{number} in {CHURN_SECONDS:g} s, {joined} joined within their"
             f" {STAY_SECONDS:g} s; {killed} real nodes killed and started again"),
         *_turn_rows("churn", turns),
     ]  # fmt: skip
@@ -317,7 +319,8 @@ def _passer_by(market: Market, number: int) -> Child:
     directory = market.lab.directory / f"c{number}"
     directory.mkdir()
     known = market.known[number % len(market.known)]
-    return market.lab.start(place, f"churn{number % 20}", run_passer_by, directory, place, known)
+    work = partial(run_passer_by, announces=number % ANNOUNCE_EVERY == 0)
+    return market.lab.start(place, f"churn{number % 20}", work, directory, place, known)
 
 
 def partition(market: Market) -> list[Row]:
@@ -356,7 +359,7 @@ def _across(market: Market, number: int, turns: Sequence[Turn], healed: float) -
     return 1e9
 
 
-def run(asked: argparse.Namespace) -> list[Row]:
+def run(asked: argparse.Namespace, facts: dict[str, Any]) -> list[Row]:
     from tests.benchmarks.p2p_hostile import hostile
 
     stages: dict[str, Callable[[Market], list[Row]]] = {
@@ -377,12 +380,15 @@ def run(asked: argparse.Namespace) -> list[Row]:
         rows.append(row("network started", time.monotonic() - begun, "s"))
         for name in asked.stages.split(","):
             try:
-                rows += stages[name](market)
+                told = stages[name](market)
+                rows += told
+                for one in told:
+                    say(f"  {one.name}: {one.value:g} {one.unit} {one.ok} {one.note}")
             finally:
                 _save(lab, asked)
-            say(f"{name} done after {time.monotonic() - begun:.0f} s")
-            for one in rows:
-                say(f"  {one.name}: {one.value:g} {one.unit} {one.ok} {one.note}")
+            load = f"load {os.getloadavg()[0]:.1f}"
+            say(f"{name} done after {time.monotonic() - begun:.0f} s, {load}")
+            write(asked.out, facts, rows)  # a campaign that is cut short has shown so much
         counts = lab.counts()
         rows.append(row("packets switched", counts["packets"], "", "", str(counts)))
     rows.append(row("whole campaign", time.monotonic() - begun, "s", "<= 720"))
@@ -417,9 +423,15 @@ def main() -> None:
         say(f"skipped: {reason}")
         return
     say(f"seed {asked.seed}; {asked.delay_ms:g} ms one way, {100 * asked.loss:g} % loss")
-    facts = machine() | {"seed": asked.seed, "delay_ms_one_way": asked.delay_ms, "loss": asked.loss}
+    facts = machine() | {
+        "seed": asked.seed,
+        "delay_ms_one_way": asked.delay_ms,
+        "loss": asked.loss,
+        "nodes": asked.nodes,
+        "renters": asked.renters,
+    }
     gc.freeze()  # the forked programs share what was imported here
-    rows = run(asked)
+    rows = run(asked, facts)
     write(asked.out, facts, rows)
     table("p2p campaign", rows)
 

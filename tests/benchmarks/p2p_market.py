@@ -81,17 +81,23 @@ def run_backends(
     asyncio.run(all_of_them())
 
 
-def run_passer_by(pipe: Connection, directory: Path, address: str, known: str) -> None:
-    """A DHT node that joins, says that it provides the model, and stays until it is killed."""
+def run_passer_by(
+    pipe: Connection, directory: Path, address: str, known: str, *, announces: bool
+) -> None:
+    """A DHT node that joins by one peer and stays until it is killed; some say they sell the model.
+
+    Announcing looks up and dials the whole network, so it costs a hundred times what joining does.
+    """
 
     async def pass_by() -> None:
         network = NetworkSettings(
             identity_path=directory / "identity.key", listen=(f"/ip4/{address}/tcp/0",)
         )
         async with Libp2pHost.running(network, on_death=sys.exit) as host:
-            await host.dht.join([known])
-            await host.dht.provide(provider_key(MODEL, CHAIN_ID))
+            await host.connect(known)
             pipe.send("joined")
+            if announces:
+                await host.dht.provide(provider_key(MODEL, CHAIN_ID))
             await asyncio.Event().wait()
 
     asyncio.run(pass_by())

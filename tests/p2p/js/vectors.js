@@ -13,7 +13,7 @@ const check = (name, found, expected) => {
 }
 
 // Bytes fields are hex in the vectors; what is bytes is known from the name.
-const BYTES = new Set(['challenge', 'signature', 'peer_signature', 'running_hash', 'record'])
+const BYTES = new Set(['challenge', 'signature', 'peer_signature', 'running_hash', 'record', 'data'])
 const typed = (body) => Object.fromEntries(Object.entries(body).map(
   ([name, value]) => [name, BYTES.has(name) ? bytes(value) : value]
 ))
