@@ -56,13 +56,14 @@ class InferenceProcess:
     def __init__(self, shell: Shell, settings: InferenceSettings, gpus: GpuInventory) -> None:
         own = shell.paths.process_state(FIRST)
         index = replica_index(shell.process) or 0
+        self._device = device_of(settings, index)
         store = model_store(settings, shell.paths)
         self._gpus = GpuGuard(
             gpus,
             GpuMetrics(shell.metrics),
             shell.clock,
-            visible=device_of(settings, index) or environment_value(DEVICES_VARIABLE),
-            is_dealt=bool(device_of(settings, index)),
+            visible=self._device or environment_value(DEVICES_VARIABLE),
+            is_dealt=bool(self._device),
         )
         metrics = InferenceMetrics(shell.metrics)
         loader = ModelLoader(
@@ -109,7 +110,8 @@ class InferenceProcess:
 
     def readiness(self) -> str:
         """What is served or happens."""
-        return "; ".join(filter(None, (self._host.state.detail, self._gpus.text)))
+        device = f"on gpu {self._device}" if self._device else ""
+        return "; ".join(filter(None, (self._host.state.detail, device, self._gpus.text)))
 
     async def drain(self) -> None:
         """Finish the open requests."""

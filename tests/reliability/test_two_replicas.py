@@ -1,5 +1,6 @@
 """Two inference processes of one model behind one host: who answers, and what a death costs."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -8,12 +9,15 @@ import psutil
 import pytest
 
 from nodeapp.renter.events import AnswerEnded, TokensReceived
+from nodeapp.service.config import load_settings
+from nodeapp.service.tree import running_processes
 from tests.world import Chat, Started, World, as_toml, started_devnet, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TOKENS = 160
 COUNTING = "Write the numbers from 1 to 100, separated by commas."
 NUMBERS = ", ".join(map(str, range(1, 101)))
+ONE = '["s5", "inference", "p2p"]'
 REPLICAS = ("inference", "inference-1")
 OPEN = "fabstir_inference_requests_processing"
 CACHED = "fabstir_inference_prompt_tokens_cached_total"
@@ -67,6 +71,21 @@ def test_two_renters_are_answered_by_two_replicas_and_one_that_dies_costs_nothin
     assert pair.status()["inference-1"].pid != pid
 
 
+def test_a_replica_that_hangs_is_killed_and_its_answer_goes_on_elsewhere(pair: World) -> None:
+    chats = [
+        pair.renter(name).chat(COUNTING, "--max-tokens", TOKENS, name=name)
+        for name in ("third", "fourth")
+    ]
+    for chat in chats:
+        chat.until_tokens(20, 60)
+    pid = pair.status()["inference-1"].pid
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: not psutil.pid_exists(pid), "killed by the watchdog", 60)
+    for chat in chats:
+        assert NUMBERS.startswith(whole(pair, chat).answer)
+    until(lambda: pair.status()["inference-1"].ready, "inference-1 again", 60)
+
+
 def test_a_sessions_second_question_finds_its_prefix_where_the_first_was_answered(
     pair: World,
 ) -> None:
@@ -82,8 +101,11 @@ def test_a_sessions_second_question_finds_its_prefix_where_the_first_was_answere
 
 
 def test_status_and_model_commands_know_every_replica(pair: World) -> None:
-    status = command(pair, "status", "status")
-    assert "inference-1" in status
+    assert "inference-1" in command(pair, "status", "status")
+    # "auto" names no number: what runs is asked of supervisord.
+    one = load_settings(pair.node_file, flags=["inference.replicas=1", f"node.processes={ONE}"])
+    running = asyncio.run(running_processes(pair.paths, one.node.processes))
+    assert running == ("s5", *REPLICAS, "p2p")
     unloaded = command(pair, "unload", "model", "unload")
     assert [line.split(":")[0] for line in unloaded.splitlines()] == list(REPLICAS)
     used = command(pair, "use", "model", "use")
