@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from nodeapp.chain.ledger import Ledger
+from nodeapp.chain.ledger import Entry, Ledger
+from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.watcher import Watcher
 from nodeapp.core.errors import Corrupt
-from nodeapp.core.ids import JobId
-from nodeapp.core.session import Phase
+from nodeapp.core.ids import JobId, RequestId
+from nodeapp.core.session import (
+    Claim,
+    ClaimPrepared,
+    Phase,
+    RenterSentReceipt,
+    RequestAuthorised,
+    TokensProduced,
+)
 from nodeapp.core.units import Tokens
+from nodeapp.core.usage import extend_hash, initial_hash
 from nodeapp.devnet.main import Devnet
 from nodeapp.devnet.provision import HostOffer, provision_host, provision_renter
 from nodeapp.evm.accounts import Wallet, new_wallet
@@ -21,6 +30,7 @@ from nodeapp.evm.calls import UNLIMITED, Calls, SessionTerms, approve
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.events import SessionCreated
 from nodeapp.evm.transactions import Transactions
+from nodeapp.service.metrics import Metrics
 from tests.contracts.world import MODEL
 
 DEPOSIT = 2_000_000
@@ -117,6 +127,55 @@ async def test_another_deposit_under_the_job_id_is_another_session(market: Marke
     assert market.ledger.session(job_id).terms.deposit == DEPOSIT + 1
     assert [one.terms.deposit for one in market.ledger.parked] == [DEPOSIT]
     assert await market.same_as_fresh()
+
+
+async def test_a_claim_is_not_taken_from_the_session_that_got_the_number(market: Market):
+    """The contract would take the same bytes: they name a number and the same host."""
+    before = await market.ask("evm_snapshot")
+    job_id = await market.open()
+    await market.watcher.step()
+    await market.ask("evm_increaseTime", 60)
+    await market.ledger.record(*delivered(market, job_id, 200))
+    await market.ledger.record(
+        ClaimPrepared(job_id, Claim(0, Tokens(0), Tokens(200), (b"salt",), bytes(32)))
+    )
+    queue = TransactionQueue(
+        market.ledger,
+        market.transactions,
+        market.host,
+        confirmations=1,
+        metrics=Metrics("chain"),
+        settings=QueueSettings(poll_seconds=0.02, mined_seconds=20.0),
+    )
+    claim = market.calls.submit_proof(
+        job_id, Tokens(200), b"\x07" * 32, proof_cid="b", delta_cid="b"
+    )
+    await queue.execute(f"claim/{job_id}/0", claim)
+    assert (await market.contracts.session(job_id)).tokens_used == 200
+    await market.ask("evm_revert", before)
+    await market.mine(3)
+    assert await market.open(DEPOSIT + 1) == job_id
+    await market.ask("evm_increaseTime", 60)
+    await market.mine(1)
+    await market.watcher.step()
+    for _ in range(5):
+        await queue.step()
+        await market.mine(1)
+    assert (await market.contracts.session(job_id)).tokens_used == 0
+    assert market.ledger.outbox.pending == {}, "what is behind its nonce can be mined"
+
+
+def delivered(market: Market, job_id: JobId, tokens: int) -> list[Entry]:
+    """A request answered and acknowledged."""
+    terms = market.ledger.session(job_id).terms
+    ids = tuple(range(tokens))
+    running = extend_hash(initial_hash(terms.chain_id, terms.marketplace, job_id), ids)
+    request = RequestId("1" * 32)
+    return [
+        RequestAuthorised(job_id, request, Tokens(tokens), b"prompt"),
+        TokensProduced(job_id, request, ids),
+        RenterSentReceipt(job_id, Tokens(tokens), running, b"signature"),
+    ]
 
 
 async def test_a_completion_that_was_cut_off_opens_the_session_again(market: Market):
