@@ -147,8 +147,14 @@ class ConstraintMaker:
         matcher = self._compiled.get(grammar) or await self._compile(grammar)
         self._compiled.move_to_end(grammar)
         constraint = GrammarConstraint(matcher.deep_copy(), self._ends)
-        for token_id in request.continue_token_ids:
-            constraint.accept(token_id)
+        try:
+            for token_id in request.continue_token_ids:
+                constraint.accept(token_id)
+        except Unavailable as error:
+            raise InvalidRequest(
+                f"the answer to be continued does not fit: {error.message}",
+                param="response_format",
+            ) from error
         return constraint
 
     async def close(self) -> None:

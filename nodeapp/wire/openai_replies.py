@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 import msgspec
@@ -54,6 +55,8 @@ class Choice:
     completion_tokens: int = 0
     cached_tokens: int = 0
     _is_begun: bool = False
+    _shown: int = 0
+    """Characters of the tokens whose logprobs went out in chunks."""
     _parser: ToolCallParser = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +69,9 @@ class Choice:
     def produced(self, event: Produced) -> list[dict[str, object]]:
         """Choices of the chunks that these tokens make."""
         self.logprobs += event.logprobs
-        return self._chunks(self._parser.feed(event.text), event.logprobs)
+        chunks = self._chunks(self._parser.feed(event.text), event.logprobs)
+        self._shown += sum(len(_token(entry.chosen)) for entry in event.logprobs)
+        return chunks
 
     def finished(self, event: Finished) -> list[dict[str, object]]:
         """Choices of the last chunks, the very last with the reason."""
@@ -79,7 +84,7 @@ class Choice:
 
     def whole(self) -> dict[str, object]:
         """The choice of a body that is not streamed."""
-        logprobs = self._logprobs(self.logprobs)
+        logprobs = self._logprobs(self.logprobs, 0)
         if self.kind == "text":
             shown: dict[str, object] = {"text": self.text}
         else:
@@ -145,16 +150,16 @@ class Choice:
         return {
             "index": self.index,
             **shown,
-            "logprobs": self._logprobs(logprobs or ()),
+            "logprobs": self._logprobs(logprobs or (), self._shown),
             "finish_reason": reason,
         }
 
-    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, object] | None:
+    def _logprobs(self, entries: Sequence[TokenLogprob], begin: int) -> dict[str, object] | None:
         if not entries:
             return None
         if self.kind == "chat":
             return {"content": [_chat_logprob(entry) for entry in entries], "refusal": None}
-        return _text_logprobs(entries)
+        return _text_logprobs(entries, begin)
 
 
 def usage_of(choices: Sequence[Choice], answers: int) -> dict[str, object]:
@@ -200,9 +205,13 @@ def _reason(event: Finished, *, has_calls: bool) -> str:
     return "stop" if event.reason == "stop" else "length"
 
 
+def _token(alternative: Alternative) -> str:
+    return alternative.piece.decode(errors="replace")
+
+
 def _entry(alternative: Alternative) -> dict[str, object]:
     return {
-        "token": alternative.piece.decode(errors="replace"),
+        "token": _token(alternative),
         "logprob": alternative.logprob,
         "bytes": list(alternative.piece),
     }
@@ -212,16 +221,15 @@ def _chat_logprob(entry: TokenLogprob) -> dict[str, object]:
     return {**_entry(entry.chosen), "top_logprobs": [_entry(other) for other in entry.top]}
 
 
-def _text_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, object]:
-    """The older form: parallel lists; offsets in characters of the completion."""
-    texts = [entry.chosen.piece.decode(errors="replace") for entry in entries]
-    offsets = [sum(map(len, texts[:index])) for index in range(len(texts))]
+def _text_logprobs(entries: Sequence[TokenLogprob], begin: int) -> dict[str, object]:
+    """The older form: parallel lists; offsets in characters of the completion, from `begin`."""
+    texts = [_token(entry.chosen) for entry in entries]
+    offsets = list(accumulate(map(len, texts[:-1]), initial=begin))
     return {
         "tokens": texts,
         "token_logprobs": [entry.chosen.logprob for entry in entries],
         "top_logprobs": [
-            {other.piece.decode(errors="replace"): other.logprob for other in entry.top}
-            for entry in entries
+            {_token(other): other.logprob for other in entry.top} for entry in entries
         ],
         "text_offset": offsets,
     }

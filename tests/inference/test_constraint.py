@@ -120,6 +120,12 @@ async def test_a_resumed_answer_goes_on_inside_the_schema(maker):
     assert walk(constraint, ', "age": 2}') == ', "age": 2}'
 
 
+async def test_an_answer_that_breaks_the_schema_is_not_continued(maker):
+    begun = tuple(b'{"name": 7')
+    with pytest.raises(InvalidRequest, match="does not fit"):
+        await maker.make(request(PERSON, continue_token_ids=begun))
+
+
 async def test_one_answer_does_not_move_another_of_the_same_schema(maker):
     first = await maker.make(request(PERSON))
     compiled = maker.compiled

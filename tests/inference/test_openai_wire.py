@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from nodeapp.core.errors import Busy, InvalidRequest, NotFound, TooLarge, Unavailable
 from nodeapp.wire import openai
-from nodeapp.wire.ipc_inference import Finished, Produced, Started
+from nodeapp.wire.ipc_inference import (
+    Alternative,
+    Finished,
+    Produced,
+    Started,
+    TokenLogprob,
+)
 from nodeapp.wire.openai_embeddings import BatchRequest, EmbeddingsRequest
 from nodeapp.wire.openai_replies import Choice, usage_of
 from nodeapp.wire.openai_requests import MAX_SEED, ChatRequest, CompletionRequest, following
@@ -118,3 +124,17 @@ def test_a_prompt_is_counted_once_for_all_its_answers():
 def test_an_answer_that_was_cut_off_says_length():
     assert finished_choice(0, 1, "cancelled").finish_reason == "length"
     assert finished_choice(0, 1, "length").finish_reason == "length"
+
+
+def test_offsets_of_a_streamed_completion_go_on_from_chunk_to_chunk():
+    choice = Choice("text", 0, "")
+
+    def token(text):
+        return TokenLogprob(Alternative(1, text.encode(), -0.5))
+
+    first = choice.produced(Produced((1, 1), "abc", (token("a"), token("bc"))))
+    second = choice.produced(Produced((1,), "d", (token("d"),)))
+    choice.finished(Finished("stop", 3))
+    chunks = [chunk["logprobs"]["text_offset"] for chunk in (*first, *second)]
+    assert chunks == [[0, 1], [3]]
+    assert choice.whole()["logprobs"]["text_offset"] == [0, 1, 3]
