@@ -76,6 +76,7 @@ class BackupRounds:
         if self._settings.restic_repository:
             restic = open_restic(self._settings, self._shell.paths.cache)
             self._backups = self._with(restic)
+            await self._backups.clean()
             self._good.set(self._backups.last_good().at)
             tasks.create_task(self._backup_rounds(self._backups), name="backups")
         if self._volume is not None:

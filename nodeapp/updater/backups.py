@@ -37,6 +37,8 @@ from nodeapp.updater.volumes import BtrfsSnapshots
 from nodeapp.wire.ipc_updater import BackupView
 
 STATE_FILE = "backup.json"
+FOR_BACKUP = "backup"
+"""Reason of the btrfs snapshots that last as long as a journal is copied out of them."""
 _log = get_logger(__name__)
 
 
@@ -130,6 +132,14 @@ class Backups:
         """The same files without repository and keys, for a snapshot without btrfs."""
         return await self._fill(directory, await self.files(), b"")
 
+    async def clean(self) -> None:
+        """Remove what a process that was killed left behind; once, before anything is made."""
+        for path in (*self.directory.glob("backup-*.test"), self.directory / STAGE, self._scratch):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        for snapshot in self.volume.listed() if self.volume is not None else ():
+            if snapshot.reason == FOR_BACKUP and self.volume is not None:
+                await self.volume.remove(snapshot.path)
+
     def last_good(self) -> LastGood:
         """The newest backup that passed its test."""
         try:
@@ -176,7 +186,7 @@ class Backups:
         return {one: Path(view.path) for one, view in made.items()}, "copy"
 
     async def _copies_of_volume(self, volume: BtrfsSnapshots) -> dict[str, Path]:
-        snapshot = await volume.take("backup")
+        snapshot = await volume.take(FOR_BACKUP)
         try:
             found = {}
             for process in self.journals:

@@ -52,7 +52,10 @@ class Repository:
     ) -> AsyncIterator[tuple[Rehearsed, Path]]:
         """Fetch and rehearse one; gives it and its scratch directory, which goes afterwards."""
         password = recovery_password(self.settings.updater.recovery_password_file)
-        scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="fabstir-restore-"))
+        # A drill writes keys: where the node has its own rather than on another disk.
+        own = self.paths.process_state("updater")
+        place = own if await asyncio.to_thread(own.is_dir) else None
+        scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="restore-", dir=place))
         try:
             restic = self.restic
             backup = await restic.one(wanted, account)
@@ -86,7 +89,7 @@ class Repository:
         async with self.tested(wanted, account) as (tested, scratch):
             fetched_at = self.clock.monotonic_seconds()
             node = msgspec.structs.replace(
-                self.settings.node, state_dir=str(scratch / "blank"), run_dir=""
+                self.settings.node, state_dir=str(scratch / "blank"), run_dir=str(self.paths.run)
             )
             blank = _blank(self.settings, node)
             paths = resolve_paths(node)

@@ -108,7 +108,13 @@ async def test_a_backup_out_of_a_btrfs_snapshot_survives_the_loss_of_the_disk(st
     await node.start()
     # In the write-ahead log only: the snapshot is of a journal in use.
     await node.ledger.record(SessionClosing(JOB, "renter"))
-    made = await (await node.backups()).create()
+    backups = await node.backups()
+    assert backups.volume is not None
+    await backups.volume.take("backup")  # of a process that was killed
+    node.put("updater/backup-1.test/journal", b"left")
+    await backups.clean()
+    assert not list((state / "updater").glob("*.test"))
+    made = await backups.create()
     assert made.records == 3
     assert list((state / ".snapshots").iterdir()) == []
     await node.ledger.close()
