@@ -98,11 +98,14 @@ class Market:
         for first in range(0, self.count, 4):
             group = range(first, min(first + 4, self.count))
             self.nodes += [self.start_node(number) for number in group]
-            until(lambda group=group: all(map(self.view, group)), f"nodes {group}", 90)
+            until(partial(self._are_up, group), f"nodes {group}", 90)
         self.listed = tuple(self._listed(number) for number in range(self.count))
         until(lambda: all(self.is_announced(n) for n in range(self.count)), "announced", 120)
         for number, place in enumerate(self.renter_places):
             self.renters.append(self._start_renter(number, place))
+
+    def _are_up(self, group: range) -> bool:
+        return all(self.view(number) is not None for number in group)
 
     def start_bootstrap(self, number: int, place: str) -> Child:
         directory = self._bootstrap_directory(number)

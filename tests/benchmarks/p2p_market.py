@@ -124,22 +124,22 @@ class ScriptedRegistry(Contracts):
         await asyncio.sleep(self._seconds)
         return ModelInfo(model_id, "bench", "bench.gguf", bytes.fromhex("cd" * 32), 1, True, 0)  # type: ignore[arg-type]
 
-    async def nodes_for_model(self, _model_id: ModelId) -> tuple[Address, ...]:  # type: ignore[override]
+    async def nodes_for_model(self, _model_id: ModelId) -> tuple[Address, ...]:
         await asyncio.sleep(self._seconds)
         return tuple(self._hosts)
 
-    async def node(self, host: Address, _block: object = "latest") -> NodeInfo:  # type: ignore[override]
+    async def node(self, host: Address, _block: object = "latest") -> NodeInfo:
         await asyncio.sleep(self._seconds)
         known = self._hosts[host]
         said = {"libp2p": {"peerId": known.peer_id, "addresses": [known.address]}}
         metadata = msgspec.json.encode(said).decode()
         return NodeInfo(host, 0, True, metadata, "", (MODEL,), 0, PRICE)  # type: ignore[arg-type]
 
-    async def is_active_node(self, host: Address, _block: object = "latest") -> bool:  # type: ignore[override]
+    async def is_active_node(self, host: Address, _block: object = "latest") -> bool:
         await asyncio.sleep(self._seconds)
         return host in self._hosts
 
-    async def model_price(self, host: Address, *_more: object) -> Any:  # type: ignore[override]
+    async def model_price(self, host: Address, *_more: object) -> Any:
         await asyncio.sleep(self._seconds)
         if host not in self._hosts:
             raise NotFound(f"host {host} has no price")

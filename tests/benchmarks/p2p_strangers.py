@@ -306,9 +306,10 @@ def sybils(
                         reply = envelope.decode(frame or b"")
                         told = reply.WhichOneof("body") or "closed"
                         said[f"told {reply.error.code if told == 'error' else told}"] += 1
-                except* (NodeError, TimeoutError) as group:
-                    first = leaves(group)[0]
-                    said[f"ended {getattr(first, 'code', 'timeout')}"] += 1
+                except* NodeError as group:
+                    said[f"ended {leaves(group)[0].code}"] += 1
+                except* TimeoutError:
+                    said["ended timeout"] += 1
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(count):
