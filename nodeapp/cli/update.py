@@ -12,6 +12,7 @@ from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 
 if TYPE_CHECKING:
     from nodeapp.rpc.update import UpdateClient
+    from nodeapp.service.settings import Settings
     from nodeapp.wire.ipc_update import UpdateView
 
     Ask = Callable[[UpdateClient], Awaitable[UpdateView]]
@@ -75,9 +76,11 @@ def status(
     flags: Flags = None,
     as_json: Json = False,
 ) -> None:
-    """What runs, what is available, how the last update ended."""
-    view = _ask(config, state_dir, flags, lambda client: client.status())
-    _show(view, as_json=as_json)
+    """What runs, what is available, how the last update ended; the node need not run."""
+    import asyncio
+
+    settings = settings_of(config, state_dir, flags)
+    _show(asyncio.run(_status(settings)), as_json=as_json)
 
 
 def hold(
@@ -100,6 +103,24 @@ def unhold(
     """Allow updates again."""
     view = _ask(config, state_dir, flags, lambda client: client.hold(is_held=False))
     _show(view, as_json=as_json)
+
+
+async def _status(settings: Settings) -> UpdateView:
+    """From the node, else from the disk: a process started for this would be in a restart's way."""
+    from nodeapp.core.errors import Unavailable
+    from nodeapp.rpc.update import UpdateClient
+    from nodeapp.service.download import Progress
+    from nodeapp.service.paths import resolve_paths
+    from nodeapp.updater.update_journal import UpdateJournal
+    from nodeapp.updater.updates import journal_path, view_of
+
+    paths = resolve_paths(settings.node)
+    try:
+        async with UpdateClient(paths.socket("updater")) as client:
+            return await client.status()
+    except Unavailable:
+        state = UpdateJournal(journal_path(settings.updater, paths)).read()
+        return view_of(state, settings.updater, "", Progress(0, 0, 0))
 
 
 def _ask(config: ConfigFile, state_dir: StateDir, flags: Flags, ask: Ask) -> UpdateView:

@@ -13,6 +13,7 @@ from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected, U
 from nodeapp.core.update import Phase, UpdateState
 from nodeapp.rpc.p2p import P2pClient
 from nodeapp.rpc.update import APPLY, CHECK, HOLD, ROLLBACK, STATUS
+from nodeapp.service.download import Progress
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.paths import Paths
@@ -47,6 +48,30 @@ def journal_path(settings: UpdaterSettings, paths: Paths) -> Path:
     return paths.process_state("updater") / FILE_NAME
 
 
+def view_of(
+    state: UpdateState, settings: UpdaterSettings, running: str, progress: Progress
+) -> UpdateView:
+    """How it stands; `running` is "" when nothing runs."""
+    release = state.available or state.candidate
+    return UpdateView(
+        backend=settings.backend,
+        channel=settings.channel,
+        phase=state.phase,
+        running=running,
+        current=state.current,
+        available=state.available.version if state.available else "",
+        notes=release.notes if release else "",
+        candidate=state.candidate.version if state.candidate else "",
+        previous=state.previous,
+        is_held=state.is_held,
+        reason=state.reason,
+        blacklist=tuple(RefusedView(one.version, one.reason) for one in state.blacklist),
+        tries_left=state.tries_left,
+        downloaded_bytes=progress.done,
+        download_bytes=progress.total,
+    )
+
+
 class Updates:
     """Answers with InvalidRequest what needs a back end when there is none."""
 
@@ -56,7 +81,7 @@ class Updates:
         self._shell = shell
         self._settings = settings
         self._snapshot = snapshot
-        self._phase = shell.metrics.gauge("update_held", "1: updates are held")
+        self._held = shell.metrics.gauge("update_held", "1: updates are held")
         self._ends = shell.metrics.counter("update_checks_total", "by outcome", ("outcome",))
         self._flow = self._make_flow() if settings.backend != "none" else None
 
@@ -112,25 +137,9 @@ class Updates:
 
     async def _status(self) -> UpdateView:
         state = self._flow.state() if self._flow else UpdateState(current="")
-        release = state.available or state.candidate
-        self._phase.set(int(state.is_held))
-        return UpdateView(
-            backend=self._settings.backend,
-            channel=self._settings.channel,
-            phase=state.phase,
-            running=running_version().version,
-            current=state.current,
-            available=state.available.version if state.available else "",
-            notes=release.notes if release else "",
-            candidate=state.candidate.version if state.candidate else "",
-            previous=state.previous,
-            is_held=state.is_held,
-            reason=state.reason,
-            blacklist=tuple(RefusedView(one.version, one.reason) for one in state.blacklist),
-            tries_left=state.tries_left,
-            downloaded_bytes=self._flow.progress.done if self._flow else 0,
-            download_bytes=self._flow.progress.total if self._flow else 0,
-        )
+        progress = self._flow.progress if self._flow else Progress(0, 0, 0)
+        self._held.set(int(state.is_held))
+        return view_of(state, self._settings, running_version().version, progress)
 
     async def _check(self, _message: Empty) -> UpdateView:
         await self._required().check()

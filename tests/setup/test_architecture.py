@@ -36,6 +36,7 @@ OWNERS = {
     "pynvml": {"inference"},
     "ezkl": {"prover"},
     "sqlite3": {"store"},
+    "tuf": {"updater"},
 }
 IMPURE = {
     "aiohttp", "asyncio", "ezkl", "libp2p", "llama_cpp", "logging", "os", "pynvml", "random", "secrets",
