@@ -93,5 +93,6 @@ async def stop_and_tell(tree: NodeTree) -> None:
 
 
 def show(status: ProcessStatus) -> None:
-    """One line for a process that became ready."""
-    sys.stderr.write(f"  ready  {status.process:<10} {status.detail}\n")
+    """One line for a process that became ready, or that the node starts without."""
+    word = "ready" if status.ready else "failed"
+    sys.stderr.write(f"  {word:<6} {status.process:<10} {status.detail}\n")

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,7 @@ from nodeapp.service.config import CREDENTIALS_VARIABLE, process_environment
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.paths import Paths, resolve_paths
 from nodeapp.service.replicas import FIRST as FIRST_REPLICA
-from nodeapp.service.replicas import is_further_replica, replica_index
+from nodeapp.service.replicas import is_further_replica, replica_index, replica_processes
 from nodeapp.service.settings import Settings
 from nodeapp.service.supervisor_client import ProgramState, SupervisorClient
 from nodeapp.service.supervisord import (
@@ -92,11 +92,11 @@ class NodeTree:
         return SupervisorClient(supervisor_socket(self.paths))
 
     async def wait_ready(self, *, deadline_seconds: float, report: Report | None = None) -> None:
-        """Return when every process is ready.
+        """Return when every process is ready; a replica may fail where another one runs.
 
         Args:
             deadline_seconds: for all of them together.
-            report: called once a process, when it becomes ready.
+            report: called once a process, when it becomes ready or is waited for no longer.
 
         Raises:
             Unavailable: the deadline passed or a process cannot run; names it and its last words.
@@ -104,6 +104,8 @@ class NodeTree:
         deadline = Deadline.after(deadline_seconds)
         waiting = dict.fromkeys(self.processes, "")
         tries: dict[str, set[int]] = {process: {0} for process in self.processes}
+        failed: set[str] = set()
+        report = report or _say_nothing
         while waiting:
             for status in await tree_status(self.paths, self.processes):
                 tries[status.process].add(status.pid)
@@ -111,12 +113,11 @@ class NodeTree:
                     waiting[status.process] = status.detail
                 elif status.process in waiting:
                     del waiting[status.process]
-                    if report is not None:
-                        report(status)
-                if not status.ready and (
-                    status.state == "FATAL" or len(tries[status.process]) > MAX_TRIES
-                ):
-                    raise Unavailable(f"{status.process} cannot run: {self._last_words(status)}")
+                    report(status)
+                if status.process not in failed and _has_failed(status, tries[status.process]):
+                    failed.add(status.process)
+                    waiting.pop(status.process, None)
+                    report(self._done_without(status, failed))
             self._check_supervisor()
             if waiting and not deadline.remaining_seconds():
                 why = "; ".join(f"{name} ({waiting[name]})" for name in sorted(waiting))
@@ -155,6 +156,13 @@ class NodeTree:
         except psutil.NoSuchProcess:
             return []
 
+    def _done_without(self, status: ProcessStatus, failed: set[str]) -> ProcessStatus:
+        """The node goes on while another replica is left; the watchdog tries this one again."""
+        words = f"cannot run: {self._last_words(status)}"
+        if not failed < set(replica_processes(self.processes)):
+            raise Unavailable(f"{status.process} {words}")
+        return replace(status, detail=words)
+
     def _check_supervisor(self) -> None:
         if self.supervisor.returncode is not None:
             raise Unavailable(
@@ -188,6 +196,14 @@ class NodeTree:
 
     def _last_words(self, status: ProcessStatus) -> str:
         return said(last_log_line(log_file(self.paths, status.process))) or status.detail
+
+
+def _has_failed(status: ProcessStatus, pids: set[int]) -> bool:
+    return not status.ready and (status.state == "FATAL" or len(pids) > MAX_TRIES)
+
+
+def _say_nothing(_status: ProcessStatus) -> None:
+    pass
 
 
 def refuse_if_running(settings: Settings) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from nodeapp.core.errors import Rejected, Unavailable
-from nodeapp.service.settings import NodeSettings, Settings, WatchdogSettings
+from nodeapp.service.settings import InferenceSettings, NodeSettings, Settings, WatchdogSettings
 from nodeapp.service.supervisord import supervisor_socket
 from nodeapp.service.tree import NodeTree, read_readiness, start_tree, tree_status
+from tests.fakes.tiny_model import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = WatchdogSettings(probe_seconds=0.2, misses=2, probe_timeout_seconds=0.5)
@@ -130,6 +132,31 @@ async def test_a_process_that_cannot_run_is_named_with_its_reason(tmp_path):
     try:
         with pytest.raises(Unavailable, match=r"updater cannot run.*FileExistsError"):
             await tree.wait_ready(deadline_seconds=40)
+    finally:
+        assert await tree.stop() == []
+
+
+@pytest.mark.slow
+async def test_a_replica_that_cannot_run_keeps_the_node_from_nothing(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "inference-1").write_text("a file where the directory should be")
+    model = tmp_path / "m.gguf"
+    model.write_bytes(tiny_model())
+    settings = Settings(
+        node=replace(settings_in(tmp_path).node, processes=("inference", "inference-1")),
+        inference=InferenceSettings(replicas=2, model_path=str(model), context_length=256),
+        watchdog=QUICK,
+    )
+    tree = await start_tree(settings)
+    said = {}
+    try:
+        await tree.wait_ready(
+            deadline_seconds=50, report=lambda one: said.update({one.process: one})
+        )
+        assert said["inference"].ready
+        assert not said["inference-1"].ready
+        assert said["inference-1"].detail.startswith("cannot run: ")
+        assert (await tree_status(tree.paths, ("inference",)))[0].ready
     finally:
         assert await tree.stop() == []
 
