@@ -97,3 +97,27 @@ async def test_nobody_is_let_in_while_stopping(live):
     await live.drain()
     with pytest.raises(Unavailable, match="host is stopping"), live.line(Talk(live)):
         pass
+
+
+async def test_after_a_drain_that_nothing_followed_conversations_are_taken_again(live):
+    async with asyncio.timeout(5):
+        await live.drain()
+    with pytest.raises(Unavailable, match="stopping"), live.line(Talk(live)):
+        pass
+    live.resume()
+    with live.line(Talk(live)):
+        assert len(live) == 1
+
+
+async def test_whoever_waits_for_a_drain_may_give_up_and_new_ones_stay_out(live):
+    busy = Talk(live, is_busy=True)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(busy.run())
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await live.drain()
+        with pytest.raises(Unavailable), live.line(Talk(live)):
+            pass
+        busy.hang_up()
+    assert busy.went == ["let go", "hung up", "ended"]
