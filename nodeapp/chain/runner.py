@@ -182,6 +182,10 @@ class Runner:
             Unavailable: too early; the step is tried again.
         """
         limit = await self.sealer.contracts.model_rate_limit(session.terms.model_id)
+        if limit <= 0:
+            raise Unavailable(
+                f"model {session.terms.model_id} has a rate limit of {limit} tokens/s"
+            )
         earliest = claimable_from(
             last_proof_at=session.last_proof_at, tokens=claim.tokens, tokens_per_second=limit
         )

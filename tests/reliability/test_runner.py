@@ -177,6 +177,21 @@ async def test_a_refused_claim_is_sent_again(money, monkeypatch):
     assert money.chain.effects == ["submitProofOfWork"]
 
 
+async def test_a_model_that_may_claim_nothing_is_tried_again_and_ends_nothing(money, monkeypatch):
+    """A registry that tells 0 must not stop the claims of all other models."""
+    monkeypatch.setattr(runner_module, "FIRST_RETRY_SECONDS", 0.01)
+    told = [0, 0, 2000]
+
+    async def model_rate_limit(model_id):
+        return told.pop(0)
+
+    monkeypatch.setattr(money.contracts, "model_rate_limit", model_rate_limit)
+    await finished_session(money)
+    async with money.running(seconds=100):
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+    assert (told, money.chain.effects) == ([], ["submitProofOfWork"])
+
+
 async def test_after_a_restart_a_mined_claim_is_not_sent_again(money):
     await finished_session(money)
     async with money.running():
