@@ -35,7 +35,10 @@ def saved(tmp_path_factory):
     async def save() -> BackupView:
         node = BackedNode(directory)
         await node.start()
-        made = await (await node.backups()).create()
+        backups = await node.backups()
+        made = await backups.create()
+        same = await backups.create(only_if_changed=True)
+        assert (same.id, same.is_new, same.bytes_added) == (made.id, False, 0)
         await node.ledger.close()
         return made
 
@@ -97,17 +100,14 @@ async def test_a_backup_is_restored_on_a_blank_disk_with_other_paths(node, saved
 
 
 @needs_restic
-async def test_an_unchanged_node_makes_no_second_backup_and_old_ones_are_forgotten(node):
+async def test_a_changed_node_is_backed_up_and_old_backups_are_forgotten(node, saved):
     backups = await node.backups()
-    first = await backups.create()
-    same = await backups.create(only_if_changed=True)
-    assert (same.id, same.is_new) == (first.id, False)
     await node.ledger.record(SessionClosing(JOB, "renter"))
     one_only = replace(
         backups, settings=msgspec.structs.replace(node.settings.updater, keep_last=1)
     )
     made = await one_only.create(only_if_changed=True)
-    assert made.is_new
+    assert (made.is_new, made.records) == (True, saved[1].records + 1)
     stored = await open_restic(node.settings.updater, node.paths.cache).stored()
     assert [one.id[:8] for one in stored] == [made.id[:8]]
 
