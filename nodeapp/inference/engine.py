@@ -213,7 +213,7 @@ class Engine:
             await asyncio.to_thread(self._decoder.join, JOIN_SECONDS)
             self._decoder = None
         if self._model is not None:
-            self._model.close()
+            await asyncio.to_thread(self._model.close)  # a long text may just be tokenised
             self._model = None
 
     async def _events(self, number: int, stream: _Stream) -> AsyncIterator[Event]:

@@ -1,8 +1,9 @@
 """Thin typed adapter over llama.cpp's C interface. The only file importing llama_cpp.
 
 Rules: one thread calls the methods that touch the context (decode, remove, copy); tokenise and
-piece only read the vocabulary and may be called from any thread. A logits view is valid until
-the next decode. The KV cache is unified: in split mode a partial copy aborts the process.
+piece only read the vocabulary and may be called from any thread; close() waits for them. A logits
+view is valid until the next decode. The KV cache is unified: in split mode a partial copy aborts
+the process.
 
 Environment, read when the library is loaded, so the supervisor's program file sets it:
 GGML_NO_BACKTRACE=1, or ggml's abort handler forks a debugger that outlives the crash;
@@ -16,9 +17,11 @@ it 55 tokens/s instead of 95.
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,10 @@ class LlamaModel:
         self._abort_flag = ctypes.create_string_buffer(b"\x00", 2)
         self._model: Any = None
         self._context: Any = None
+        self._readers = 0
+        self._is_closed = False
+        self._gate = threading.Condition()
+        """Guards the two: nobody reads the vocabulary while it is freed."""
         self._load(options)
         self._vocabulary: Any = self._api.llama_model_get_vocab(self._model)
         self._memory: Any = self._api.llama_get_memory(self._context)
@@ -101,14 +108,20 @@ class LlamaModel:
         self._warm_up()
 
     def tokenise(self, text: str, *, add_special: bool) -> list[int]:
-        """Text to ids; control texts in it become control tokens (see chat.ControlText)."""
+        """Text to ids; control texts in it become control tokens (see chat.ControlText).
+
+        Raises:
+            InvalidRequest: llama.cpp cannot.
+            Unavailable: the model was closed.
+        """
         data = text.encode()
         capacity = len(data) + 8
         ids = (ctypes.c_int32 * capacity)()
         parse_special = True
-        count: int = self._api.llama_tokenize(
-            self._vocabulary, data, len(data), ids, capacity, add_special, parse_special
-        )
+        with self._reading():
+            count: int = self._api.llama_tokenize(
+                self._vocabulary, data, len(data), ids, capacity, add_special, parse_special
+            )
         if count < 0:
             raise InvalidRequest(f"text of {len(data)} bytes cannot be tokenised")
         return list(ids[:count])
@@ -154,12 +167,31 @@ class LlamaModel:
         self._abort_flag[0] = b"\x01"
 
     def close(self) -> None:
-        """Free context and model; nothing may be called afterwards."""
+        """Free context and model, as soon as no thread reads the vocabulary any more.
+
+        Afterwards texts and unknown pieces are refused; nothing else may be called.
+        """
+        with self._gate:
+            self._is_closed = True
+            self._gate.wait_for(lambda: not self._readers)
         if self._context is not None:
             self._api.llama_free(self._context)
         if self._model is not None:
             self._api.llama_model_free(self._model)
         self._context = self._model = None
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._gate:
+            if self._is_closed:
+                raise Unavailable("the model was unloaded", retry_after_seconds=1.0)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._readers -= 1
+                self._gate.notify_all()
 
     def _load(self, options: LoadOptions) -> None:
         api = self._api
@@ -251,9 +283,10 @@ class LlamaModel:
         count = 0
         for capacity in (64, 4096):
             buffer = ctypes.create_string_buffer(capacity)
-            count = self._api.llama_token_to_piece(
-                self._vocabulary, token_id, buffer, capacity, 0, is_special
-            )
+            with self._reading():
+                count = self._api.llama_token_to_piece(
+                    self._vocabulary, token_id, buffer, capacity, 0, is_special
+                )
             if count >= 0:
                 return buffer.raw[:count]
         raise Corrupt(f"token {token_id} has a text of {-count} bytes")

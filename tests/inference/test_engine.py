@@ -264,3 +264,18 @@ async def test_a_file_llama_refuses_is_an_invalid_request(tmp_path):
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(InvalidRequest, match=r"refuses bad\.gguf"):
         LlamaModel(LoadOptions(path, 256, 2, 64, 1, 0))
+
+
+async def test_a_model_is_freed_only_after_the_text_that_is_being_tokenised(model_path):
+    model = LlamaModel(LoadOptions(model_path, 256, 2, 64, 1, 0))
+    text = " " * 300_000
+    whole = model.tokenise(text, add_special=False)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(asyncio.to_thread(model.tokenise, text, add_special=False))
+        while not model._readers and not reading.done():
+            await asyncio.sleep(0.001)
+        assert not reading.done()
+        await asyncio.to_thread(model.close)
+    assert reading.result() == whole
+    with pytest.raises(Unavailable, match="unloaded"):
+        model.tokenise("x", add_special=False)
