@@ -149,12 +149,8 @@ class Launcher:
             return self._journal().read()
         except Corrupt as error:
             # The link is enough to start from; who wrote the journal is asked by `update status`.
-            version = self.layout.current_version()
             _log.error("update journal is given up", error=error.message)
-            reason = f"the update journal was damaged and begun again: {error.message}"
-            state = UpdateState(current=version, newest=version, reason=reason)
-            self._journal().write(state)
-            return state
+            return self._journal().begin_again(self.layout.current_version(), error.message)
 
     def _advance(self, change: Started | TrialBegan | GatePassed | GateFailed) -> UpdateState:
         state, effects = self._journal().advance(change)

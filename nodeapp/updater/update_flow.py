@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodeapp.core.errors import NodeError, NotFound, Rejected, TooLarge, Unavailable
+from nodeapp.core.errors import Corrupt, NodeError, NotFound, Rejected, TooLarge, Unavailable
 from nodeapp.core.release import Artefact, Release
 from nodeapp.core.update import (
     ApplyAsked,
@@ -86,12 +86,17 @@ class UpdateFlow:
         return self._journal.read()
 
     async def start(self) -> UpdateState:
-        """End what an interruption left open.
+        """End what an interruption left open; a damaged journal is begun again.
 
         Raises:
-            Corrupt, Unavailable: the journal cannot be read or written.
+            Unavailable: the journal cannot be written.
         """
         version = await asyncio.to_thread(self._backend.running)
+        try:
+            self.state()
+        except Corrupt as error:
+            _log.error("update journal is given up", error=error.message)
+            return self._journal.begin_again(version, error.message)
         if not version or self.state().phase is Phase.BOOTED:
             # A trial is judged by whoever started it.
             return self.state()
@@ -180,7 +185,7 @@ class UpdateFlow:
             is_over = isinstance(effect, Restart | Resume | Bless | FallBack)
             return None if is_over else StepFailed(error.message)
 
-    async def _step(self, effect: Effect) -> Change | None:  # noqa: C901  # one line an effect
+    async def _step(self, effect: Effect) -> Change | None:  # noqa: C901, PLR0912  # one line an effect
         match effect:
             case FetchMetadata():
                 return None

@@ -61,6 +61,17 @@ class UpdateJournal:
         held = _File(SCHEMA, hashlib.sha256(body).hexdigest(), msgspec.Raw(body))
         write_whole(self._path, msgspec.json.encode(held))
 
+    def begin_again(self, version: str, why: str) -> UpdateState:
+        """After damage: only what runs is known. No money is in here, so the node goes on.
+
+        Raises:
+            Unavailable: the disk is full or read-only.
+        """
+        reason = f"the update journal was damaged and begun again: {why}"
+        state = UpdateState(current=version, newest=version, reason=reason)
+        self.write(state)
+        return state
+
     def advance(self, change: Change) -> tuple[UpdateState, tuple[Effect, ...]]:
         """Apply one change to what is written; returns what is to be done now.
 

@@ -302,6 +302,14 @@ def test_a_damaged_journal_is_told_and_the_launcher_starts_the_link(node, damage
     assert "damaged" in node.state.reason
 
 
+async def test_the_updater_begins_a_damaged_journal_again_and_updates_on(node, shop):
+    node.layout.journal.write_bytes(b"\0" * 300)
+    state = await node.flow().start()
+    assert state.reason.startswith("the update journal was damaged and begun again")
+    offer(shop, "0.2.0")
+    assert (await node.update()).phase is Phase.REBOOT_PENDING
+
+
 def test_nothing_to_start_says_what_to_do(tmp_path, shop):
     node = UpdateNode(tmp_path / "empty", shop)
     with pytest.raises(Unavailable, match="fabstir-node update apply"):
