@@ -2,7 +2,7 @@
 transfers fills the other slot with what was signed and nothing else.
 
 Needs systemd-sysupdate 257 or later (Debian 13: systemd-container, systemd-repart, gnupg) and
-root with a loop device: of this machine, or of a Debian root named by FABSTIR_SYSUPDATE_ROOT.
+root with a loop device; FABSTIR_SYSUPDATE_ROOT names a Debian root with /proc and /dev mounted.
 """
 
 import hashlib
