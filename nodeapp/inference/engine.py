@@ -150,7 +150,12 @@ class Engine:
         self._is_admitting = True
 
     def _limits(self, model: LlamaModel) -> DecoderLimits:
-        """While others decode, prefill gets a quarter: it is what they wait for."""
+        """While others decode, prefill gets a quarter: it is what they wait for.
+
+        On a CPU it gets a batch of its own. Measured with 10 running sequences of 130 cells and 64
+        rows of prefill, 135M model: one batch 651 ms, two 497; likely since attention works on
+        tiles of rows and cells, which decode rows of many sequences leave nothing to skip in.
+        """
         options = self._options
         limits = Limits(
             max_sequences=options.max_sequences,
@@ -159,6 +164,7 @@ class Engine:
             prefill_tokens=options.prefill_chunk_tokens,
             prefill_tokens_while_decoding=max(16, options.prefill_chunk_tokens // 4),
             idle_rows=CPU_IDLE_ROWS if self._load.gpu_layers == 0 else 0,
+            is_mixed=self._load.gpu_layers != 0,
         )
         return DecoderLimits(limits, options.slow_reader_seconds, options.has_speculation)
 

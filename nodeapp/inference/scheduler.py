@@ -1,13 +1,14 @@
 """Which tokens go into the next batch: continuous batching over a shared KV cache. Pure.
 
-Rules: decode rows always first, then guesses (drafts) for them, then prefill. Renters take turns
-by weighted deficit round-robin, for a sequence and for prefill; inside a renter the shortest
-remaining prefill goes first, with ageing. A request is admitted when a sequence slot is free and
-its whole reservation (prompt + answer) fits, so a running one never runs out of KV cells and
-nothing is ever taken back; one that does not fit keeps its turn, so it cannot be passed for ever.
-A request whose prefix another is computing is held until that is done. Finished sequences stay as
-prefix cache until their cells are wanted, least recently used first, or until they cost more than
-they promise to save: every row that is computed looks at every cell in use.
+Rules: decode rows always first, then guesses (drafts) for them, then prefill, in one batch or in
+the next (see Limits.is_mixed). Renters take turns by weighted deficit round-robin, for a sequence
+and for prefill; inside a renter the shortest remaining prefill goes first, with ageing. A request
+is admitted when a sequence slot is free and its whole reservation (prompt + answer) fits, so a
+running one never runs out of KV cells and nothing is ever taken back; one that does not fit keeps
+its turn, so it cannot be passed for ever. A request whose prefix another is computing is held until
+that is done. Finished sequences stay as prefix cache until their cells are wanted, least recently
+used first, or until they cost more than they promise to save: every row that is computed looks at
+every cell in use.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Limits:
     prefill_tokens_while_decoding: int
     idle_rows: int = 0
     """A cached prefix is dropped when so many rows were computed since its last use; 0: never."""
+    is_mixed: bool = True
+    """Prefill shares a batch with decode rows; else the two take turns while there are both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ class Scheduler:
         self._prefill_turns: deque[str] = deque()
         self._turn_left = 0
         self._has_no_room = False
+        self._is_prefill_turn = False
         self._step = 0
         self._rows_done = 0
 
@@ -230,13 +234,16 @@ class Scheduler:
         self._admit_all()
         active = [running for running in self._running.values() if not running.is_paused]
         decode = [running for running in active if running.remaining == 1]
-        rows = self._decode(decode)
+        prefill = [running for running in active if running.remaining > 1]
+        takes_turns = bool(decode and prefill) and not self._limits.is_mixed
+        is_prefill_turn = takes_turns and self._is_prefill_turn
+        self._is_prefill_turn = takes_turns and not is_prefill_turn
+        rows = self._decode(decode) if not is_prefill_turn else []
         budget = self._limits.prefill_tokens
         if decode:
             drafts = sum(row.drafts for row in rows)
             budget = max(0, self._limits.prefill_tokens_while_decoding - drafts)
-        prefill = [running for running in active if running.remaining > 1]
-        if prefill:
+        if prefill and (is_prefill_turn or not takes_turns):
             rows += self._prefill(prefill, budget)
         step = Step(tuple(self._memory), tuple(rows), tuple(self._reused))
         self._memory, self._reused = [], []

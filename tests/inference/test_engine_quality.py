@@ -28,9 +28,10 @@ ORDERS = "".join(
 )
 COPIES = (
     f"All orders:\n{ORDERS}\nThe list of all orders again:\n",
-    "red green blue red green blue red green blue red green blue red",
-    "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\n" * 3,
+    "".join(f"{n}. item number {n}\n" for n in range(1, 13)),
+    "".join(f"step {n} of 40 is done\n" for n in range(1, 13)),
 )
+"""Copied with no near tie on the way, which whoever shares the batch could decide (decoder.py)."""
 
 
 def text(prompt, *, max_tokens=32, **more):

@@ -63,6 +63,7 @@ class World:
         prefill = sum(len(rows.token_ids) for rows in plan.rows if rows not in decode)
         assert prefill <= self.limits.prefill_tokens
         assert not decode or plan.rows[: len(decode)] == tuple(decode)
+        assert self.limits.is_mixed or not (decode and prefill)
         for rows in plan.rows:
             held = self.cells.setdefault(rows.slot, [])
             context = self.contexts[rows.job_id]
@@ -130,6 +131,15 @@ def test_decode_rows_come_first_and_prefill_gets_the_smaller_share():
     world.step()
     world.submit(2, range(100, 120), 3)
     assert [(rows.job_id, len(rows.token_ids)) for rows in world.step().rows] == [(1, 1), (2, 4)]
+
+
+def test_unmixed_prefill_takes_turns_with_decode_rows():
+    world = World(Limits(2, 4, 100, 10, 4, is_mixed=False))
+    world.submit(1, range(5), 5)
+    world.step()
+    world.submit(2, range(100, 108), 2)
+    steps = [[(r.job_id, len(r.token_ids)) for r in world.step().rows] for _ in range(6)]
+    assert steps == [[(1, 1)], [(2, 4)], [(1, 1)], [(2, 4)], [(1, 1), (2, 1)], [(1, 1)]]
 
 
 def test_shortest_prefill_goes_first_but_the_long_one_is_not_starved():
@@ -286,11 +296,13 @@ jobs = st.lists(
     guesses=st.lists(st.lists(st.integers(7, 9), max_size=8), max_size=5),
     prefill=st.integers(1, 16),
     noise=st.lists(st.tuples(st.integers(0, 13), st.sampled_from("cpr")), max_size=20),
+    is_mixed=st.booleans(),
 )
 def test_every_job_ends_and_no_budget_is_ever_exceeded(
-    jobs, sequences, extra_slots, kv, prefill, guesses, noise
+    jobs, sequences, extra_slots, kv, prefill, guesses, noise, is_mixed
 ):
-    limits = Limits(sequences, sequences + extra_slots, kv, prefill, max(1, prefill // 2))
+    slots, share = sequences + extra_slots, max(1, prefill // 2)
+    limits = Limits(sequences, slots, kv, prefill, share, is_mixed=is_mixed)
     world = World(limits)
     if guesses:
         world.guess = lambda number: tuple(guesses[number % len(guesses)])
