@@ -73,6 +73,14 @@ class Link:
         """
         nonce = secrets.randbits(64)
         await self.send(ping=pb.Ping(nonce=nonce))
+        try:
+            # For all of it: a host that keeps sending must not hold a finished answer open.
+            async with asyncio.timeout(READ_SECONDS):
+                await self._until_pong(nonce)
+        except TimeoutError as error:
+            raise Unavailable(f"host confirms nothing inside {READ_SECONDS:g} s") from error
+
+    async def _until_pong(self, nonce: int) -> None:
         while True:
             frame = await self._stream.read_frame(envelope.MAX_STREAM_FRAME_BYTES, READ_SECONDS)
             if frame is None:

@@ -6,6 +6,7 @@ import pytest
 
 from nodeapp.core.errors import Busy, InvalidRequest, ProtocolViolation, Unavailable
 from nodeapp.evm.accounts import new_wallet
+from nodeapp.renter import link as link_module
 from nodeapp.renter.answer import Asker, Question, _Progress
 from nodeapp.renter.record import SessionHead, SessionRecord
 from nodeapp.service.clock import SystemClock
@@ -67,3 +68,19 @@ async def test_a_host_cannot_make_the_renter_sleep_for_days(asker, monkeypatch):
 
 def test_corruption_at_the_host_is_not_taken_for_our_own():
     assert type(envelope.error_of(pb.Error(code="corrupt", message="x"))) is Unavailable
+
+
+async def test_a_host_that_keeps_talking_cannot_hold_a_finished_answer_open(monkeypatch):
+    monkeypatch.setattr(link_module, "READ_SECONDS", 0.2)
+
+    class Chatty:
+        async def write_frame(self, _frame):
+            pass
+
+        async def read_frame(self, _max_bytes, _deadline):
+            await asyncio.sleep(0.01)
+            return envelope.encode(pong=pb.Pong(nonce=0))
+
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable, match="confirms nothing"):
+            await link_module.Link(Chatty()).confirm()
