@@ -273,23 +273,23 @@ def churn(market: Market) -> list[Row]:
     market.begin("go_on", market.everybody, seconds=CHURN_SECONDS)
     begun = time.monotonic()
     while (passed := time.monotonic() - begun) < CHURN_SECONDS:
-        if number <= passed * CHURN_A_SECOND:
-            alive.append((passed, _passer_by(market, number)))
-            number += 1
-        elif alive and passed - alive[0][0] > STAY_SECONDS:
-            child = alive.pop(0)[1]
-            joined += child.pipe.poll()
-            child.end()
-            market.lab.children.remove(child)
-        elif passed > 6 * (killed + 1):
+        if passed > 6 * (killed + 1):
             victim = market.rng.randrange(market.count)
             market.nodes[victim].end()
             market.nodes[victim] = market.start_node(victim)
             killed += 1
+        elif alive and passed - alive[0][0] > STAY_SECONDS:
+            child = alive.pop(0)[1]
+            joined += child.process.is_alive() and child.pipe.poll()
+            child.end()
+            market.lab.children.remove(child)
+        elif number <= passed * CHURN_A_SECOND:
+            alive.append((passed, _passer_by(market, number)))
+            number += 1
         else:
             time.sleep(0.005)
     for _at, child in alive:
-        joined += child.pipe.poll()
+        joined += child.process.is_alive() and child.pipe.poll()
         child.end()
         market.lab.children.remove(child)
     turns = [turn for turns in market.end(market.everybody, 180) for turn in turns]
