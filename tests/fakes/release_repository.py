@@ -89,7 +89,7 @@ def archive(files: dict[str, str | bytes]) -> bytes:
 
 def small_release(version: str, command: str = CHILD) -> bytes:
     """Enough for `copy_command`: a command and a few files beside it."""
-    more = {f"nodeapp/part{number}.py": f"N = {number}\n" for number in range(24)}
+    more = {f"nodeapp/part{number}.py": f"N = {number}\n" for number in range(50)}
     return archive({"VERSION": version, "fabstir-node": command, **more})
 
 
