@@ -10,7 +10,7 @@ export FABSTIR_VENV := $(abspath $(VENV))
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 setup: ## what running needs: environment, llama.cpp, model, anvil, proof profile
 	@$(PYTHON) -m appliance.setup
 setup-dev: ## the same and what the tests need
@@ -32,7 +32,7 @@ slow: setup-dev ## the tests that need minutes
 	@$(BIN)/python -m pytest -m "slow" --timeout=1800 $(ARGS)
 fuzz: setup-dev ## long property runs
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m "not slow and not gpu and not network and not vm" -k "property or fuzz or machine" --timeout=1800 $(ARGS)
-bench: bench-demo bench-inference ## every benchmark
+bench: bench-demo bench-chain bench-inference bench-p2p ## every benchmark
 bench-demo: setup-dev ## figures of the demo into build/reports/demo.json
 	@$(BIN)/python -m tests.benchmarks.demo --out build/reports/demo.json $(ARGS)
 bench-inference: setup-dev ## beside llama.cpp's servers into build/reports/inference.json and .png

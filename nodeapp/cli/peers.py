@@ -25,7 +25,12 @@ SECONDS_PER_HOUR = 3600
 
 def register(app: typer.Typer) -> None:
     """Add the command group."""
-    peers = typer.Typer(name="peers", help=__doc__, no_args_is_help=True, rich_markup_mode=None)
+    peers = typer.Typer(
+        name="peers",
+        help="Who the node is on the network, and who is kept out of it.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
     peers.command("show")(show)
     peers.command("bans")(bans)
     peers.command("ban")(ban)
