@@ -109,7 +109,7 @@ async def test_watts_come_from_the_packages_counters_also_over_their_end(tmp_pat
         (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")
 
     monkeypatch.setattr("asyncio.sleep", computing)
-    found = await measure(tmp_path / "inference.sock", 2.0, tmp_path)
+    found = await measure([tmp_path / "inference.sock"], 2.0, tmp_path)
     assert found.watts == pytest.approx(0.1)
     assert found.tokens_per_second is None
     assert found.missing == ("inference does not run or has answered nothing yet",)
@@ -117,6 +117,6 @@ async def test_watts_come_from_the_packages_counters_also_over_their_end(tmp_pat
 
 
 async def test_without_counters_the_watts_are_asked_for(tmp_path):
-    found = await measure(tmp_path / "inference.sock", 0.01, tmp_path)
+    found = await measure([tmp_path / "inference.sock"], 0.01, tmp_path)
     assert found.watts is None
     assert any("no energy counter" in reason for reason in found.missing)
