@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -216,15 +217,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=REQUESTS)
     asked = parser.parse_args()
     facts = machine()
-    rows = [
-        figure
+    parts = [
+        partial(streams, renters, flush, asked.tokens)
         for renters in (1, RENTERS)
         for flush in FLUSHES
-        for figure in streams(renters, flush, asked.tokens)
     ]
-    rows += bulk()
-    rows += memory(asked.requests)
-    write(asked.out, facts, rows)
+    rows: list[Row] = []
+    for part in (*parts, bulk, partial(memory, asked.requests)):
+        rows += part()
+        write(asked.out, facts, rows)
     table("p2p", rows)
 
 

@@ -31,6 +31,7 @@ from tests.benchmarks.p2p_backend import CHAIN_ID, MARKET, MODEL, host_wallet, r
 
 STREAMS_PER_HOST = 4
 RECEIPT_EVERY = 16
+REQUESTS_PER_SECOND = 50.0
 SINK = "/fabstir/bench-sink/1.0.0"
 CHUNK = 60_000
 SEPARATOR = domain_separator(CHAIN_ID, MARKET)
@@ -151,10 +152,14 @@ async def requests(directory: Path, address: str, count: int) -> dict[str, objec
             Libp2pHost.running(network(directory, "many"), on_death=print)
         )
         session = await open_session(stack, host, address, 1)
+        begun = time.monotonic()
         for number in range(count):
             if number == count // 10:
                 say({"done": number})
                 await asyncio.to_thread(sys.stdin.readline)
+                begun = time.monotonic() - number / REQUESTS_PER_SECOND
+            # Faster is a flood: the node ends a stream of more than 200 frames a second.
+            await asyncio.sleep(max(0.0, begun + number / REQUESTS_PER_SECOND - time.monotonic()))
             await session.ask(2)
         return {"done": count}
 
