@@ -175,7 +175,7 @@ def streams(renters: int, flush: float, tokens: int) -> list[Row]:
 
 def memory(requests: int) -> list[Row]:
     """Whether the process grows from a tenth of the requests to all of them."""
-    with running_node(renters=1, rate=100_000.0) as node:
+    with running_node(renters=4, rate=100_000.0) as node:
         program = Program(
             "tests.benchmarks.p2p_renters",
             *("requests", "--address", node.address, "--dir", node.directory, "--count", requests),

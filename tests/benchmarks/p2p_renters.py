@@ -151,7 +151,11 @@ async def requests(directory: Path, address: str, count: int) -> dict[str, objec
         host = await stack.enter_async_context(
             Libp2pHost.running(network(directory, "many"), on_death=print)
         )
-        session = await open_session(stack, host, address, 1)
+        # Nobody claims here, and a session may have only so many unclaimed tokens.
+        sessions = [
+            await open_session(stack, host, address, number)
+            for number in range(1, STREAMS_PER_HOST + 1)
+        ]
         begun = time.monotonic()
         for number in range(count):
             if number == count // 10:
@@ -160,7 +164,7 @@ async def requests(directory: Path, address: str, count: int) -> dict[str, objec
                 begun = time.monotonic() - number / REQUESTS_PER_SECOND
             # Faster is a flood: the node ends a stream of more than 200 frames a second.
             await asyncio.sleep(max(0.0, begun + number / REQUESTS_PER_SECOND - time.monotonic()))
-            await session.ask(2)
+            await sessions[number % STREAMS_PER_HOST].ask(2)
         return {"done": count}
 
 
