@@ -1,12 +1,10 @@
-"""The chain process: wallet, ledger, watcher, runner and desk put together."""
+"""The chain process: its routes, and the loop that follows the chain."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -15,28 +13,16 @@ from nodeapp.chain import statement
 from nodeapp.chain.checkpoints import Archived, job_of
 from nodeapp.chain.connection import Connection
 from nodeapp.chain.desk import Desk, session_view
-from nodeapp.chain.gate import Gate, Sight
 from nodeapp.chain.ledger import Ledger
-from nodeapp.chain.listing import ListingWatch, read_listing, settings_wish
-from nodeapp.chain.registration import Registrar, routes
-from nodeapp.chain.runner import Runner, RunnerSettings
-from nodeapp.chain.sealing import Sealer
-from nodeapp.chain.sending import Sending, build_sending
-from nodeapp.chain.signing import PolicySigner, host_policy, journal_marker, open_signer
-from nodeapp.chain.watcher import Watcher
-from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
+from nodeapp.chain.listing import read_listing
+from nodeapp.chain.parts import Builder, Parts
+from nodeapp.chain.registration import routes
+from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.core.ids import Address
-from nodeapp.core.listing import Listing, findings
 from nodeapp.core.session import Session
 from nodeapp.core.units import BaseUnits
-from nodeapp.evm.calls import NATIVE, Calls
 from nodeapp.evm.contracts import Contracts
-from nodeapp.evm.deployment import load_deployment
 from nodeapp.evm.provider import Block
-from nodeapp.evm.signers import Signer
-from nodeapp.rpc.prover import ProverClient
-from nodeapp.rpc.storage import StorageClient
-from nodeapp.service.chains import FIRST
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, query
@@ -47,22 +33,6 @@ from nodeapp.wire.signed import capability_message, domain_separator
 
 RPC_RETRY_SECONDS = 2.0
 _log = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Parts:
-    """What is there once the process has started."""
-
-    wallet: Signer
-    ledger: Ledger
-    desk: Desk
-    connection: Connection
-    contracts: Contracts
-    watcher: Watcher
-    runner: Runner
-    sending: Sending
-    listing: ListingWatch
-    registrar: Registrar
 
 
 class ChainNode:
@@ -123,7 +93,8 @@ class ChainNode:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Open wallet and journal, find the contracts, then follow the chain."""
-        self._parts = await self._open()
+        builder = Builder(self._shell, self._settings, self._resources)
+        self._parts = await builder.build(self._first_contact)
         tasks.create_task(self._parts.connection.listen())
         tasks.create_task(self._follow(self._parts, tasks))
         tasks.create_task(self._on_changes(self._parts, tasks))
@@ -148,117 +119,6 @@ class ChainNode:
     async def stop(self) -> None:
         """Close journal and clients."""
         await self._resources.aclose()
-
-    async def _open(self) -> Parts:
-        settings = self._settings
-        if not settings.deployment_file:
-            raise InvalidRequest("chain.deployment_file is not set; `fabstir-node demo` shows all")
-        key = await open_signer(settings, self._resources)
-        deployment = await asyncio.to_thread(load_deployment, Path(settings.deployment_file))
-        if deployment.chain_id != settings.chain_id:
-            raise InvalidRequest(
-                f"{settings.deployment_file} is for chain {deployment.chain_id},"
-                f" chain.chain_id is {settings.chain_id}"
-            )
-        ledger = await Ledger.open(
-            self._shell.paths.journal_of(self._shell.process),
-            owner=key.address,
-            marker=_marker_of(
-                self._shell.process,
-                journal_marker(settings, self._shell.paths.state, key.address),
-            ),
-        )
-        self._resources.push_async_callback(ledger.close)
-        wallet = PolicySigner(
-            key,
-            host_policy(settings, deployment, key.address),
-            ledger,
-            clock=self._shell.clock,
-            metrics=self._shell.metrics,
-        )
-        connection = await self._resources.enter_async_context(
-            Connection(settings, self._shell.clock, self._shell.metrics)
-        )
-        provider = connection.provider
-        contracts = Contracts(provider, deployment)
-        dispute_window = await self._first_contact(connection, contracts)
-        prover = await self._resources.enter_async_context(
-            ProverClient(self._shell.paths.socket("prover"))
-        )
-        storage = StorageClient(self._shell.paths.socket("s5"))
-        sending = build_sending(
-            settings,
-            ledger=ledger,
-            contracts=contracts,
-            signer=wallet,
-            clock=self._shell.clock,
-            metrics=self._shell.metrics,
-        )
-        runner = Runner(
-            ledger=ledger,
-            queue=sending.queue,
-            sealer=Sealer(
-                prover,
-                storage,
-                wallet,
-                contracts,
-                policy=settings.proof,
-                patience_seconds=settings.proof_patience_seconds,
-                clock=self._shell.clock,
-            ),
-            calls=Calls(deployment),
-            settings=RunnerSettings(settings.claim_interval_tokens, dispute_window),
-        )
-        wish = partial(settings_wish, settings, usdc=deployment.usdc, public_key=wallet.public_key)
-        # A misspelt price ends the start, not the first look at the chain.
-        wish(Listing())
-        watcher = Watcher(
-            ledger,
-            Contracts(connection.steady, deployment),
-            wallet.address,
-            confirmations=settings.confirmations,
-            window_blocks=settings.reorg_window_blocks,
-        )
-        listing = ListingWatch(
-            contracts,
-            wallet.address,
-            judge=lambda listing, bounds: findings(
-                listing, wish(listing), bounds, public_key=wallet.public_key
-            ),
-            check_seconds=settings.listing_check_seconds,
-            clock=self._shell.clock,
-            metrics=self._shell.metrics,
-        )
-        gate = Gate(
-            host=wallet.address,
-            assets=frozenset((deployment.usdc, NATIVE)),
-            look=lambda: _sight(watcher, connection, listing),
-            price_at=contracts.model_price,
-            find=watcher.look_for,
-            confirmations=settings.confirmations,
-            confirmations_by_amount=settings.confirmations_by_amount,
-        )
-        return Parts(
-            wallet=wallet,
-            ledger=ledger,
-            desk=Desk(ledger, self._shell.clock, gate),
-            connection=connection,
-            contracts=contracts,
-            watcher=watcher,
-            runner=runner,
-            sending=sending,
-            listing=listing,
-            registrar=Registrar(
-                contracts=contracts,
-                calls=Calls(deployment),
-                queue=sending.queue,
-                ledger=ledger,
-                withdrawer=sending.withdrawer,
-                host=wallet.address,
-                public_key=wallet.public_key,
-                wish=wish,
-            ),
-        )
 
     async def _first_contact(self, connection: Connection, contracts: Contracts) -> int:
         """RPC down at the start is waited for; wrong contracts end the process."""
@@ -405,29 +265,6 @@ def _warnings(parts: Parts) -> list[str]:
     if vanished:
         notes.append(f"{vanished} sessions vanished in a reorg")
     return notes
-
-
-def _sight(watcher: Watcher, connection: Connection, listing: ListingWatch) -> Sight:
-    """The present, as far as it is known.
-
-    Raises:
-        Unavailable: the chain was not read yet.
-    """
-    if watcher.head is None or watcher.now is None:
-        raise Unavailable("the host has not read the chain yet", retry_after_seconds=2.0)
-    listed = listing.listing
-    return Sight(
-        head=watcher.head.number,
-        time=watcher.now.timestamp,
-        is_paused=watcher.is_paused,
-        disagreement=connection.steady.disagreement,
-        unapproved=listed.unapproved if listed is not None else (),
-    )
-
-
-def _marker_of(process: str, marker: Path) -> Path:
-    """One key may earn on several chains; each has a journal of its own."""
-    return marker if process == FIRST else marker.with_name(f"{marker.name}.{process}")
 
 
 def _claims(session: Session) -> tuple[wire.ClaimView, ...]:
