@@ -82,10 +82,9 @@ def write_facts(path: Path, facts: DemoFacts) -> None:
     """Atomically, as JSON."""
     import msgspec
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2))
-    part.replace(path)
+    from nodeapp.store.atomic import write_whole
+
+    write_whole(path, msgspec.json.format(msgspec.json.encode(facts), indent=2))
 
 
 class Demo:

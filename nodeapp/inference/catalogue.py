@@ -6,7 +6,6 @@ A name and a digest become parts of paths, so both are matched against a pattern
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated
 import msgspec
 
 from nodeapp.core.errors import Corrupt, InvalidRequest
+from nodeapp.store.atomic import write_whole
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -98,9 +98,5 @@ def read_catalogue(path: Path) -> tuple[CatalogueEntry, ...]:
 
 def write_catalogue(path: Path, entries: Sequence[CatalogueEntry]) -> None:
     """Replace the file; a reader sees the old or the new one, never half."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(_Catalogue(tuple(entries))), indent=2))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    encoded = msgspec.json.encode(_Catalogue(tuple(entries)))
+    write_whole(path, msgspec.json.format(encoded, indent=2))

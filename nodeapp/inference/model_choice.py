@@ -6,7 +6,6 @@ the model they named when it was made: an operator who edits them means it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.models import ModelFile
 from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import InferenceSettings
+from nodeapp.store.atomic import write_whole
 
 _log = get_logger(__name__)
 
@@ -76,9 +76,8 @@ class ModelChoice:
         if not model.name:
             self._memory.unlink(missing_ok=True)
             return
-        part = self._memory.with_name(f".{self._memory.name}.{os.getpid()}.part")
-        part.write_bytes(msgspec.json.encode(_Choice(model.name, self._configured_text())))
-        part.replace(self._memory)
+        choice = _Choice(model.name, self._configured_text())
+        write_whole(self._memory, msgspec.json.encode(choice))
 
     def _recall(self) -> _Choice | None:
         try:

@@ -7,7 +7,6 @@ the machine may have been busy.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import msgspec
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.service.config import process_environment
+from nodeapp.store.atomic import write_whole
 
 SECONDS = 60.0
 BYTES_PER_SECOND = 50 << 20
@@ -98,10 +98,7 @@ class Prober:
     def _remember(self, sha256: str, verdict: Verdict) -> None:
         entry = _Remembered(sha256, version("llama-cpp-python"), verdict)
         kept = [other for other in _read(self.memory) if other.sha256 != sha256]
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        part = self.memory.with_name(f".{self.memory.name}.{os.getpid()}.part")
-        part.write_bytes(msgspec.json.encode((*kept[-MAX_REMEMBERED + 1 :], entry)))
-        part.replace(self.memory)
+        write_whole(self.memory, msgspec.json.encode((*kept[-MAX_REMEMBERED + 1 :], entry)))
 
 
 def _verdict(code: int, said: bytes, complaint: bytes) -> Verdict:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from nodeapp.core.errors import InvalidRequest, NodeError, Unauthorised
+from nodeapp.core.errors import InvalidRequest, NodeError, Unauthorised, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.core.peer_score import (
     BAN_POINTS,
@@ -24,6 +24,7 @@ from nodeapp.core.peer_score import (
 from nodeapp.service.clock import Clock
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
+from nodeapp.store.atomic import write_whole
 
 MAX_BANS = 10_000
 MAX_SCORES = 10_000
@@ -128,10 +129,7 @@ class Bans:
 
     def _save(self) -> None:
         self._gauge.set(len(self.active()))
-        partial = self._path.with_name(f".{self._path.name}.partial")
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial.write_bytes(msgspec.json.format(msgspec.json.encode(self._bans)))
-            partial.replace(self._path)
-        except OSError as error:
-            _log.warning("bans are not kept", file=str(self._path), error=str(error))
+            write_whole(self._path, msgspec.json.format(msgspec.json.encode(self._bans)))
+        except Unavailable as error:
+            _log.warning("bans are not kept", error=error.message)

@@ -27,6 +27,7 @@ from nodeapp.service.clock import SystemClock
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.logs import configure_logs, get_logger
 from nodeapp.service.settings import NodeSettings
+from nodeapp.store.atomic import write_whole
 from nodeapp.wire import envelope
 from nodeapp.wire.capability import DHT_NAMESPACE, GOSSIP_TOPIC
 
@@ -76,7 +77,7 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
             lambda stream: serve_capability(stream, admission, directory, None),
         )
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, admission))
-        await asyncio.to_thread(_write_whole, settings.ready_file, host.addresses[0] + "\n")
+        await asyncio.to_thread(write_whole, settings.ready_file, f"{host.addresses[0]}\n".encode())
         try:
             await stopping.wait()
         finally:
@@ -84,12 +85,6 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
     for reason in deaths:
         _log.error("bootstrap node ends", error=reason)
     return 1 if deaths else 0
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
 
 
 def _parse(arguments: Sequence[str]) -> BootstrapSettings:

@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeVar
 import msgspec
 
 from nodeapp.core.ids import Address, PeerId
+from nodeapp.store.atomic import write_whole
 
 MAX_ADDRESSES = 4
 MAX_HOSTS = 1000
@@ -132,10 +133,7 @@ class Standings:
         self._known[wallet] = standing
         while len(self._known) > MAX_HOSTS:
             del self._known[next(iter(self._known))]
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.encode(self._known))
-        partial.replace(self._path)
+        write_whole(self._path, msgspec.json.encode(self._known))
 
 
 def ranked(found: Sequence[C], standings: Standings, prefer: Preference, now: float) -> list[C]:

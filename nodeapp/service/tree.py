@@ -38,6 +38,7 @@ from nodeapp.service.supervisord import (
     supervisor_file,
     supervisor_socket,
 )
+from nodeapp.store.atomic import write_whole
 from nodeapp.store.lock import FileLock
 from nodeapp.wire.ipc import Readiness
 
@@ -252,17 +253,10 @@ def _write_files(settings: Settings, tree: Tree) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for process in (*tree.processes, WATCHDOG):
         text = process_settings(settings, process, tree.paths)
-        _write_private(settings_file(tree.paths, process), text)
-    _write_private(supervisor_file(tree.paths), render_supervisord(tree))
+        write_whole(settings_file(tree.paths, process), text.encode(), mode=0o600)
+    write_whole(supervisor_file(tree.paths), render_supervisord(tree).encode(), mode=0o600)
     for stale in tree.paths.run.glob("*.sock"):
         stale.unlink()
-
-
-def _write_private(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, "utf-8")
-    part.chmod(0o600)
-    part.replace(path)
 
 
 async def _spawn(paths: Paths, root: Path, lock: FileLock) -> asyncio.subprocess.Process:

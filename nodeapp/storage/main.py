@@ -23,6 +23,7 @@ from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
 from nodeapp.service.settings import StorageSettings
 from nodeapp.storage.api import StorageApi
+from nodeapp.store.atomic import write_whole
 
 URL_FILE = "s5.url"
 
@@ -85,9 +86,7 @@ class StorageProcess:
         return f"http://{bound[0]}:{bound[1]}"
 
     def _publish_url(self) -> None:
-        partial = self._shell.paths.run / (URL_FILE + ".partial")
-        partial.write_text(self._url)
-        partial.rename(self._shell.paths.run / URL_FILE)
+        write_whole(self._shell.paths.run / URL_FILE, self._url.encode())
 
 
 def main() -> int:

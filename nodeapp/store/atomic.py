@@ -12,15 +12,19 @@ from pathlib import Path
 from nodeapp.core.errors import Unavailable
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file.
+def write_whole(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Replace a file; its directory is made when it is missing.
 
     Raises:
         Unavailable: the disk is full or read-only.
     """
-    part = path.with_name(f".{path.name}.part")
+    # Replicas of one process may write one file at the same time.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import Corrupt, NotFound, Rejected
+from nodeapp.store.atomic import write_whole
 from nodeapp.store.errors import told_as_ours
 from nodeapp.store.migrations import MIGRATIONS, schema_version
 
@@ -234,10 +235,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _write_digest(path: Path, digest: str) -> None:
-    part = path.with_name(f".{path.name}.sha256.part")
-    part.write_text(f"{digest}  {path.name}\n", "ascii")
-    _sync(part)
-    part.replace(_digest_file(path))
+    write_whole(_digest_file(path), f"{digest}  {path.name}\n".encode("ascii"))
 
 
 def _read_digest(path: Path) -> str:

@@ -21,6 +21,7 @@ from nodeapp.service.clock import Clock
 from nodeapp.service.logs import get_logger
 from nodeapp.service.paths import Paths
 from nodeapp.service.settings import UpdaterSettings
+from nodeapp.store.atomic import write_whole
 from nodeapp.store.backups import copy_closed
 from nodeapp.updater.manifest import Manifest
 from nodeapp.updater.rehearsal import STAGE, Rehearsed, fetch, rehearse
@@ -237,9 +238,7 @@ class Backups:
         return msgspec.structs.replace(good, pruned_at=good.at) if is_due else good
 
     def _remember(self, good: LastGood) -> None:
-        part = self.directory / f".{STATE_FILE}.part"
-        part.write_bytes(msgspec.json.encode(good))
-        part.replace(self.directory / STATE_FILE)
+        write_whole(self.directory / STATE_FILE, msgspec.json.encode(good))
 
 
 async def _saved(restic: Restic, roots: Sequence[Path], account: str) -> tuple[str, int]:

@@ -9,7 +9,6 @@ Paths are this machine's: the same file may lie elsewhere than where it was save
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from nodeapp.core.errors import Rejected, Unavailable
 from nodeapp.core.retention import age_text
 from nodeapp.service.paths import Paths
 from nodeapp.service.tree import LOCK_NAME
+from nodeapp.store.atomic import write_whole
 from nodeapp.store.backups import copy_closed, owner_of, restore_backup
 from nodeapp.store.lock import FileLock
 from nodeapp.updater.manifest import SETTINGS
@@ -119,7 +119,7 @@ def carry_out(plan: Plan, paths: Paths, *, replace: bool, stamp: str) -> None:
             _copy_settings(plan.tested.fetched.stage / SETTINGS, plan.settings)
             for name, target in plan.keys:
                 _move_aside(target, stamp)
-                _write_key(target, plan.tested.keys[name])
+                write_whole(target, plan.tested.keys[name], mode=0o600)
         except OSError as error:
             raise Unavailable(f"restore: {error.filename}: {error.strerror}") from error
 
@@ -161,18 +161,6 @@ def _move_aside(target: Path, stamp: str) -> None:
         path = target.with_name(target.name + suffix)
         if path.exists():
             path.rename(path.with_name(f"{target.name}.before-restore-{stamp}{suffix}"))
-
-
-def _write_key(target: Path, content: bytes) -> None:
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 (made with its mode)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(target)
 
 
 def _add_missing(source: Path, target: Path) -> None:
