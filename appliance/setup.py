@@ -60,8 +60,10 @@ def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
         lambda: embedding_model.is_embedding_model_present(places),
         lambda status: _discard(embedding_model.ensure_embedding_model(places, status)),
     )
+    tools = Part("system packages of the tests", lambda: not system.missing_tools(), _install_tools)
     return (
         Part("system packages", lambda: not system.missing(), _install_system),
+        *((tools,) if development else ()),
         Part(
             "build tools",
             lambda: environment.build_tools_present(places),
@@ -106,9 +108,17 @@ def _install_system(status: Status) -> None:
         system.install(status, absent)
 
 
+def _install_tools(status: Status) -> None:
+    absent = system.missing_tools()
+    lacking = system.install_tools(status, absent) if absent else ""
+    if lacking:
+        status.mark = "left  "
+        sys.stderr.write(f"  {lacking}\n")
+
+
 def environment_key(*, development: bool) -> str:
-    """Changes when a pin, this program, the interpreter or the processor does."""
-    steps = sorted((APPLIANCE / "steps").glob("*.py"))
+    """Changes when a pin, what installs them, the interpreter or the processor does."""
+    steps = (APPLIANCE / "steps" / name for name in ("environment.py", "llama.py"))
     build = (environment.BUILD_LOCK, llama.TARGETS_FILE)
     lock = environment.lock_file(development=development)
     return digest(lock, *build, *steps, python_tag(), cpu_flags(), sys.base_prefix)
@@ -138,6 +148,7 @@ def is_everything_there(places: Layout, *, development: bool) -> bool:
         and anvil.anvil_path(places).exists()
         and proofs.is_profile_present(places)
         and (not development or embedding_model.is_embedding_model_present(places))
+        and (not development or not system.missing_tools())
     )
 
 
@@ -177,7 +188,7 @@ def report(places: Layout, *, development: bool) -> int:
         done = part.is_done()
         absent += not done
         sys.stdout.write(f"  {'ok     ' if done else 'missing'} {part.title}\n")
-    lacking = system.missing()
+    lacking = [*system.missing(), *(system.missing_tools() if development else ())]
     if lacking:
         command = " ".join(system.install_command(lacking))
         sys.stdout.write(f"  system packages: {command}\n")

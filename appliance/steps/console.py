@@ -25,6 +25,7 @@ class Status:
         self._began = time.monotonic()
         self._said = self._began
         self._terminal = out.isatty()
+        self.mark = "ok    "
 
     def elapsed_seconds(self) -> float:
         """Since the step began."""
@@ -57,4 +58,4 @@ def step(title: str, out: TextIO | None = None) -> Iterator[Status]:
     except BaseException:
         status.end("failed")
         raise
-    status.end("ok    ")
+    status.end(status.mark)

@@ -1,4 +1,9 @@
-"""What must come from the operating system: a compiler, Python's own parts, GMP's headers."""
+"""What must come from the operating system: a compiler, Python's own parts, GMP's headers.
+
+Running needs `needs()`: without them set-up stops. Tests use `tools_of_tests()` as well: where one
+is missing and cannot be installed, set-up names the command and goes on, and the tests that use
+it are skipped with the reason.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -71,9 +77,68 @@ def needs() -> tuple[Need, ...]:
     )
 
 
+_TOOLS_OF_TESTS = {
+    "restic": "restic",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.fat": "dosfstools",
+    "mcopy": "mtools",
+    "mmdebstrap": "mmdebstrap",
+    "nix-instantiate": "nix-bin",
+    "gpg": "gnupg",
+    "losetup": "mount",
+    "fdisk": "fdisk",
+    "nsenter": "util-linux",
+    "dmsetup": "dmsetup",
+    "zstd": "zstd",
+    "git": "git",
+    "openssl": "openssl",
+    "ip": "iproute2",
+    "systemd-analyze": "systemd",
+    "systemd-nspawn": "systemd-container",
+    "buildah": "buildah",
+    "umoci": "umoci",
+    "crun": "crun",
+}
+"""Program → package. Only names that Debian 12 and 13 and Ubuntu 22.04 and later all have."""
+_ADMINISTRATORS = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
+"""A person's PATH on Debian lacks them."""
+
+
+def _has_program(name: str) -> bool:
+    places = os.environ.get("PATH", os.defpath) + os.pathsep + _ADMINISTRATORS
+    return shutil.which(name, path=places) is not None
+
+
+def tools_of_tests() -> tuple[Need, ...]:
+    """What tests of images, updates, backups and units run; looked for by name only."""
+    return tuple(
+        Need(program, (package,), partial(_has_program, program))
+        for program, package in _TOOLS_OF_TESTS.items()
+    )
+
+
 def missing() -> list[Need]:
     """The needs this machine does not meet."""
     return [need for need in needs() if not need.is_there()]
+
+
+def missing_tools() -> list[Need]:
+    """The tools of the tests that this machine lacks."""
+    return [need for need in tools_of_tests() if not need.is_there()]
+
+
+def install_tools(status: Status, absent: Sequence[Need]) -> str:
+    """Install them if that can be done here.
+
+    Returns:
+        "" when all are there; otherwise what was not done, for a person.
+    """
+    try:
+        install(status, absent)
+    except SetupFailure as failure:
+        return f"{failure}\n  the tests that need them are skipped"
+    return ""
 
 
 def install_command(absent: Sequence[Need]) -> list[str]:

@@ -154,6 +154,40 @@ def test_without_root_the_one_command_is_printed(monkeypatch):
         system.install(status(), absent)
 
 
+def test_a_tool_of_the_tests_that_cannot_be_installed_is_named_and_set_up_goes_on(monkeypatch):
+    absent = [system.Need("mkfs.btrfs", ("btrfs-progs",), lambda: False)]
+    monkeypatch.setattr(system.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(system.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(system, "missing_tools", lambda: absent)
+    line = Status("system packages of the tests", sys.stderr)
+    setup._install_tools(line)
+    assert line.mark.strip() == "left"
+    said = system.install_tools(line, absent)
+    assert "apt-get install -y --no-install-recommends btrfs-progs'" in said
+    assert "are skipped" in said
+
+
+def test_tools_of_the_tests_are_looked_for_where_administrators_have_theirs(monkeypatch, tmp_path):
+    program = tmp_path / "mkfs.something"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "")
+    assert not system._has_program(program.name)
+    monkeypatch.setattr(system, "_ADMINISTRATORS", str(tmp_path))
+    assert system._has_program(program.name)
+
+
+def test_a_plain_set_up_does_not_ask_for_the_tools_of_the_tests():
+    places = layout()
+    titles = [
+        {part.title for part in setup.parts(places, development=kind)} for kind in (True, False)
+    ]
+    assert titles[0] - titles[1] == {
+        "system packages of the tests",
+        "embedding model all-MiniLM-L6-v2",
+    }
+
+
 def test_a_failing_command_shows_its_last_lines(capfd):
     script = "import sys; print('reason one'); print('reason two'); sys.exit(3)"
     with pytest.raises(SetupFailure, match=r"(?s)frobnicating failed \(exit code 3\).*reason two"):
