@@ -1,5 +1,7 @@
 """Set a checkout up: `python3 -m appliance.setup [--development] [--check]` (what `make` calls).
 
+Images and installed nodes take `--environment-only`: no model, local chain or test proof keys.
+
 Idempotent and cached: what is there is not made again, and a second run only compares stamps.
 Needs nothing but Python >= 3.11; Debian and Ubuntu packages are installed when run as root,
 otherwise the one command that does it is printed.
@@ -44,6 +46,14 @@ class Part:
 
 def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
     """In the order they need each other."""
+    return (
+        *environment_parts(places, development=development),
+        *parts_of_the_demo(places, development=development),
+    )
+
+
+def environment_parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
+    """What the node itself runs on."""
     lock = environment.lock_file(development=development)
     text = lock.read_text("utf-8")
 
@@ -52,14 +62,9 @@ def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
         environment.ensure_environment(places, status, development=development, llama_wheel=wheel)
         write_atomically(
             environment_stamp(places, development=development),
-            environment_key(development=development),
+            environment_key(development=development, portable=places.portable),
         )
 
-    embeddings = Part(
-        "embedding model all-MiniLM-L6-v2",
-        lambda: embedding_model.is_embedding_model_present(places),
-        lambda status: _discard(embedding_model.ensure_embedding_model(places, status)),
-    )
     tools = Part("system packages of the tests", lambda: not system.missing_tools(), _install_tools)
     return (
         Part("system packages", lambda: not system.missing(), _install_system),
@@ -79,6 +84,17 @@ def parts(places: Layout, *, development: bool) -> tuple[Part, ...]:
             lambda: is_environment_current(places, development=development),
             install_environment,
         ),
+    )
+
+
+def parts_of_the_demo(places: Layout, *, development: bool) -> tuple[Part, ...]:
+    """What demo and tests run with, and a real node need not have."""
+    embeddings = Part(
+        "embedding model all-MiniLM-L6-v2",
+        lambda: embedding_model.is_embedding_model_present(places),
+        lambda status: _discard(embedding_model.ensure_embedding_model(places, status)),
+    )
+    return (
         Part(
             "model SmolLM2-135M-Instruct",
             lambda: model.is_model_present(places),
@@ -116,12 +132,13 @@ def _install_tools(status: Status) -> None:
         sys.stderr.write(f"  {lacking}\n")
 
 
-def environment_key(*, development: bool) -> str:
+def environment_key(*, development: bool, portable: bool = False) -> str:
     """Changes when a pin, what installs them, the interpreter or the processor does."""
     steps = (APPLIANCE / "steps" / name for name in ("environment.py", "llama.py"))
     build = (environment.BUILD_LOCK, llama.TARGETS_FILE)
     lock = environment.lock_file(development=development)
-    return digest(lock, *build, *steps, python_tag(), cpu_flags(), sys.base_prefix)
+    processor = "portable" if portable else cpu_flags()
+    return digest(lock, *build, *steps, python_tag(), processor, sys.base_prefix)
 
 
 def environment_stamp(places: Layout, *, development: bool) -> Path:
@@ -135,7 +152,8 @@ def is_environment_current(places: Layout, *, development: bool) -> bool:
         return False
     kinds = (True,) if development else (True, False)
     return any(
-        read_stamp(environment_stamp(places, development=kind)) == environment_key(development=kind)
+        read_stamp(environment_stamp(places, development=kind))
+        == environment_key(development=kind, portable=places.portable)
         for kind in kinds
     )
 
@@ -152,18 +170,20 @@ def is_everything_there(places: Layout, *, development: bool) -> bool:
     )
 
 
-def set_up(places: Layout, *, development: bool) -> None:
+def set_up(places: Layout, *, development: bool, environment_only: bool = False) -> None:
     """Do what is missing.
 
     Raises:
         SetupFailure: a step could not be done; the text says what to do.
     """
-    if is_everything_there(places, development=development):
+    chosen = environment_parts if environment_only else parts
+    there = is_environment_current if environment_only else is_everything_there
+    if there(places, development=development):
         return
     began = time.monotonic()
     with only_one(places.cache):
         _check_space(places)
-        for part in parts(places, development=development):
+        for part in chosen(places, development=development):
             if part.is_done():
                 continue
             with step(part.title) as status:
@@ -200,12 +220,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m appliance.setup", description=__doc__)
     parser.add_argument("--development", action="store_true", help="also what the tests need")
     parser.add_argument("--check", action="store_true", help="only say what is missing")
+    parser.add_argument(
+        "--environment-only", action="store_true", help="not what only the demo needs"
+    )
+    parser.add_argument(
+        "--portable", action="store_true", help="for every x86-64-v3 processor, not this one only"
+    )
     chosen = parser.parse_args(arguments)
-    places = layout()
+    places = layout(portable=chosen.portable)
     try:
         if chosen.check:
             return 1 if report(places, development=chosen.development) else 0
-        set_up(places, development=chosen.development)
+        set_up(
+            places,
+            development=chosen.development,
+            environment_only=chosen.environment_only,
+        )
     except SetupFailure as failure:
         sys.stderr.write(f"set-up: {failure}\n")
         return 1

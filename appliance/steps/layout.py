@@ -27,6 +27,8 @@ class Layout:
 
     venv: Path
     cache: Path
+    portable: bool = False
+    """llama.cpp for every processor of this kind (x86-64-v3), not for the one that builds it."""
 
     @property
     def python(self) -> Path:
@@ -44,11 +46,12 @@ class Layout:
         return self.cache / "wheels"
 
 
-def layout() -> Layout:
+def layout(*, portable: bool = False) -> Layout:
     """FABSTIR_CACHE, else the XDG cache directory; FABSTIR_VENV, else .venv of the checkout."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     cache = Path(os.environ.get("FABSTIR_CACHE") or Path(base) / "fabstir-node").absolute()
-    return Layout(Path(os.environ.get("FABSTIR_VENV") or ROOT / ".venv").absolute(), cache)
+    venv = Path(os.environ.get("FABSTIR_VENV") or ROOT / ".venv").absolute()
+    return Layout(venv, cache, portable)
 
 
 def digest(*parts: str | bytes | Path) -> str:

@@ -1,8 +1,9 @@
 """llama-cpp-python, built for this processor: ninja, and only the libraries that are loaded.
 
-The plain build also compiles llama.cpp's command-line helpers (`llama-common`) and the
-multimodal library; nothing here loads them. Optimisation stays as upstream sets it (-O3,
--march=native): compile time is paid once, run time at every token.
+A portable build (images) takes x86-64-v3 instead of this processor. The plain build also compiles
+llama.cpp's command-line helpers (`llama-common`) and the multimodal library; nothing here loads
+them. Optimisation stays as upstream sets it (-O3, -march=native): compile time is paid once, run
+time at every token.
 """
 
 from __future__ import annotations
@@ -37,12 +38,17 @@ CMAKE_FLAGS = (
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_OPENSSL=OFF",
 )
+PORTABLE_FLAGS = (
+    "-DGGML_NATIVE=OFF",
+    *(f"-DGGML_{name}=ON" for name in ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")),
+)
+"""x86-64-v3: every x86-64 processor of 2015 and later that one would put beside a GPU."""
 LIBRARIES = ("libllama.so", "libggml.so", "libggml-base.so", "libggml-cpu.so")
 
 
 def wheel_directory(places: Layout, pinned: str) -> Path:
     """Where the wheel for this version, processor, compiler and these flags is cached."""
-    return places.wheels / f"{NAME}-{_key(pinned)}"
+    return places.wheels / f"{NAME}-{_key(places, pinned)}"
 
 
 def is_wheel_present(places: Layout, lock_text: str) -> bool:
@@ -50,9 +56,15 @@ def is_wheel_present(places: Layout, lock_text: str) -> bool:
     return wheel_directory(places, split_lock(lock_text, (NAME,))[1]).exists()
 
 
-def _key(pinned: str) -> str:
-    flags = " ".join(CMAKE_FLAGS)
-    return digest(pinned, flags, TARGETS_FILE, BUILD_LOCK, python_tag(), cpu_flags(), _compiler())
+def cmake_flags(places: Layout) -> tuple[str, ...]:
+    """Of the whole build; CMake takes the last word on a flag."""
+    return (*CMAKE_FLAGS, *PORTABLE_FLAGS) if places.portable else CMAKE_FLAGS
+
+
+def _key(places: Layout, pinned: str) -> str:
+    flags = " ".join(cmake_flags(places))
+    processor = "" if places.portable else cpu_flags()
+    return digest(pinned, flags, TARGETS_FILE, BUILD_LOCK, python_tag(), processor, _compiler())
 
 
 def _compiler() -> str:
@@ -74,11 +86,13 @@ def ensure_llama_wheel(places: Layout, status: Status, lock_text: str) -> Path:
     if not target.exists():
         python = ensure_build_tools(places, status)
         with made_atomically(target) as temporary:
-            _build(status, python, pinned, temporary)
+            _build(status, python, pinned, temporary, cmake_flags(places))
     return next(target.glob("*.whl"))
 
 
-def _build(status: Status, python: Path, pinned: str, target: Path) -> None:
+def _build(
+    status: Status, python: Path, pinned: str, target: Path, flags_of_cmake: tuple[str, ...]
+) -> None:
     sources = target / "source"
     sources.mkdir()
     status.update("downloading the sources")
@@ -88,7 +102,7 @@ def _build(status: Status, python: Path, pinned: str, target: Path) -> None:
     command += ["--no-build-isolation", "-w", target, archive]
     environment = {
         **PIP_QUIET,
-        "CMAKE_ARGS": " ".join((*CMAKE_FLAGS, f"-DCMAKE_PROJECT_INCLUDE={TARGETS_FILE}")),
+        "CMAKE_ARGS": " ".join((*flags_of_cmake, f"-DCMAKE_PROJECT_INCLUDE={TARGETS_FILE}")),
         "CMAKE_GENERATOR": "Ninja",
         "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
         "TMPDIR": str(sources),
