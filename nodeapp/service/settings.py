@@ -31,8 +31,11 @@ class NodeSettings(Section, frozen=True):
     cache_dir: str = ""
     """Empty: ~/.cache/fabstir-node, shared by checkouts."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least serious kind of line that is written."""
     log_format: Literal["auto", "json", "console"] = "auto"
+    """auto: colours on a terminal, JSON lines elsewhere."""
     processes: tuple[str, ...] = ("s5", "prover", "inference", "chain", "p2p", "updater")
+    """What the supervisor runs; further chains and replicas are added by themselves."""
     chain: str = ""
     """NAME of the [chains.NAME] that the host, earnings and wallet commands are about; empty: the
     first chain. The node itself follows all of them whatever stands here."""
@@ -44,16 +47,20 @@ class ChainSettings(Section, frozen=True):
     rpc_urls: Annotated[tuple[str, ...], msgspec.Meta(max_length=8)] = ("http://127.0.0.1:8545",)
     """The preferred one first; ws:// and wss:// ones only announce new blocks."""
     rpc_timeout_seconds: PositiveSeconds = 10.0
+    """For one request to one endpoint."""
     rpc_requests_per_second: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 25.0
     """Most that one endpoint is asked, 0: no limit; endpoints on loopback have none."""
     chain_id: Annotated[int, msgspec.Meta(ge=1)] = 31337
+    """Endpoints and the deployment file must be of this chain."""
     abi: Literal["auto", "v2", "v3"] = "auto"
     """Refuse to run on another ABI generation of the contracts than this one."""
     deployment_file: str = ""
     """JSON with the contract addresses; never built in."""
     keystore_file: str = ""
+    """Web3 secret storage (version 3) of the host account. A path, or credential:NAME for a
+    file that systemd hands over (LoadCredential=)."""
     password_file: str = ""
-    """Both: a path, or credential:NAME for a file that systemd hands over (LoadCredential=)."""
+    """A path or credential:NAME, as the one above."""
     signer_url: str = ""
     """http(s)://host:port or unix:/path of a Web3Signer-like signer; then no keystore is read."""
     signer_address: str = ""
@@ -61,6 +68,7 @@ class ChainSettings(Section, frozen=True):
     payout_address: str = ""
     """Where withdrawn earnings go; empty: they stay with the host account."""
     confirmations: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 1
+    """Blocks that must hold an event before it counts."""
     confirmations_by_amount: Annotated[
         tuple[
             tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0, le=1000)]],
@@ -73,6 +81,7 @@ class ChainSettings(Section, frozen=True):
     reorg_window_blocks: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 64
     """A reorganisation of so many confirmed blocks is followed; a deeper one stops the process."""
     poll_seconds: PositiveSeconds = 1.0
+    """How often new blocks are asked for where no endpoint announces them."""
     claim_interval_tokens: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 1000
     """Upper bound; the session's own proofInterval is used when it is smaller."""
     idle_settle_seconds: PositiveSeconds = 600.0
@@ -97,11 +106,13 @@ class ChainSettings(Section, frozen=True):
     max_fee_gwei: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 100.0
     """Highest price of gas; while the base fee is above it nothing is sent."""
     max_priority_fee_gwei: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 10.0
+    """Highest tip of a transaction."""
     base_fee_percent: Annotated[int, msgspec.Meta(ge=100, le=1000)] = 200
     """Base fee that a first attempt offers, in percent of the newest block's."""
     replace_after_blocks: Annotated[int, msgspec.Meta(ge=2, le=10_000)] = 10
     """A transaction not mined for so many blocks is sent again for more."""
     fee_bump_percent: Annotated[float, msgspec.Meta(ge=10, le=100)] = 12.5
+    """How much more a replacement offers; nodes want 10 at least."""
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
     """Own transactions waiting to be mined at once."""
     gas_warning_claims: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
@@ -117,12 +128,14 @@ class ChainSettings(Section, frozen=True):
     listing_prices: Annotated[tuple[str, ...], msgspec.Meta(max_length=128)] = ()
     """"MODEL AMOUNT usd|native" per million tokens; MODEL * is every listed one."""
     listing_location: str = ""
+    """Shown to renters; empty: left as it is on chain."""
     listing_libp2p: Annotated[tuple[str, ...], msgspec.Meta(max_length=8)] = ()
     """Public addresses of the node with /p2p/ (`fabstir-node peers show`): whoever reads the
     registry finds the node without DHT or gossip."""
     listing_gpu: str = ""
     """Shown to renters; empty: left as it is on chain."""
     listing_vram_gib: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
+    """Shown to renters; 0: left as it is on chain."""
     listing_max_concurrent: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     """Requests at once, shown to renters; 0: left as it is on chain."""
     listing_check_seconds: PositiveSeconds = 60.0
@@ -142,10 +155,14 @@ class InferenceSettings(Section, frozen=True):
     model: str = ""
     """Name in the catalogue (`fabstir-node model list`); used when model_path is empty."""
     model_path: str = ""
+    """A GGUF file; wins over model."""
     model_sha256: str = ""
+    """Of model_path; another file is refused. Empty: not compared."""
     model_repo: str = "bartowski/SmolLM2-135M-Instruct-GGUF"
+    """With model_file: repo + "/" + file is what the model registry hashes to the model id; for
+    model_path."""
     model_file: str = "SmolLM2-135M-Instruct-Q4_1.gguf"
-    """repo + "/" + file is what the model registry hashes to the model id; for model_path."""
+    """The other half of what the model registry hashes."""
     store_dir: str = ""
     """Where `fabstir-node model` keeps files; empty: <state_dir>/models."""
     store_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -155,9 +172,11 @@ class InferenceSettings(Section, frozen=True):
     context_length: Annotated[int, msgspec.Meta(ge=256, le=1_048_576)] = 4096
     """Tokens per request, prompt and answer together."""
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    """Requests that are computed at once."""
     kv_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """KV cells shared by all sequences; 0: context_length * 2."""
     prefill_chunk_tokens: Annotated[int, msgspec.Meta(ge=16, le=8192)] = 256
+    """Most tokens of a prompt in one batch, so that running answers go on."""
     threads: Annotated[int, msgspec.Meta(ge=0, le=512)] = 0
     """0: physical cores, one less for answering a single request."""
     pin_threads: bool = False
@@ -165,9 +184,11 @@ class InferenceSettings(Section, frozen=True):
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1, le=10_000)] = -1
     """-1: as many as fit when there is a GPU."""
     queue_requests: Count = 64
+    """Requests that wait for a place at once; more are refused."""
     queue_seconds: PositiveSeconds = 120.0
     """What would wait longer for its first token, by the speeds measured, is refused at once."""
     slow_reader_seconds: PositiveSeconds = 30.0
+    """An answer nobody takes for so long is ended."""
     speculation: bool = True
     """Guess tokens from the request's own text, where the measured cost of a row makes it pay."""
     public_prefixes: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
@@ -175,7 +196,9 @@ class InferenceSettings(Section, frozen=True):
     embedding_model_path: str = ""
     """A GGUF with a pooling of its own, for /v1/embeddings on the process's socket; empty: none."""
     embedding_model_sha256: str = ""
+    """Of embedding_model_path; another file is refused. Empty: not compared."""
     embedding_threads: Annotated[int, msgspec.Meta(ge=1, le=512)] = 1
+    """Processor cores for embeddings."""
 
 
 class ProverSettings(Section, frozen=True):
@@ -184,43 +207,63 @@ class ProverSettings(Section, frozen=True):
     profile_dir: str = ""
     """Directory made by `python -m nodeapp.prover.profile`; empty: the cached test profile."""
     profile: Literal["poseidon", "kzg"] = "poseidon"
+    """The kind of circuit: hashes of the ledger by Poseidon, or commitments by KZG."""
     allow_test_srs: bool = False
+    """Accept proving parameters that were made for tests; never on a live network."""
     threads: Annotated[int, msgspec.Meta(ge=0, le=512)] = 0
+    """Processor cores for a proof; 0: as many as the prover takes."""
     job_timeout_seconds: PositiveSeconds = 600.0
+    """A proof that takes longer is ended and counts as failed."""
     nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+    """Added to the priority of proofs, so that inference goes first."""
 
 
 class StorageSettings(Section, frozen=True):
     """[s5]: the embedded portal."""
 
     listen_host: str = "127.0.0.1"
+    """Address that the portal listens on."""
     listen_port: Port = 5050
+    """TCP port of the portal; 0: any free one."""
     data_dir: str = ""
     """Empty: <state_dir>/s5."""
     max_blob_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 31)] = 32 << 20
+    """Largest file that is stored."""
     quota_bytes: Annotated[int, msgspec.Meta(ge=1 << 20)] = 10 << 30
+    """Bound of all stored files."""
 
 
 class P2pSettings(Section, frozen=True):
     """[p2p]: the libp2p host and the admission of renters."""
 
     listen: str = "/ip4/127.0.0.1/tcp/9000"
+    """Multiaddress that renters connect to: /ip4/ADDRESS/tcp/PORT."""
     announce: Annotated[tuple[str, ...], msgspec.Meta(max_length=8)] = ()
+    """Addresses told to others in place of the ones listened on, e.g. behind NAT."""
     bootstrap: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    """Peers to join the network by, with /p2p/."""
     portal_url: str = "http://127.0.0.1:5050"
     """Where renters fetch results by CID; put into the capability record."""
     receipt_window_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     """Tokens sent but not yet covered by a signed receipt before the stream pauses."""
     flush_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.05
+    """Tokens are gathered for so long before they are sent."""
     receipt_timeout_seconds: PositiveSeconds = 30.0
+    """A renter who owes a receipt for so long is cut off."""
     heartbeat_seconds: PositiveSeconds = 10.0
+    """A renter who is silent for three of these on an idle stream is cut off."""
     max_connections: Count = 200
+    """Of all peers at a time."""
     max_connections_per_subnet: Count = 32
     """Of one /24 (IPv6: /48) at a time; private networks are exempt."""
     max_requests_per_peer: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    """Open streams of one peer at a time."""
     handshakes_per_minute: Count = 60
+    """Of one peer; more are refused."""
     record_ttl_seconds: PositiveSeconds = 3600.0
+    """How long the signed offer counts; it is made again at half of that."""
     reprovide_seconds: PositiveSeconds = 21_600.0
+    """Time between two announcements in the DHT, at most half of record_ttl_seconds."""
     gossip: bool = True
     """Tell and hear of offers by gossipsub."""
 
@@ -229,7 +272,9 @@ class UpdaterSettings(Section, frozen=True):
     """[updater]: snapshots of the journal and backups; updates of the node come with the image."""
 
     snapshot_interval_seconds: PositiveSeconds = 300.0
+    """Time between two copies of the journal on this machine."""
     keep_snapshots: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 12
+    """Copies of the journal that are kept."""
     snapshot_dir: str = ""
     """Empty: <state_dir>/snapshots."""
     restic_repository: str = ""
@@ -243,9 +288,11 @@ class UpdaterSettings(Section, frozen=True):
     backup_interval_seconds: PositiveSeconds = 300.0
     """A backup is made so often when something changed, up to a tenth later."""
     keep_last: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 24
+    """Newest backups, and newest btrfs snapshots of the state, that are kept."""
     keep_daily: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 7
+    """Days of which the last one is kept."""
     keep_weekly: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 8
-    """The three: for backups in the repository and for btrfs snapshots of the state."""
+    """Weeks of which the last one is kept."""
     state_snapshot_interval_seconds: PositiveSeconds = 3600.0
     """Where state_dir is a btrfs subvolume: read-only snapshots in <state_dir>/.snapshots."""
     backend: Literal["none", "venv", "sysupdate", "nixos"] = "none"
@@ -255,9 +302,11 @@ class UpdaterSettings(Section, frozen=True):
     trusted_root_file: str = ""
     """The root.json of the first release; everything else is trusted through it."""
     channel: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9-]{0,31}$")] = "stable"
+    """Which releases are offered."""
     releases_dir: str = ""
     """For venv: releases, the link `current`, the update journal. Empty: <state_dir>/releases."""
     check_interval_seconds: PositiveSeconds = 21_600.0
+    """Time between two looks for a release."""
     apply_automatically: bool = False
     """Install what a check finds; else `fabstir-node update apply` does."""
     drain_seconds: PositiveSeconds = 300.0
@@ -272,8 +321,11 @@ class WatchdogSettings(Section, frozen=True):
     """[watchdog]: probes and restarts."""
 
     probe_seconds: PositiveSeconds = 2.0
+    """Time between two questions to a process."""
     misses: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    """Questions in a row without an answer before a process is restarted."""
     probe_timeout_seconds: PositiveSeconds = 5.0
+    """An answer that takes longer is missing."""
 
 
 class Settings(Section, frozen=True):
