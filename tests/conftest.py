@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.image.toolroot import require_tools
 from tests.world import World, running_world
 
 settings.register_profile(
@@ -27,3 +29,9 @@ def world(shared_world: World) -> World:
     """The shared world, with every process ready again."""
     shared_world.until_ready()
     return shared_world
+
+
+@pytest.fixture(scope="session")
+def debian_tools() -> Path:
+    """A Debian 13 root with systemd-repart, systemd-sysupdate, ukify, QEMU's block tools and Nix."""
+    return require_tools()

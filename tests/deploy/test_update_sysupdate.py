@@ -1,8 +1,8 @@
 """The image's way: root's helper takes a few verbs, and the real systemd-sysupdate with our own
 transfers fills the other slot with what was signed and nothing else.
 
-Needs systemd-sysupdate 257 or later (Debian 13: systemd-container, systemd-repart, gnupg) and
-root with a loop device; FABSTIR_SYSUPDATE_ROOT names a Debian root with /proc and /dev mounted.
+The tools are those of the tool root (tests/image/toolroot.py); FABSTIR_SYSUPDATE_ROOT names
+another Debian root that has systemd-sysupdate 257 or later, systemd-repart and gnupg.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from nodeapp.updater.helper import ALONE, WITH_VERSION, Tools, commands
 from nodeapp.updater.nixos import NixosBackend
 from nodeapp.updater.root_helper import ask_helper
 from nodeapp.updater.sysupdate import SysupdateBackend
+from tests.image.toolroot import Room, require_tools, room
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFERS = ROOT / "appliance" / "sysupdate"
@@ -220,32 +221,21 @@ def test_systemd_takes_the_units(tmp_path):
 class Machine:
     """A disk with slot A in use and slot B empty, keys, and a place for downloads."""
 
-    def __init__(self, root: Path, base: Path):
-        self.root, self.base = root, base
+    def __init__(self, inside: Room, base: Path):
+        self.room, self.base = inside, base
         for name in ("src", "esp", "keys", "definitions", "repart"):
             (base / name).mkdir()
         self.loop = ""
 
     def inside(self, path: Path) -> str:
-        return "/" + str(path.relative_to(self.root))
+        return f"/job/{path.relative_to(self.base)}"
 
     def run(self, *command: str, check=True) -> subprocess.CompletedProcess:
-        words = [str(word) for word in command]
-        if self.root != Path("/"):
-            words = ["chroot", str(self.root), *words]
-        done = subprocess.run(
-            words,
-            env={
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "GNUPGHOME": self.inside(self.base / "keys"),
-            },
-            capture_output=True,
-            text=True,
-            timeout=50,
-            check=False,
+        return self.room.run(
+            *map(str, command),
+            check=check,
+            environment={"GNUPGHOME": self.inside(self.base / "keys")},
         )
-        assert done.returncode == 0 or not check, done.stderr
-        return done
 
     def make_disk(self):
         for slot, label in (("1a", "fabstir-node_0.1.0"), ("2b", "_empty")):
@@ -351,26 +341,17 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path):
-    root = Path(os.environ.get("FABSTIR_SYSUPDATE_ROOT", "/"))
-    if not (root / "usr/lib/systemd/systemd-sysupdate").exists():
-        pytest.skip(
-            "systemd-sysupdate is not installed, nor does FABSTIR_SYSUPDATE_ROOT name a root"
-        )
-    if os.geteuid() != 0 or root == Path("/"):
-        pytest.skip(
-            "writes /etc/systemd/import-pubring.gpg: only as root in FABSTIR_SYSUPDATE_ROOT"
-        )
-    base = root / "tmp" / f"update-{os.getpid()}"
-    base.mkdir()
-    made = Machine(root, base)
-    try:
-        made.make_disk()
-        made.make_key()
-        yield made
-    finally:
-        if made.loop:
-            subprocess.run(["losetup", "-d", made.loop], check=False)
-        shutil.rmtree(base)
+    chosen = os.environ.get("FABSTIR_SYSUPDATE_ROOT")
+    root = Path(chosen) if chosen else require_tools()
+    with room(root, {"/job": tmp_path}) as inside:
+        made = Machine(inside, tmp_path)
+        try:
+            made.make_disk()
+            made.make_key()
+            yield made
+        finally:
+            if made.loop:
+                subprocess.run(["losetup", "-d", made.loop], check=False)
 
 
 def test_the_real_tool_fills_the_empty_slot_then_the_boot_entry(machine):
