@@ -17,7 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.steps import anvil, embedding_model, environment, llama, model, proofs, system
+from appliance.steps import (
+    anvil,
+    debian,
+    embedding_model,
+    environment,
+    llama,
+    model,
+    proofs,
+    system,
+)
 from appliance.steps.console import SetupFailure, Status, step
 from appliance.steps.layout import (
     APPLIANCE,
@@ -94,6 +103,11 @@ def parts_of_the_demo(places: Layout, *, development: bool) -> tuple[Part, ...]:
         lambda: embedding_model.is_embedding_model_present(places),
         lambda status: _discard(embedding_model.ensure_embedding_model(places, status)),
     )
+    tools = Part(
+        "Debian root of the image's tools",
+        lambda: is_debian_there(places),
+        lambda status: _make_debian(places, status),
+    )
     return (
         Part(
             "model SmolLM2-135M-Instruct",
@@ -110,7 +124,7 @@ def parts_of_the_demo(places: Layout, *, development: bool) -> tuple[Part, ...]:
             lambda: proofs.is_profile_present(places),
             lambda status: proofs.ensure_profile(places, status),
         ),
-        *((embeddings,) if development else ()),
+        *((embeddings, tools) if development else ()),
     )
 
 
@@ -130,6 +144,14 @@ def _install_tools(status: Status) -> None:
     if lacking:
         status.mark = "left  "
         sys.stderr.write(f"  {lacking}\n")
+
+
+def _make_debian(places: Layout, status: Status) -> None:
+    try:
+        debian.ensure_debian(places, status)
+    except SetupFailure as failure:
+        status.mark = "left  "
+        sys.stderr.write(f"  {failure}\n  the tests that need it are skipped\n")
 
 
 def environment_key(*, development: bool, portable: bool = False) -> str:
@@ -158,6 +180,11 @@ def is_environment_current(places: Layout, *, development: bool) -> bool:
     )
 
 
+def is_debian_there(places: Layout) -> bool:
+    """Also true where it cannot be made: the tests that need it are skipped and say why."""
+    return debian.debian_path(places).is_dir() or not debian.can_be_made()
+
+
 def is_everything_there(places: Layout, *, development: bool) -> bool:
     """Stamps and files only: no child process, well below a second."""
     return (
@@ -167,6 +194,7 @@ def is_everything_there(places: Layout, *, development: bool) -> bool:
         and proofs.is_profile_present(places)
         and (not development or embedding_model.is_embedding_model_present(places))
         and (not development or not system.missing_tools())
+        and (not development or is_debian_there(places))
     )
 
 

@@ -3,16 +3,14 @@
     with room(tool_root(), {"/job": tmp_path}) as inside:
         inside.run("systemd-repart", "--version")
 
-The root is made once by mmdebstrap (about a minute; `python -m tests.image.toolroot [--qemu]`) and
-never written again: a room is an overlay over it in a mount namespace of its own, which ends with
+The root is made once by set-up (appliance/steps/debian.py, or `python -m tests.image.toolroot
+[--qemu]`) and never written again: a room is an overlay over it in a mount namespace of its own, which ends with
 the process that opened it. Loop devices belong to the machine: give back what you take.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,19 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from appliance.steps.layout import digest, layout, made_atomically
+from appliance.steps.console import step
+from appliance.steps.debian import MACHINE, TOOLS, debian_path, ensure_debian
+from appliance.steps.layout import layout
 
-SUITE = "trixie"
-# One line a purpose; a change makes a new root beside the old one.
-TOOLS = (
-    *("ca-certificates", "python3", "jq", "git", "openssl", "gnupg", "xz-utils", "zstd"),
-    *("systemd", "systemd-repart", "systemd-ukify", "systemd-boot-efi", "systemd-boot-tools"),
-    *("systemd-container", "systemd-cryptsetup", "udev", "cryptsetup-bin", "dmsetup", "mount"),
-    *("dosfstools", "mtools", "btrfs-progs", "erofs-utils", "squashfs-tools", "e2fsprogs", "fdisk"),
-    *("nix-bin", "restic", "qemu-utils", "fusefat", "fuse3"),
-)
-MACHINE = ("qemu-system-x86", "ovmf", "swtpm", "swtpm-tools")
-LEFT_OUT = ("man", "locale", "doc", "info")
 COMMAND = "python -m tests.image.toolroot"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
 OPEN = """set -eu
@@ -159,19 +148,14 @@ def tool_root() -> Path:
 
 def qemu_root() -> Path:
     """The root with TOOLS and a virtual machine's; made when it is missing."""
-    return _root(TOOLS + MACHINE)
-
-
-def place_of(packages: tuple[str, ...]) -> Path:
-    """Where a root with these packages is kept."""
-    return layout().cache / f"debian-13-{digest(SUITE, *sorted(packages))}"
+    return _root(MACHINE)
 
 
 def why_not(packages: tuple[str, ...] = TOOLS) -> str:
     """What keeps the tools from being used here; "" when nothing does."""
     if os.geteuid() != 0:
         return "rooms and loop devices need root"
-    if not place_of(packages).is_dir():
+    if not debian_path(layout(), packages).is_dir():
         return f"no tool root yet: run `{COMMAND}{' --qemu' if packages != TOOLS else ''}`"
     if not Path("/dev/loop-control").exists():
         return "no loop devices here"
@@ -190,40 +174,15 @@ def require_tools(packages: tuple[str, ...] = TOOLS) -> Path:
     reason = why_not(packages)
     if reason:
         pytest.skip(reason)
-    return place_of(packages)
+    return debian_path(layout(), packages)
 
 
 def _root(packages: tuple[str, ...]) -> Path:
-    place = place_of(packages)
+    place = debian_path(layout(), packages)
     if place.is_dir():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with (place.parent / "debian-13.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not place.is_dir():
-            with made_atomically(place) as made:
-                _make(made, packages)
-    return place
-
-
-def _make(target: Path, packages: tuple[str, ...]) -> None:
-    tool = shutil.which("mmdebstrap")
-    if tool is None or os.geteuid() != 0:
-        raise SystemExit("a Debian root needs root and mmdebstrap (apt-get install mmdebstrap)")
-    done = subprocess.run(
-        [
-            *(tool, "--mode=root", "--variant=apt", f"--include={','.join(packages)}"),
-            *("--aptopt=Acquire::Languages none", "--dpkgopt=force-unsafe-io"),
-            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT),
-            *(SUITE, str(target)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"mmdebstrap ended with {done.returncode}: {done.stderr[-2000:]}")
+    with step("Debian root of the image's tools") as status:
+        return ensure_debian(layout(), status, packages)
 
 
 if __name__ == "__main__":
