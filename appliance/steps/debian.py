@@ -62,6 +62,6 @@ def _make(target: Path, packages: tuple[str, ...], status: Status) -> None:
         *("mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"),
         *("--aptopt=Acquire::Languages none", "--dpkgopt=force-unsafe-io"),
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT),
-        *(SUITE, target),
+        *(SUITE, str(target)),
     ]
     run(status, command, what="mmdebstrap")
