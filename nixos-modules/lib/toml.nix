@@ -1,12 +1,69 @@
-# node.toml from an attribute set of flat sections. JSON's scalars and lists are TOML's.
-settings:
+# TOML 1.0 from an attribute set of tables. Pure builtins: any Nix evaluates it.
+# Nulls are left out (TOML has none); paths are refused, because turning one into text would copy
+# the file it names, maybe a key, into the world-readable Nix store.
 let
-  section =
-    name:
+  inherit (builtins)
+    attrNames
+    concatMap
+    concatStringsSep
+    filter
+    isAttrs
+    isFloat
+    isList
+    isPath
+    isString
+    match
+    replaceStrings
+    toJSON
+    ;
+
+  # JSON's escapes are TOML's, but TOML wants DEL escaped, too.
+  text = value: replaceStrings [ delete ] [ "\\u007F" ] (toJSON value);
+  delete = builtins.fromJSON "\"\\u007f\"";
+
+  key = name: if match "[A-Za-z0-9_-]+" name != null then name else text name;
+
+  # A whole number stays a float: `1` and `1.0` are of different types in TOML.
+  number =
+    value:
     let
-      values = settings.${name};
-      line = key: "${key} = ${builtins.toJSON values.${key}}\n";
+      shown = toJSON value;
     in
-    "[${name}]\n" + builtins.concatStringsSep "" (map line (builtins.attrNames values));
+    if match "-?[0-9]+" shown != null then "${shown}.0" else shown;
+
+  scalar =
+    place: value:
+    if isPath value then
+      throw "${place}: ${baseNameOf value} is a Nix path, which would be copied into the Nix store; write it as a string"
+    else if isString value then
+      text value
+    else if isFloat value then
+      number value
+    else if isList value then
+      "[${concatStringsSep ", " (map (scalar place) value)}]"
+    else if isAttrs value then
+      "{ ${concatStringsSep ", " (map (name: "${key name} = ${scalar "${place}.${name}" value.${name}}") (present value))} }"
+    else if value == null then
+      throw "${place}: null inside a list has no form in TOML"
+    else
+      toJSON value;
+
+  present = table: filter (name: table.${name} != null) (attrNames table);
+  dotted = path: concatStringsSep "." (map key path);
+
+  # A table's own values come before its tables: after a header, TOML has no way back.
+  tables =
+    path: table:
+    let
+      names = present table;
+      values = filter (name: !isAttrs table.${name}) names;
+      inner = filter (name: isAttrs table.${name}) names;
+      lines = map (
+        name: "${key name} = ${scalar (dotted (path ++ [ name ])) table.${name}}\n"
+      ) values;
+      header = if path == [ ] || (values == [ ] && inner != [ ]) then "" else "[${dotted path}]\n";
+      own = header + concatStringsSep "" lines;
+    in
+    (if own == "" then [ ] else [ own ]) ++ concatMap (name: tables (path ++ [ name ]) table.${name}) inner;
 in
-builtins.concatStringsSep "\n" (map section (builtins.attrNames settings))
+settings: concatStringsSep "\n" (tables [ ] settings)
