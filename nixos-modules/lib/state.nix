@@ -1,0 +1,46 @@
+# What outlives a reboot: one btrfs with these subvolumes; the rest of / is made anew at every boot.
+# systemd-repart makes them with the partition, at the first boot.
+let
+  label = "fabstir-state";
+  subvolumes = [
+    {
+      name = "@state";
+      path = "/var/lib/fabstir";
+    }
+    {
+      name = "@keys";
+      path = "/var/lib/fabstir-keys";
+    }
+    {
+      name = "@models";
+      path = "/var/cache/fabstir";
+    }
+    {
+      name = "@snapshots";
+      path = "/var/lib/fabstir/.snapshots";
+    }
+  ];
+  # Journals are synced one record at a time: no compression there gains anything. The file system
+  # follows its partition when that grows.
+  options = subvolume: [
+    "subvol=/${subvolume.name}"
+    "noatime"
+    "nosuid"
+    "nodev"
+    "x-systemd.growfs"
+  ];
+  device = "/dev/disk/by-partlabel/${label}";
+  line =
+    subvolume:
+    "${device} ${subvolume.path} btrfs ${builtins.concatStringsSep "," (options subvolume)} 0 0\n";
+in
+{
+  inherit
+    device
+    label
+    options
+    subvolumes
+    ;
+  names = map (subvolume: "/${subvolume.name}") subvolumes;
+  fstab = builtins.concatStringsSep "" (map line subvolumes);
+}
