@@ -1,0 +1,368 @@
+"""Install the node under systemd on Debian or Ubuntu, or remove it (`sh appliance/install.sh`).
+
+Idempotent: a second run changes only what differs, and says so. A settings file that is there is
+never written; removing keeps keys, journal and settings unless `--purge`. With `--root` nothing of
+the running system is touched: packages and the environment are left out, for images and tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.steps import system
+from appliance.steps.console import SetupFailure, Status
+from appliance.steps.layout import APPLIANCE, ROOT, write_atomically
+from appliance.steps.run import run
+from appliance.steps.sources import copy_files, product_files
+
+HOME = Path("opt/fabstir-node")
+MARK = HOME / ".installed"
+"""Says that the directory is ours to change and to remove; lists the files that were copied."""
+SETTINGS = Path("etc/fabstir/node.toml")
+COMMAND = Path("usr/local/bin/fabstir-node")
+ACCOUNT = Path("etc/sysusers.d/fabstir-node.conf")
+MODULES = Path("etc/modules-load.d/fabstir-node.conf")
+UNITS = Path("etc/systemd/system")
+SERVICE = "fabstir-node.service"
+RELEASES = Path("fabstir-node.service.d/releases.conf")
+CURRENT = Path("var/lib/fabstir/releases/current")
+KEPT = (Path("etc/fabstir"), Path("var/lib/fabstir"), Path("var/cache/fabstir"))
+BUILT = Path("var/cache/fabstir-install")
+"""Wheels made here; root's, because the node's own cache belongs to the node."""
+SYSUSERS = """u fabstir - "Fabstir node" /var/lib/fabstir
+m fabstir video
+m fabstir render
+"""
+"""The groups own the GPU's device files."""
+DRIVER = "# The node may not load it.\nnvidia-uvm\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where things are put: the running system, or a directory that becomes one."""
+
+    root: Path
+    dry: bool
+
+    @property
+    def is_running(self) -> bool:
+        """The system we run on."""
+        return self.root == Path("/")
+
+    def path(self, inside: Path) -> Path:
+        """Of a place inside."""
+        return self.root / inside
+
+    def say(self, mark: str, text: str) -> None:
+        """One line a step."""
+        sys.stdout.write(f"  {mark:<8} {text}\n")
+
+    def do(self, text: str, is_done: bool, action: Callable[[], object]) -> None:  # noqa: FBT001
+        """Carry a step out, or say that nothing has to be done, or what would be."""
+        if is_done:
+            self.say("ok", text)
+        elif self.dry:
+            self.say("would", text)
+        else:
+            action()
+            self.say("done", text)
+
+    def command(self, *words: str | Path) -> None:
+        """Of the system.
+
+        Raises:
+            SetupFailure: it failed; its last lines are in the text.
+        """
+        run(Status(str(words[0]), sys.stderr), words, what=" ".join(map(str, words[:2])))
+
+    def put(self, text: str, place: Path, content: str) -> None:
+        """A file of ours, whatever was there."""
+        target = self.path(place)
+        same = target.is_file() and target.read_text("utf-8") == content
+        self.do(f"{text}: /{place}", same, lambda: write_atomically(target, content))
+
+
+def install(machine: Machine, *, start: bool) -> None:
+    """Every step in order.
+
+    Raises:
+        SetupFailure: something is in the way, or a step failed; done once more it goes on.
+    """
+    refuse_foreign(machine)
+    if machine.is_running:
+        packages(machine)
+    program(machine)
+    machine.put("account and groups", ACCOUNT, SYSUSERS)
+    account(machine)
+    settings(machine)
+    if Path("/proc/driver/nvidia").exists() and machine.is_running:
+        machine.put("driver module loaded at boot", MODULES, DRIVER)
+    if machine.is_running:
+        environment(machine)
+    link(machine)
+    units(machine, start=start)
+
+
+def refuse_foreign(machine: Machine) -> None:
+    """Nothing of somebody else is overwritten.
+
+    Raises:
+        SetupFailure: the directory or the command is there and not ours.
+    """
+    home, command = machine.path(HOME), machine.path(COMMAND)
+    ours = machine.path(MARK).exists() or home.resolve() == ROOT
+    if home.is_dir() and any(home.iterdir()) and not ours:
+        raise SetupFailure(f"{home} was not made by this program; move it away first")
+    if (command.exists() or command.is_symlink()) and not command.is_symlink():
+        raise SetupFailure(f"{command} was not made by this program; move it away first")
+
+
+def packages(machine: Machine) -> None:
+    """Of Debian or Ubuntu: what set-up asks for, and the program of backups."""
+    restic = system.Need("restic", ("restic",), lambda: shutil.which("restic") is not None)
+    absent = [*system.missing(), *(() if restic.is_there() else (restic,))]
+    names = " ".join(package for need in absent for package in need.packages)
+    machine.do(
+        f"system packages{': ' if names else ''}{names}",
+        not absent,
+        lambda: system.install(Status("system packages", sys.stderr), absent),
+    )
+
+
+def program(machine: Machine) -> None:
+    """The checkout's files; those of an earlier version that are no more are removed."""
+    home, mark = machine.path(HOME), machine.path(MARK)
+    if home.resolve() == ROOT:
+        machine.say("ok", f"program: run from /{HOME}")
+        write_mark = not mark.exists() and not machine.dry
+        if write_mark:
+            write_atomically(mark, "")
+        return
+    names = product_files()
+    listed = "".join(f"{name}\n" for name in names)
+    before = mark.read_text("utf-8") if mark.exists() else ""
+    differs = [name for name in names if not _same(ROOT / name, home / name)]
+
+    def copy() -> None:
+        write_atomically(mark, before)
+        copy_files(differs, home)
+        for name in sorted(set(before.splitlines()) - set(listed.splitlines())):
+            (home / name).unlink(missing_ok=True)
+        write_atomically(mark, listed)
+
+    text = f"program: {len(names)} files in /{HOME}, {len(differs)} to copy"
+    machine.do(text, not differs and before == listed, copy)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def account(machine: Machine) -> None:
+    """By systemd's own list of accounts, which adds what is missing."""
+    there = _has_account(machine.path(Path("etc/passwd")))
+    tool, root = "systemd-sysusers", f"--root={machine.root}"
+    text = "account fabstir"
+    machine.do(text, there, lambda: machine.command(tool, root, machine.path(ACCOUNT)))
+
+
+def _has_account(passwd: Path) -> bool:
+    lines = passwd.read_text("utf-8").splitlines() if passwd.exists() else []
+    return any(line.startswith("fabstir:") for line in lines)
+
+
+def settings(machine: Machine) -> None:
+    """The commented defaults, if there are no settings yet; the new defaults beside them."""
+    target = machine.path(SETTINGS)
+    content = (APPLIANCE / "node.toml").read_text("utf-8")
+
+    def write() -> None:
+        write_atomically(target, content, mode=0o640)
+        _give_to_node(machine, target)
+
+    machine.do(f"settings: /{SETTINGS}", target.exists(), write)
+    machine.put("every setting's default", SETTINGS.with_suffix(".toml.default"), content)
+
+
+def _give_to_node(machine: Machine, place: Path) -> None:
+    """Readable for the node, writable for root alone."""
+    passwd = machine.path(Path("etc/passwd")).read_text("utf-8").splitlines()
+    line = next(line for line in passwd if line.startswith("fabstir:"))
+    os.chown(place, -1, int(line.split(":")[3]))
+
+
+def environment(machine: Machine) -> None:
+    """The pinned packages and llama.cpp for this processor; minutes the first time."""
+    home = machine.path(HOME)
+    words = [sys.executable, "-m", "appliance.setup", "--environment-only"]
+    variables = {"FABSTIR_CACHE": str(machine.path(BUILT)), "FABSTIR_VENV": str(home / ".venv")}
+    python = home / ".venv" / "bin" / "python"
+
+    def make() -> None:
+        done = subprocess.run(words, cwd=home, env={**os.environ, **variables}, check=False)
+        if done.returncode != 0:
+            raise SetupFailure("the environment could not be made; the reason is above")
+        # The node may not write its bytecode beside the program.
+        machine.command(python, "-m", "compileall", "-q", home / "nodeapp")
+
+    machine.do("environment of the node (set-up compares and makes what is missing)", False, make)  # noqa: FBT003
+
+
+def link(machine: Machine) -> None:
+    """The command for administrators."""
+    place, wanted = machine.path(COMMAND), Path("/") / HOME / ".venv/bin/fabstir-node"
+
+    def make() -> None:
+        place.unlink(missing_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(wanted)
+
+    there = place.is_symlink() and place.readlink() == wanted
+    machine.do(f"command: /{COMMAND}", there, make)
+
+
+def units(machine: Machine, *, start: bool) -> None:
+    """The unit, the launcher once there are releases, and whether it starts at boot."""
+    source = APPLIANCE / "systemd"
+    machine.put("unit", UNITS / SERVICE, (source / SERVICE).read_text("utf-8"))
+    if machine.path(CURRENT).exists():
+        content = (source / RELEASES).read_text("utf-8")
+        machine.put("unit runs the current release", UNITS / RELEASES, content)
+    wants = machine.path(UNITS / "multi-user.target.wants" / SERVICE)
+    control = ["systemctl", *(() if machine.is_running else (f"--root={machine.root}",))]
+    is_enabled = wants.is_symlink()
+    machine.do("starts at boot", is_enabled, lambda: machine.command(*control, "enable", SERVICE))
+    if not (machine.is_running and Path("/run/systemd/system").exists()):
+        return
+    if not machine.dry:
+        machine.command("systemctl", "daemon-reload")
+    if start:
+        words = ("systemctl", "restart", SERVICE)
+        machine.do("node started", False, lambda: machine.command(*words))  # noqa: FBT003
+
+
+def uninstall(machine: Machine, *, purge: bool) -> None:
+    """Stop and remove; `purge` removes keys, journal, models and settings as well.
+
+    Raises:
+        SetupFailure: the directory is not ours, or a command failed.
+    """
+    refuse_foreign(machine)
+    with_systemd = machine.is_running and Path("/run/systemd/system").exists()
+    if with_systemd:
+        is_gone = not machine.path(UNITS / SERVICE).exists()
+        words = ("systemctl", "disable", "--now", SERVICE)
+        machine.do("node stopped", is_gone, lambda: machine.command(*words))
+    wants = UNITS / "multi-user.target.wants" / SERVICE
+    files = (wants, UNITS / RELEASES, UNITS / SERVICE, COMMAND, MODULES, ACCOUNT)
+    for place in (*files, SETTINGS.with_suffix(".toml.default")):
+        remove(machine, place)
+    _remove_if_empty(machine, (UNITS / RELEASES).parent)
+    if (machine.path(HOME) / ".git").exists():
+        # Somebody's checkout, which may hold work of theirs.
+        remove(machine, HOME / ".venv")
+        remove(machine, MARK)
+    else:
+        remove(machine, HOME)
+    remove(machine, BUILT)
+    (forget if purge else keep)(machine)
+    if with_systemd and not machine.dry:
+        machine.command("systemctl", "daemon-reload")
+
+
+def keep(machine: Machine) -> None:
+    """Say what is left: it is needed by the next installation, and to restore from."""
+    for directory in KEPT:
+        if machine.path(directory).exists():
+            machine.say("kept", f"/{directory}")
+
+
+def forget(machine: Machine) -> None:
+    """Everything the node ever wrote, and its account."""
+    for directory in KEPT:
+        remove(machine, directory)
+    is_gone = not _has_account(machine.path(Path("etc/passwd")))
+    where = () if machine.is_running else ("--prefix", str(machine.root))
+    text = "account fabstir removed"
+    machine.do(text, is_gone, lambda: machine.command("userdel", *where, "fabstir"))
+
+
+def remove(machine: Machine, place: Path) -> None:
+    """A file, a link or a whole directory."""
+    target = machine.path(place)
+    is_tree = target.is_dir() and not target.is_symlink()
+    there = target.exists() or target.is_symlink()
+    action = (lambda: shutil.rmtree(target)) if is_tree else target.unlink
+    if there:
+        machine.do(f"removed: /{place}", False, action)  # noqa: FBT003
+
+
+def _remove_if_empty(machine: Machine, place: Path) -> None:
+    target = machine.path(place)
+    if target.is_dir() and not any(target.iterdir()):
+        remove(machine, place)
+
+
+NEXT = f"""
+Next, as root:
+  1. wallet and settings: /{SETTINGS} (docs/host.md, docs/models.md)
+  2. fabstir-node config check --config /{SETTINGS}
+  3. systemctl start {SERVICE} && fabstir-node status --config /{SETTINGS}
+"""
+PURGE = "this deletes the wallet's keys and the journal of what the node is owed"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 a step failed, 2 wrong arguments."""
+    chosen = _parser().parse_args(arguments)
+    machine = Machine(chosen.root.absolute(), chosen.dry_run)
+    try:
+        _check(machine, chosen)
+        if chosen.uninstall:
+            uninstall(machine, purge=chosen.purge)
+        else:
+            install(machine, start=chosen.start)
+            sys.stdout.write("" if machine.dry or not machine.is_running else NEXT)
+    except (SetupFailure, OSError) as failure:
+        sys.stderr.write(f"install: {failure}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("install: interrupted; done once more, it goes on\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="install.sh", description=__doc__)
+    parser.add_argument("--uninstall", action="store_true", help="remove it again")
+    parser.add_argument("--purge", action="store_true", help="with --uninstall: " + PURGE)
+    parser.add_argument("--yes", action="store_true", help="purge without asking")
+    parser.add_argument("--start", action="store_true", help="start the node at the end")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="another system's root")
+    return parser
+
+
+def _check(machine: Machine, chosen: argparse.Namespace) -> None:
+    if chosen.purge and not chosen.uninstall:
+        raise SetupFailure("--purge goes with --uninstall")
+    if machine.is_running and shutil.which("apt-get") is None and not chosen.uninstall:
+        raise SetupFailure("this is neither Debian nor Ubuntu: docs/install.md has the steps")
+    if os.geteuid() != 0 and not machine.dry:
+        raise SetupFailure("root is needed: sudo sh appliance/install.sh (or --dry-run)")
+    if chosen.purge and not (chosen.yes or machine.dry):
+        sys.stdout.write(f"{PURGE}. Type the word purge to go on: ")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip() != "purge":
+            raise SetupFailure("not purged; nothing was changed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

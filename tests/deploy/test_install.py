@@ -1,0 +1,192 @@
+"""The installer for Debian and Ubuntu: into a directory here, into a booted Debian in test_install_booted.py."""
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from appliance import install
+from appliance.steps.console import SetupFailure
+from appliance.steps.layout import ROOT
+from appliance.steps.sources import copy_files, product_files
+
+SCRIPT = ROOT / "appliance" / "install.sh"
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("systemd-sysusers") is None,
+    reason="needs root and systemd (apt install systemd)",
+)
+
+
+@pytest.fixture
+def system(tmp_path):
+    """The few files of a Linux that accounts and units are written to."""
+    root = tmp_path / "system"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (root / "etc" / "group").write_text("root:x:0:\nvideo:x:44:\n")
+    return root
+
+
+def run(root: Path, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        ["sh", str(SCRIPT), "--root", str(root), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def files(root: Path) -> dict[str, tuple[int, bytes | str]]:
+    """Everything under it, with modes."""
+    found: dict[str, tuple[int, bytes | str]] = {}
+    for path in root.rglob("*"):
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = (0, str(path.readlink()))
+        elif path.is_file():
+            found[name] = (mode, path.read_bytes())
+        else:
+            found[name] = (mode, "")
+    return found
+
+
+def test_a_dry_run_changes_nothing_and_needs_no_root(system):
+    before = files(system)
+    said = run(system, "--dry-run")
+    assert files(system) == before
+    assert "would    unit: /etc/systemd/system/fabstir-node.service" in said
+    assert "done" not in said
+
+
+@needs_root
+def test_an_installed_node_has_program_account_settings_and_unit(system):
+    run(system)
+    unit = system / "etc/systemd/system/fabstir-node.service"
+    assert unit.read_bytes() == (ROOT / "appliance/systemd/fabstir-node.service").read_bytes()
+    assert (system / "etc/systemd/system/multi-user.target.wants/fabstir-node.service").is_symlink()
+    assert (system / "opt/fabstir-node/nodeapp/cli/main.py").is_file()
+    assert not (system / "opt/fabstir-node/tests").exists()
+    passwd = (system / "etc/passwd").read_text()
+    account = next(line for line in passwd.splitlines() if line.startswith("fabstir:")).split(":")
+    groups = (system / "etc/group").read_text()
+    assert "video:x:44:fabstir" in groups
+    assert any(line.startswith("render:") and "fabstir" in line for line in groups.splitlines())
+    settings = system / "etc/fabstir/node.toml"
+    assert settings.read_bytes() == (ROOT / "appliance/node.toml").read_bytes()
+    about = settings.stat()
+    assert (stat.S_IMODE(about.st_mode), about.st_uid) == (0o640, 0)
+    assert about.st_gid == int(account[3])
+
+
+@needs_root
+def test_a_second_run_changes_nothing(system):
+    run(system)
+    before = files(system)
+    said = run(system)
+    assert files(system) == before
+    assert "done" not in said
+
+
+@needs_root
+def test_settings_that_are_there_are_never_written(system):
+    settings = system / "etc/fabstir/node.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[node]\n")
+    run(system)
+    assert settings.read_text() == "[node]\n"
+
+
+@needs_root
+def test_a_file_that_is_no_longer_part_of_the_program_goes(system):
+    run(system)
+    home = system / "opt/fabstir-node"
+    (home / "nodeapp" / "gone.py").write_text("")
+    mark = system / install.MARK
+    mark.write_text(mark.read_text() + "nodeapp/gone.py\n")
+    (home / "nodeapp" / "core" / "units.py").write_text("changed")
+    run(system)
+    assert not (home / "nodeapp" / "gone.py").exists()
+    assert (home / "nodeapp/core/units.py").read_bytes() == (
+        ROOT / "nodeapp/core/units.py"
+    ).read_bytes()
+
+
+@needs_root
+def test_removing_keeps_keys_and_settings_and_purging_leaves_nothing(system):
+    before = files(system)
+    run(system)
+    key = system / "var/lib/fabstir/keys/host.json"
+    key.parent.mkdir(parents=True)
+    key.write_text("{}")
+    said = run(system, "--uninstall")
+    assert key.exists()
+    assert (system / "etc/fabstir/node.toml").exists()
+    assert "kept     /var/lib/fabstir" in said
+    left = {name for name in files(system) if "fabstir" in name}
+    assert left == {
+        "etc/fabstir",
+        "etc/fabstir/node.toml",
+        "var/lib/fabstir",
+        "var/lib/fabstir/keys",
+        "var/lib/fabstir/keys/host.json",
+    }
+    run(system, "--uninstall", "--purge", "--yes")
+    after = files(system)
+    assert not [name for name in after if "fabstir" in name]
+    assert b"fabstir" not in (system / "etc/passwd").read_bytes()
+    assert before.keys() - after.keys() == set()
+
+
+@needs_root
+def test_purging_without_an_answer_changes_nothing(system):
+    run(system)
+    before = files(system)
+    assert "not purged" in run(system, "--uninstall", "--purge", code=1)
+    assert files(system) == before
+
+
+@needs_root
+def test_a_directory_of_somebody_else_is_left_alone(system):
+    theirs = system / "opt/fabstir-node/their-file"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("")
+    assert "was not made by this program" in run(system, code=1)
+    assert "was not made by this program" in run(system, "--uninstall", code=1)
+    assert theirs.exists()
+
+
+@needs_root
+def test_a_checkout_in_the_place_of_the_program_is_not_removed(system):
+    run(system)
+    (system / "opt/fabstir-node/.git").mkdir()
+    run(system, "--uninstall")
+    assert (system / "opt/fabstir-node/README.md").exists()
+    assert not (system / install.MARK).exists()
+
+
+def test_purge_goes_with_uninstall(system):
+    assert "--purge goes with --uninstall" in run(system, "--purge", code=1)
+
+
+def test_a_failed_command_names_itself(tmp_path):
+    machine = install.Machine(tmp_path, dry=False)
+    with pytest.raises(SetupFailure, match=r"false .*failed \(exit code 1\)"):
+        machine.command("false", "now")
+
+
+def test_the_product_is_the_same_with_and_without_git(tmp_path):
+    names = product_files()
+    assert Path("nodeapp/cli/main.py") in names
+    assert not [name for name in names if name.parts[0] in ("tests", ".venv", "build")]
+    copied = tmp_path / "copy"
+    assert copy_files(names, copied) == len(names)
+    assert copy_files(names, copied) == 0
+    assert product_files(copied) == names
