@@ -1,11 +1,26 @@
-# What every unit of the node gives up. Pure builtins: any Nix evaluates it.
-# Left open on purpose: devices (the GPU), writable memory that is executable (the CUDA compiler).
+# What the node's unit gives up. Pure builtins: any Nix evaluates it. docs/install.md has the score and why each
+# exposure that is left is needed.
 {
   CapabilityBoundingSet = "";
   AmbientCapabilities = "";
   NoNewPrivileges = true;
+  # The GPUs' device files only; systemd passes over a kind that this machine has not. Drivers are loaded before the
+  # unit starts: it may not load them.
+  DevicePolicy = "closed";
+  DeviceAllow = [
+    "char-nvidia rw"
+    "char-nvidia-frontend rw"
+    "char-nvidiactl rw"
+    "char-nvidia-uvm rw"
+    "char-nvidia-caps rw"
+    "char-drm rw"
+    "char-kfd rw"
+  ];
   LockPersonality = true;
+  # MemoryDenyWriteExecute is not set: the CUDA compiler writes the code it runs.
+  PrivateMounts = true;
   PrivateTmp = true;
+  PrivateUsers = true;
   ProtectClock = true;
   ProtectControlGroups = true;
   ProtectHome = true;
@@ -21,5 +36,11 @@
   RestrictRealtime = true;
   RestrictSUIDSGID = true;
   SystemCallArchitectures = "native";
-  SystemCallFilter = "@system-service";
+  SystemCallErrorNumber = "EPERM";
+  # The calls by which processes confine themselves further are in no group of @system-service.
+  SystemCallFilter = [
+    "@system-service"
+    "landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp"
+    "~@privileged"
+  ];
 }
