@@ -67,7 +67,13 @@ class Dht:
         self._connect = connect
         self._settings = settings
         self._kad: Any = None
+        self._ways_in: set[PeerId] = set()
         self._peers_changed = trio.Event()
+
+    @property
+    def ways_in(self) -> frozenset[PeerId]:
+        """Bootstrap nodes that were reached at any time."""
+        return frozenset(self._ways_in)
 
     async def join(self, bootstrap: Sequence[str], deadline_seconds: float = 20.0) -> int:
         """Connect to known nodes and fill the routing table; call again when peers were lost.
@@ -113,7 +119,7 @@ class Dht:
         failure: NodeError | None = None
         for literal in await resolved(address):
             try:
-                await self._connect(literal)
+                self._ways_in.add(await self._connect(literal))
             except NodeError as error:
                 failure = failure or error
             else:
@@ -217,15 +223,14 @@ class Dht:
         self._peers_changed = trio.Event()
 
     async def _refresh(self) -> int:
-        if self._settings.dht_mode is DhtMode.CLIENT:
-            # Whoever serves nobody needs no full table: each lookup finds its way from here.
-            with trio.move_on_after(REFRESH_SECONDS):
-                for peer in self._kad.host.get_connected_peers():
-                    await self._kad.add_peer(peer)
-        else:
-            # It also dials peers that are only known by name, and waits for the silent ones.
-            with trio.move_on_after(REFRESH_SECONDS):
-                await self._kad.refresh_routing_table()
+        with trio.move_on_after(REFRESH_SECONDS):
+            for peer in self._kad.host.get_connected_peers():
+                await self._kad.add_peer(peer)
+            if self._settings.dht_mode is DhtMode.SERVER:
+                # Whoever serves must be known to its neighbours, and find them: one lookup of
+                # itself. Other buckets fill as others ask, and every two minutes by the library.
+                own = self._kad.local_peer_id.to_bytes()
+                await self._kad.peer_routing.find_closest_peers_network(own)
         return int(self._kad.get_routing_table_size())
 
     async def _provide(self, key: str, deadline_seconds: float) -> bool:

@@ -134,24 +134,41 @@ class Libp2pHost:
         """Peers with a live connection, as last told by the trio thread."""
         return self._connected
 
+    def ways_in(self) -> frozenset[PeerId]:
+        """Bootstrap nodes with a live connection; all peers, as long as none was ever reached."""
+        known = self.dht.ways_in
+        return self._connected & known if known else self._connected
+
     async def peers_changed(
         self, known: frozenset[PeerId], deadline_seconds: float
     ) -> frozenset[PeerId]:
         """Wait until the connected peers are others than `known`, or the deadline.
 
-        Whoever announces itself uses it: a bootstrap node that restarted has forgotten us.
-
         Returns:
             The peers connected then.
         """
+        return await self._other_than(known, self.connected_peers, deadline_seconds)
+
+    async def ways_in_changed(
+        self, known: frozenset[PeerId], deadline_seconds: float
+    ) -> frozenset[PeerId]:
+        """The same of `ways_in`.
+
+        Whoever announces itself uses it: a bootstrap node that restarted has forgotten us, while
+        announcing for every renter that comes and goes would be work for the whole network.
+        """
+        return await self._other_than(known, self.ways_in, deadline_seconds)
+
+    async def _other_than(
+        self, known: frozenset[PeerId], look: Callable[[], frozenset[PeerId]], seconds: float
+    ) -> frozenset[PeerId]:
         try:
-            async with asyncio.timeout(deadline_seconds):
-                while self._connected == known:
-                    self._changed.clear()
+            async with asyncio.timeout(seconds):
+                while look() == known:
                     await self._changed.wait()
         except TimeoutError:
             pass
-        return self._connected
+        return look()
 
     def set_handler(self, protocol_id: str, handler: Handler) -> None:
         """Serve a protocol; the handler runs on the loop, one task a stream.
@@ -356,7 +373,9 @@ class Libp2pHost:
 
         def note() -> None:
             self._connected = peers
+            # A new one each time: several wait, and none may clear what another has not seen.
             self._changed.set()
+            self._changed = asyncio.Event()
 
         self._bridge.to_loop(note)
         self.dht.note_peers()

@@ -18,6 +18,7 @@ from nodeapp.core.ids import PeerId
 from nodeapp.core.peer_score import subnet_of
 from nodeapp.network.identity import Identity
 from nodeapp.network.settings import Gate, NetworkSettings
+from nodeapp.network.writes import share_writes
 
 NEGOTIATE_SECONDS: Final = 10
 CONNECTIONS_PER_PEER: Final = 4
@@ -40,6 +41,8 @@ class ConnectionNotifee:
             network, subnet_of(address)
         ):
             await conn.close()
+        else:
+            share_writes(conn.muxed_conn)
         self._changed()
 
     async def disconnected(self, network: object, conn: object) -> None:
@@ -105,6 +108,26 @@ def limit_inbound(network: Any, max_per_subnet: int) -> None:  # noqa: ANN401 - 
     network._do_handle_inbound_connection = limited  # noqa: SLF001
 
 
+def spare_window_updates() -> None:
+    """Tell a stream's sender of freed room at half a window, as yamux elsewhere does.
+
+    0.8.1 sends an update after every read, however small: a frame to encrypt and a system call for
+    each side per message, a tenth of all processor time of a network at rest.
+    """
+    from libp2p.stream_muxer.yamux.yamux import YamuxStream
+
+    send = YamuxStream._auto_tune_and_send_window_update  # noqa: SLF001 - no public place for it
+    if getattr(send, "is_spared", False):
+        return
+
+    async def at_half_window(self: Any, *, bytes_read: int = 0) -> None:  # noqa: ANN401 - untyped library
+        del bytes_read  # what was read and not told yet is counted by the windows themselves
+        await send(self)
+
+    at_half_window.is_spared = True  # type: ignore[attr-defined]
+    YamuxStream._auto_tune_and_send_window_update = at_half_window  # noqa: SLF001
+
+
 def remote_ip(muxed: Any) -> str:  # noqa: ANN401 - a muxed stream or connection
     """Where the other end is, "" when the library does not tell."""
     found = muxed.get_remote_address()
@@ -126,6 +149,7 @@ def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # n
     # or counted here.
     for name in ("libp2p", "libp2p.network.auto_connector"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    spare_window_updates()
     key_pair = create_new_key_pair(identity.seed)
     noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
     connections = settings.max_connections

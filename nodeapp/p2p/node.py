@@ -230,10 +230,11 @@ class P2pNode:
     async def _announce(self, host: Libp2pHost) -> None:
         """Keep provider records alive; a lost bootstrap is retried, never fatal."""
         while True:
-            pause = ANNOUNCE_RETRY_SECONDS
+            pause, ways_in = ANNOUNCE_RETRY_SECONDS, host.ways_in()
             rest = asyncio.get_running_loop().time() + ANNOUNCE_REST_SECONDS
             try:
                 await host.dht.join(self._settings.bootstrap)
+                ways_in = host.ways_in()
                 offer = await self._offer(host)
                 if await self._provide(host, offer) and await self._publish(host, offer):
                     # Half its life later the record is another one.
@@ -241,15 +242,15 @@ class P2pNode:
                     pause = min(self._settings.reprovide_seconds, half_life)
             except NodeError as error:
                 _log.warning("announcement failed", code=error.code, error=error.message)
-            # Records live in other nodes' memory: a new or returned peer has none of ours.
-            await host.peers_changed(host.connected_peers(), pause)
+            # Records live in other nodes' memory: a returned bootstrap node has none of ours.
+            await host.ways_in_changed(ways_in, pause)
             if pause != ANNOUNCE_RETRY_SECONDS:
                 await asyncio.sleep(rest - asyncio.get_running_loop().time())
 
     async def _announce_further(self, host: Libp2pHost, market: Market) -> None:
         """Keep provider records of another chain alive; it may come up at any time."""
         while True:
-            pause = ANNOUNCE_RETRY_SECONDS
+            pause, ways_in = ANNOUNCE_RETRY_SECONDS, host.ways_in()
             try:
                 offer = await market.offers.current(host.peer_id, host.addresses, host.sign)
                 if await self._provide_keys(host, offer):
@@ -257,7 +258,7 @@ class P2pNode:
                     _log.info("announced", chain_id=offer.record.chain_id)
             except NodeError as error:
                 _log.warning("chain is not offered", process=market.process, error=error.message)
-            await host.peers_changed(host.connected_peers(), pause)
+            await host.ways_in_changed(ways_in, pause)
             await asyncio.sleep(ANNOUNCE_RETRY_SECONDS)
 
     async def _follow_listing(self, host: Libp2pHost, market: Market) -> None:
@@ -315,6 +316,7 @@ class P2pNode:
     async def _gossip(self, host: Libp2pHost) -> None:
         """Tell of ourselves now and then, so that whoever joined since knows us too."""
         while True:
+            ways_in = host.ways_in()
             try:
                 # A record that is known already goes no further: each telling is a new one.
                 self._offers.renew()
@@ -322,7 +324,7 @@ class P2pNode:
                 await host.gossip.publish(GOSSIP_TOPIC, offer.capability.SerializeToString())
             except NodeError as error:
                 _log.warning("no gossip", code=error.code, error=error.message)
-            await host.peers_changed(host.connected_peers(), GOSSIP_SECONDS)
+            await host.ways_in_changed(ways_in, GOSSIP_SECONDS)
             await asyncio.sleep(GOSSIP_REST_SECONDS)
 
     async def _publish(self, host: Libp2pHost, offer: Offer) -> bool:

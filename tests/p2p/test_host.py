@@ -43,6 +43,25 @@ async def test_peers_see_each_other_and_a_disconnect(tmp_path):
         await until(lambda: not client.connected_peers() and not server.connected_peers())
 
 
+async def test_only_a_bootstrap_node_that_comes_or_goes_is_a_reason_to_announce_again(tmp_path):
+    async with running(tmp_path, "node") as node, running(tmp_path, "bootstrap") as bootstrap:
+        await node.dht.join((bootstrap.addresses[0],))
+        known = node.ways_in()
+        assert known == {bootstrap.peer_id}
+        async with running(tmp_path, "renter", listen=(), dht_mode=DhtMode.CLIENT) as renter:
+            await renter.connect(node.addresses[0])
+            await until(lambda: renter.peer_id in node.connected_peers())
+            assert await node.ways_in_changed(known, 0.05) == known
+        await until(lambda: renter.peer_id not in node.connected_peers())
+        await bootstrap.disconnect(node.peer_id)
+        assert await node.ways_in_changed(known, 10) == frozenset()
+
+
+async def test_without_a_bootstrap_node_every_peer_is_a_way_in(tmp_path):
+    async with pair(tmp_path) as (client, server):
+        assert client.ways_in() == {server.peer_id}
+
+
 async def test_a_peer_that_came_back_is_dialled_at_once(tmp_path):
     async with running(tmp_path, "client") as client:
         async with running(tmp_path, "server") as server:

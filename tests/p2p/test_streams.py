@@ -13,7 +13,7 @@ MIB = 1 << 20
 async def send_raw(stream, chunk):
     """Bytes that are not our framing, as a hostile peer sends them."""
     stream._pump.outbox.put(chunk)
-    stream._bridge.post(stream._pump.wake_writer)
+    stream._bridge.post(stream._pump.send)
 
 
 async def test_frames_of_every_size_come_back_equal(tmp_path):
@@ -219,3 +219,30 @@ async def test_frames_cross_between_the_loops_in_batches(tmp_path):
             for _ in range(count):
                 assert await theirs.read_frame(deadline_seconds=10) == bytes(100)
         assert len(wakeups) < count / 4
+
+
+async def test_small_frames_are_read_without_a_word_and_long_answers_renew_the_window(
+    tmp_path, monkeypatch
+):
+    from libp2p.stream_muxer.yamux.yamux import YamuxStream
+
+    told = []
+    send = YamuxStream.send_window_update
+
+    async def counted(self, increment, skip_lock=False):
+        told.append(increment)
+        await send(self, increment, skip_lock)
+
+    monkeypatch.setattr(YamuxStream, "send_window_update", counted)
+    async with pair(tmp_path) as (client, server):
+        stream = await client.open_stream(server.peer_id, [ECHO])
+        for number in range(100):
+            frame = str(number).encode()
+            await stream.write_frame(frame)
+            assert await stream.read_frame(deadline_seconds=5) == frame
+        assert told == []
+        for _ in range(20):  # 2 MB each way; a window is 256 KiB
+            await stream.write_frame(bytes(100_000))
+            assert len(await stream.read_frame(1 << 20, deadline_seconds=10)) == 100_000
+        # More than once, else everything fitted into the first window.
+        assert len(told) > 4

@@ -13,6 +13,8 @@ const POLL_MILLISECONDS = 20
 
 export function startNode () {
   return createLibp2p({
+    // Its own pings would use up the one ping stream that the test may open.
+    connectionMonitor: { enabled: false },
     addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
     transports: [tcp()],
     connectionEncrypters: [noise()],
