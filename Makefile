@@ -50,5 +50,6 @@ proto: setup-dev ## generate the wire's messages from fabstir.proto
 lock: ## resolve the pins again (needs uv on the path)
 	@uv pip compile pyproject.toml --extra dev $(LOCK_FLAGS) -o requirements-dev.lock
 	@uv pip compile pyproject.toml -c requirements-dev.lock $(LOCK_FLAGS) -o requirements.lock
+	@python3 -m appliance.nix_pins
 clean: ## remove what was built here; the shared cache stays
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

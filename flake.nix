@@ -7,53 +7,95 @@
     { self, nixpkgs }:
     let
       system = "x86_64-linux";
+      inherit (nixpkgs) lib;
       pkgs = nixpkgs.legacyPackages.${system};
-      node = import ./nixos-modules/package.nix {
-        inherit pkgs;
-        source = self;
+      # CUDA and NVIDIA's user-space driver are not free software, and EZKL states no licence. What
+      # needs them is evaluated with these names allowed; everything else is refused as always.
+      unfreeConfig.allowUnfreePredicate =
+        package:
+        pkgs._cuda.lib.allowUnfreeCudaPredicate package
+        || builtins.elem (lib.getName package) [
+          "fabstir-node"
+          "nvidia-persistenced"
+          "nvidia-settings"
+          "nvidia-x11"
+        ];
+      unfreePkgs = import nixpkgs {
+        inherit system;
+        config = unfreeConfig;
       };
-      app = {
+      build = lib.makeOverridable (import ./nixos-modules/package.nix);
+      nodes = {
+        node = build { inherit pkgs; };
+        node-ezkl = build {
+          pkgs = unfreePkgs;
+          withEzkl = true;
+        };
+        node-cuda = build {
+          pkgs = unfreePkgs;
+          withCuda = true;
+        };
+        node-cuda-ezkl = build {
+          pkgs = unfreePkgs;
+          withCuda = true;
+          withEzkl = true;
+        };
+      };
+      app = package: command: {
         type = "app";
-        program = "${node}/bin/fabstir-node";
+        program = "${package}/bin/${command}";
+        meta.description = package.meta.description;
       };
-      unit = import ./nixos-modules/lib/unit.nix {
-        command = "${node}/bin/fabstir-node";
-        directory = "${node}/lib/fabstir-node";
-      };
+      withPackage =
+        module: package:
+        { lib, ... }:
+        {
+          imports = [ module ];
+          services.fabstir-node.package = lib.mkDefault package;
+        };
     in
     {
-      packages.${system} = {
-        inherit node;
-        default = node;
+      packages.${system} = nodes // {
+        supervisord-conf = import ./nixos-modules/supervisord-conf.nix {
+          inherit pkgs;
+          inherit (nodes) node;
+        };
+        default = nodes.node;
       };
+
       apps.${system} = {
-        node = app;
-        default = app;
+        node = app nodes.node "fabstir-node";
+        node-ezkl = app nodes.node-ezkl "fabstir-node";
+        update-helper = app nodes.node "fabstir-update-helper";
+        default = app nodes.node "fabstir-node";
       };
-      nixosModules.default = import ./nixos-modules;
+
+      nixosModules = {
+        default = withPackage ./nixos-modules nodes.node;
+      };
+
+      checks.${system} = import ./nixos-modules/checks.nix {
+        inherit pkgs self;
+        inherit (nodes) node;
+      };
+
       devShells.${system}.default = pkgs.mkShell {
         packages = [
           pkgs.python311
           pkgs.gcc
           pkgs.gmp
           pkgs.gnumake
+          pkgs.nixfmt
           pkgs.nodejs
+          pkgs.shellcheck
         ];
-        LD_LIBRARY_PATH = pkgs.lib.makeLibraryPath [
+        LD_LIBRARY_PATH = lib.makeLibraryPath [
           pkgs.stdenv.cc.cc.lib
           pkgs.gmp
           pkgs.zlib
         ];
       };
-      checks.${system} = {
-        # Every source file compiles with the Python that runs it, and the rules of the tree hold.
-        source = pkgs.runCommand "fabstir-node-source" { python = pkgs.python311; } ''
-          cp -r ${self} source && chmod -R u+w source
-          "$python/bin/python3" -m compileall -q source/nodeapp source/appliance
-          touch "$out"
-        '';
-        package = node;
-        unit = pkgs.writeText "fabstir-node-unit.json" (builtins.toJSON unit);
-      };
+
+      formatter.${system} = pkgs.nixfmt-tree;
     };
 }

@@ -1,38 +1,64 @@
-# The same code as a checkout, with a launcher that sets it up by the same hash-pinned lock files.
-# Python packages are installed into the cache directory at the first start: nixpkgs lacks ezkl and
-# libp2p, and versions there differ from the ones that are tested.
-{ pkgs, source }:
+# The node: sources, the environment of its pinned packages, and the commands.
+# The same shape as a checkout that was set up: <root>/.venv beside the sources.
+{
+  pkgs,
+  withCuda ? false,
+  withEzkl ? false,
+}:
 let
-  tools = [
-    pkgs.python311
-    pkgs.gcc
-    pkgs.gmp
-    pkgs.gnumake
-    pkgs.nodejs
-  ];
-  libraries = [
-    pkgs.stdenv.cc.cc.lib
-    pkgs.gmp
-    pkgs.zlib
+  inherit (pkgs) lib;
+  python = import ./python { inherit pkgs withCuda withEzkl; };
+  project = (builtins.fromTOML (builtins.readFile ../pyproject.toml)).project;
+  kept = [
+    "appliance"
+    "nodeapp"
+    "pyproject.toml"
+    "requirements.lock"
+    "LICENSE"
   ];
 in
-pkgs.runCommand "fabstir-node-0.1.0"
-  {
-    inherit source;
-    launcher = ../appliance/nix-launch.sh;
-    shell = "${pkgs.bash}/bin/bash";
-    toolPath = pkgs.lib.makeBinPath tools;
-    libraryPath = pkgs.lib.makeLibraryPath libraries;
-    anvil = "${pkgs.foundry}/bin/anvil";
-    headerPath = "${pkgs.gmp.dev}/include";
-    meta.mainProgram = "fabstir-node";
-  }
-  ''
-    mkdir -p "$out/bin" "$out/lib/fabstir-node"
-    cp -r "$source/." "$out/lib/fabstir-node"
-    substitute "$launcher" "$out/bin/fabstir-node" \
-      --subst-var-by shell "$shell" --subst-var-by root "$out/lib/fabstir-node" \
-      --subst-var-by tools "$toolPath" --subst-var-by libraries "$libraryPath" \
-      --subst-var-by headers "$headerPath" --subst-var-by anvil "$anvil"
-    chmod +x "$out/bin/fabstir-node"
-  ''
+pkgs.stdenvNoCC.mkDerivation {
+  pname = project.name;
+  inherit (project) version;
+  src = builtins.path {
+    name = "fabstir-node-source";
+    path = ../.;
+    filter =
+      path: _type:
+      let
+        inside = lib.removePrefix "${toString ../.}/" path;
+      in
+      builtins.elem (builtins.head (builtins.split "/" inside)) kept
+      && !(lib.hasSuffix ".pyc" path);
+  };
+  dontUnpack = true;
+  dontConfigure = true;
+  dontBuild = true;
+  launcher = ../appliance/nix-launch.sh;
+  inherit (python) environment model;
+  python3 = python.environment.python;
+  shell = "${pkgs.bash}/bin/bash";
+  anvil = "${pkgs.foundry}/bin/anvil";
+  # Programs the node starts by name: backups, snapshots.
+  tools = lib.makeBinPath [
+    pkgs.btrfs-progs
+    pkgs.coreutils
+    pkgs.restic
+  ];
+  installPhase = "source ${./package.sh}";
+  passthru = {
+    inherit python;
+    # For modules: where the sources and the interpreter with everything in it are.
+    root = "lib/fabstir-node";
+    inherit withCuda withEzkl;
+  };
+  meta = {
+    inherit (project) description;
+    mainProgram = "fabstir-node";
+    license = [
+      lib.licenses.asl20
+    ]
+    ++ lib.optional withEzkl lib.licenses.unfree;
+    platforms = [ "x86_64-linux" ];
+  };
+}

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import ezkl as _library
+from nodeapp.prover import EZKL_MISSING
+
+try:
+    import ezkl as _library
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(EZKL_MISSING) from error
 
 ezkl: Any = _library

@@ -9,11 +9,13 @@ import asyncio
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from aiohttp import web
 
 from nodeapp.core.errors import Unavailable
+from nodeapp.prover import EZKL_MISSING
 from nodeapp.prover.api import ProverApi
 from nodeapp.prover.intervals import IntervalProver
 from nodeapp.prover.profile import cached_profile_dir, check_profile, ensure_profile
@@ -51,6 +53,8 @@ class ProverProcess:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Open or make the profile, then serve the queue."""
+        if find_spec("ezkl") is None:
+            raise Unavailable(EZKL_MISSING)
         await asyncio.to_thread(self._clear_scratch)
         directory = Path(self._settings.profile_dir or self._cached_directory())
         manifest = await self._open_profile(directory)

@@ -143,3 +143,23 @@ async def test_a_missing_profile_is_named(tmp_path):
             _, errors = await child.communicate()
     assert child.returncode == 1
     assert b"not there yet" in errors
+
+
+WITHOUT_EZKL = """
+import sys
+sys.modules["ezkl"] = None
+from nodeapp.prover.main import main
+sys.exit(main())
+"""
+
+
+async def test_a_package_without_ezkl_says_so_and_how_to_get_it(tmp_path):
+    flags = ("--set", f"node.state_dir={tmp_path}", "--set", f"node.run_dir={tmp_path}/r")
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WITHOUT_EZKL, *flags), stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(30):
+        _, said = await child.communicate()
+    assert child.returncode not in (0, None)
+    assert b"ezkl is not installed" in said
+    assert b"withEzkl" in said

@@ -1,0 +1,123 @@
+"""The flake has its outputs, all of them evaluate, and its files are sound.
+
+Needs Nix (Debian: `apt-get install nix-bin`); skipped without it. Nothing is fetched: see flake.py.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from appliance.steps.anvil import anvil_path
+from appliance.steps.layout import Layout
+from appliance.steps.model import MEMBER
+from tests.nix.flake import ROOT, SYSTEM, Flake, flake_copy
+
+needs_nix = pytest.mark.skipif(shutil.which("nix") is None, reason="Nix is not installed")
+NIX_FILES = sorted(
+    path
+    for folder in ("nixos-modules", "image", "tests", "appliance")
+    for path in (ROOT / folder).rglob("*.nix")
+)
+SCRIPTS = sorted([*(ROOT / "nixos-modules").rglob("*.sh"), *(ROOT / "appliance").rglob("*.sh")])
+PATHS = "builtins.mapAttrs (_: one: builtins.deepSeq (one.meta or { }) one.drvPath)"
+
+
+@pytest.fixture(scope="module")
+def flake(tmp_path_factory) -> Flake:
+    return flake_copy(tmp_path_factory.mktemp("flake"))
+
+
+@needs_nix
+def test_every_nix_file_of_the_tree_parses(flake):
+    files = [str(path) for path in (ROOT / "flake.nix", *NIX_FILES)]
+    assert len(files) > 10
+    flake.run("nix-instantiate", "--parse", *files)
+
+
+@needs_nix
+def test_every_package_evaluates_to_its_last_dependency(flake):
+    packages = flake.value(f"packages.{SYSTEM}", PATHS)
+    assert {"node", "node-cuda", "node-ezkl", "node-cuda-ezkl", "supervisord-conf"} <= set(packages)
+    assert packages["default"] == packages["node"]
+    assert len(set(packages.values())) == len(packages) - 1
+
+
+@needs_nix
+def test_apps_are_commands_of_the_package(flake):
+    apps = flake.value(f"apps.{SYSTEM}")
+    assert {name: app["program"].rpartition("/")[2] for name, app in apps.items()} == {
+        "node": "fabstir-node",
+        "node-ezkl": "fabstir-node",
+        "update-helper": "fabstir-update-helper",
+        "default": "fabstir-node",
+    }
+    assert all(app["type"] == "app" and app["meta"]["description"] for app in apps.values())
+
+
+@needs_nix
+def test_checks_shell_and_formatter_evaluate(flake):
+    assert {"package", "format", "start", "unit"} <= set(flake.value(f"checks.{SYSTEM}", PATHS))
+    assert flake.value(f"devShells.{SYSTEM}", PATHS)["default"].endswith(".drv")
+    assert flake.value(f"formatter.{SYSTEM}.drvPath").endswith(".drv")
+
+
+@needs_nix
+def test_only_the_named_package_has_ezkl(flake):
+    pins = "p: map (pin: pin.pname) p.python.runtime"
+    assert "ezkl" not in flake.value(f"packages.{SYSTEM}.node", pins)
+    assert "ezkl" not in flake.value(f"packages.{SYSTEM}.node-cuda", pins)
+    assert "ezkl" in flake.value(f"packages.{SYSTEM}.node-ezkl", pins)
+    left = "p: p.python.environment.leftOut"
+    assert flake.value(f"packages.{SYSTEM}.node", left).split()[-1] == "ezkl"
+    assert "ezkl" not in flake.value(f"packages.{SYSTEM}.node-ezkl", left)
+
+
+@needs_nix
+def test_what_states_no_licence_is_refused_where_it_was_not_asked_for(flake):
+    refused = "p: (builtins.tryEval (p.override { withEzkl = true; }).drvPath).success"
+    assert flake.value(f"packages.{SYSTEM}.node", refused) is False
+    assert flake.value(f"packages.{SYSTEM}.node-cuda", refused) is True
+
+
+@needs_nix
+def test_cuda_is_compiled_for_named_architectures_and_no_build_is_for_its_own_machine(flake):
+    flags = "p: p.python.llama.cmakeFlagsOfLlama"
+    plain = flake.value(f"packages.{SYSTEM}.node", flags).split()
+    cuda = flake.value(f"packages.{SYSTEM}.node-cuda", flags).split()
+    assert "-DGGML_CUDA=on" not in plain
+    assert {"-DGGML_CUDA=on", "-DGGML_NATIVE=OFF", *plain} <= set(cuda)
+    architectures = next(one for one in cuda if "CUDA_ARCHITECTURES" in one)
+    assert re.fullmatch(r"-DCMAKE_CUDA_ARCHITECTURES=\d+(;\d+)+", architectures)
+
+
+@needs_nix
+def test_the_flake_as_a_whole_is_accepted(flake):
+    flake.run("nix", "flake", "check", f"path:{flake.source}", "--no-build", *flake.options())
+
+
+def test_the_flake_has_one_pinned_input():
+    nodes = json.loads((ROOT / "flake.lock").read_text("utf-8"))["nodes"]
+    assert set(nodes) == {"root", "nixpkgs"}
+    locked = nodes["nixpkgs"]["locked"]
+    assert len(locked["rev"]) == 40
+    assert locked["narHash"].startswith("sha256-")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_script_is_sound_shell(script):
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=10)
+    if shutil.which("shellcheck") is not None:
+        command = ["shellcheck", "--external-sources", str(script)]
+        subprocess.run(command, check=True, timeout=30, cwd=script.parent)
+
+
+def test_the_launcher_puts_model_and_anvil_where_the_node_looks():
+    text = (ROOT / "appliance" / "nix-launch.sh").read_text("utf-8")
+    assert f"anvil={anvil_path(Layout(ROOT, ROOT))}".replace(str(ROOT), "$cache") + "\n" in text
+    assert f"$cache/models/{MEMBER.rpartition('/')[2]}" in text
+    filled = (ROOT / "nixos-modules" / "package.sh").read_text("utf-8")
+    for name in re.findall(r"@(\w+)@", text):
+        assert f"--subst-var-by {name} " in filled
