@@ -17,6 +17,7 @@ from nodeapp.cli import (
     host,
     model,
     peers,
+    provision,
     renter,
     run,
     status,
@@ -43,6 +44,7 @@ doctor.register(app)
 gpu.register(app)
 config.register(app)
 backup.register(app)
+provision.register(app)
 update.register(app)
 host.register(app)
 earnings.register(app)

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "nodeapp"
 PROCESSES = {
     "p2p", "inference", "chain", "prover", "updater", "console", "storage", "watchdog", "renter", "devnet",
+    "provision",
 }  # fmt: skip
 ADAPTERS = {"network", "evm", "s5", "store", "security"}
 LAYERS: tuple[set[str], ...] = (

@@ -1,0 +1,132 @@
+"""Takes over a CONFIG when it is right and changed, puts to use what counts, tells how it went.
+
+Needs no network. A CONFIG that is not right changes nothing: what was taken over before goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from nodeapp.core.errors import NodeError
+from nodeapp.provision.activate import activate, set_machine_id
+from nodeapp.provision.check import check, open_sealed_parts
+from nodeapp.provision.findings import Finding
+from nodeapp.provision.generations import Held, digest_of, empty_stage, prune, publish, read_held
+from nodeapp.provision.identities import Identities, make_identities
+from nodeapp.provision.medium import Medium, read_medium, wipe
+from nodeapp.provision.places import Account, Places
+from nodeapp.store.atomic import write_whole
+from nodeapp.wire.ipc_provision import Outcome, ProvisionReport
+
+
+@dataclass(slots=True)
+class _Run:
+    places: Places
+    account: Account | None
+    outcome: Outcome = "waiting"
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def apply_config(places: Places, media: Path | None, account: Account | None) -> ProvisionReport:
+    """One run.
+
+    Args:
+        places: of this machine.
+        media: the mounted CONFIG; None, or an empty directory: there is none.
+        account: who owns the node's files; None: whoever runs this.
+
+    Raises:
+        Unavailable: not even the report can be written.
+    """
+    run = _Run(places, account)
+    places.told.mkdir(mode=0o755, parents=True, exist_ok=True)
+    identities: Identities | None = None
+    held = read_held(places)
+    try:
+        identities = make_identities(places, account)
+        held = _take_over(run, media, held, identities)
+        # No secret of an older, a refused or an interrupted CONFIG stays.
+        prune(places, held.directory if held else None)
+    except NodeError as error:
+        run.outcome = "refused"
+        run.findings.append(Finding("this machine", error.message, "see docs/provisioning.md"))
+    if held is not None:
+        run.notes += activate(places, held)
+    if identities is not None:
+        run.notes += set_machine_id(places, identities.machine_id)
+    return _tell(run, held, identities)
+
+
+def _take_over(
+    run: _Run, media: Path | None, held: Held | None, identities: Identities
+) -> Held | None:
+    medium = read_medium(media) if media is not None else Medium({})
+    if not medium.files and not medium.findings and not medium.being_wiped:
+        run.outcome = "unchanged" if held else "waiting"
+        return held
+    kept = held.secrets() if held else {}
+    opened, found = open_sealed_parts(medium.files, identities.sealing_key)
+    run.findings += [*medium.findings, *found]
+    for name in sorted(medium.being_wiped - kept.keys()):
+        run.findings.append(Finding(name, "is not text", "write it again"))
+    merged = {**kept, **opened}
+    if run.findings:
+        run.outcome = "refused"
+        return held
+    if held and held.manifest.digest == digest_of(merged):
+        run.outcome = "unchanged"
+    else:
+        held = _publish(run, merged, opened, held)
+    if run.outcome != "refused" and held is not None:
+        _wipe(run, medium, held)
+    return held
+
+
+def _publish(
+    run: _Run, merged: Mapping[str, bytes], opened: Mapping[str, bytes], held: Held | None
+) -> Held | None:
+    stage = empty_stage(run.places)
+    checked = check(merged, stage, run.places.current, held=merged.keys() - opened.keys())
+    run.notes += checked.notes
+    if checked.findings:
+        run.findings += checked.findings
+        run.outcome = "refused"
+        return held
+    # What the next boot will see: what lies there, and the secrets that were taken over.
+    seen = {**opened, **{name: merged[name] for name in checked.secrets}}
+    held = publish(run.places, stage, checked, digest_of(seen), run.account)
+    run.outcome = "applied"
+    return held
+
+
+def _wipe(run: _Run, medium: Medium, held: Held) -> None:
+    if held.manifest.keep_secrets:
+        return
+    left = wipe(medium, held.manifest.secrets)
+    if left:
+        run.notes.append(
+            f"{', '.join(left)} could not be wiped from CONFIG: take it out and keep it safe"
+        )
+
+
+def _tell(run: _Run, held: Held | None, identities: Identities | None) -> ProvisionReport:
+    report = ProvisionReport(
+        outcome=run.outcome,
+        findings=tuple(one.text() for one in run.findings),
+        notes=tuple(run.notes),
+        is_configured=held is not None,
+        generation=held.directory.name if held else "",
+        hostname=held.manifest.hostname if held else "",
+        wallet=held.manifest.wallet if held else "",
+        machine_id=identities.machine_id if identities else "",
+        peer_id=identities.peer_id if identities else "",
+        ssh_fingerprint=identities.ssh_fingerprint if identities else "",
+        sealing_key=identities.sealing_public_key if identities else "",
+    )
+    write_whole(run.places.told / "report.json", msgspec.json.encode(report))
+    return report
