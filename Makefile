@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix slow fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock clean help
+.PHONY: setup setup-dev demo test check lint types arch fix options slow fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ bench-p2p: setup-dev ## what the p2p process costs, into build/reports/p2p.json
 	@$(BIN)/python -m tests.benchmarks.p2p --out build/reports/p2p.json $(ARGS)
 proto: setup-dev ## generate the wire's messages from fabstir.proto
 	@$(BIN)/python -m grpc_tools.protoc -Inodeapp/wire --python_out=nodeapp/wire --pyi_out=nodeapp/wire nodeapp/wire/fabstir.proto
+options: setup-dev ## settings and options for the NixOS module, and docs/options.md (needs Nix)
+	@$(BIN)/python -m appliance.nixos_settings > nixos-modules/settings.json.new && mv nixos-modules/settings.json.new nixos-modules/settings.json
+	@$(BIN)/python -m tests.nix.options_doc > docs/options.md
 lock: ## resolve the pins again (needs uv on the path)
 	@uv pip compile pyproject.toml --extra dev $(LOCK_FLAGS) -o requirements-dev.lock
 	@uv pip compile pyproject.toml -c requirements-dev.lock $(LOCK_FLAGS) -o requirements.lock

@@ -5,6 +5,7 @@
 let
   inherit (lib) mkOption types;
   sections = builtins.fromJSON (builtins.readFile ../settings.json);
+  examples = import ./settings-examples.nix;
 
   above = schema: value: !(schema ? exclusiveMinimum) || value > schema.exclusiveMinimum;
   atLeast = schema: value: !(schema ? minimum) || value >= schema.minimum;
@@ -82,22 +83,25 @@ let
       .${schema.type};
 
   keyOption =
-    entry:
+    section: key: entry:
     mkOption {
       type = types.nullOr (typeOf entry.schema);
       default = null;
       defaultText = lib.literalMD "left to the node: `${builtins.toJSON entry.default}`";
-      example = entry.default;
+      example = examples.${section}.${key} or entry.default;
       inherit (entry) description;
     };
 
-  sectionModule = name: { options = lib.mapAttrs (_: keyOption) sections.${name}.keys; };
+  sectionModule = name: { options = lib.mapAttrs (keyOption name) sections.${name}.keys; };
   sectionOption =
     name:
+    let
+      first = lib.head (lib.attrNames sections.${name}.keys);
+    in
     mkOption {
       type = types.submodule (sectionModule name);
       default = { };
-      example = { };
+      example.${first} = examples.${name}.${first} or sections.${name}.keys.${first}.default;
       description = "Section `[${name}]` of node.toml: ${sections.${name}.description}";
     };
 in

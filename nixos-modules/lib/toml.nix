@@ -23,11 +23,19 @@ let
 
   key = name: if match "[A-Za-z0-9_-]+" name != null then name else text name;
 
+  # Older Nix writes six digits in JSON and six decimals in text: whichever says the same number.
   # A whole number stays a float: `1` and `1.0` are of different types in TOML.
   number =
     value:
     let
-      shown = toJSON value;
+      isExact = shown: builtins.fromJSON shown == value;
+      shown = builtins.head (
+        filter isExact [
+          (toJSON value)
+          (toString value)
+        ]
+        ++ [ (toJSON value) ]
+      );
     in
     if match "-?[0-9]+" shown != null then "${shown}.0" else shown;
 

@@ -14,7 +14,9 @@ from nodeapp.cli import (
     doctor,
     earnings,
     gpu,
+    health,
     host,
+    metrics,
     model,
     peers,
     provision,
@@ -40,12 +42,14 @@ run.register(app)
 devnet.register(app)
 renter.register(app)
 status.register(app)
+metrics.register(app)
 doctor.register(app)
 gpu.register(app)
 config.register(app)
 backup.register(app)
 provision.register(app)
 update.register(app)
+health.register(app)
 host.register(app)
 earnings.register(app)
 model.register(app)

@@ -60,7 +60,7 @@ class ChainSettings(Section, frozen=True):
     """Web3 secret storage (version 3) of the host account. A path, or credential:NAME for a
     file that systemd hands over (LoadCredential=)."""
     password_file: str = ""
-    """A path or credential:NAME, as the one above."""
+    """Of the keystore: a path or credential:NAME."""
     signer_url: str = ""
     """http(s)://host:port or unix:/path of a Web3Signer-like signer; then no keystore is read."""
     signer_address: str = ""
@@ -246,8 +246,8 @@ class P2pSettings(Section, frozen=True):
     """Where renters fetch results by CID; put into the capability record."""
     receipt_window_tokens: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     """Tokens sent but not yet covered by a signed receipt before the stream pauses."""
-    flush_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.05
-    """Tokens are gathered for so long before they are sent."""
+    flush_seconds: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.02
+    """Tokens gather so long before a frame leaves; the first of an answer leaves at once."""
     receipt_timeout_seconds: PositiveSeconds = 30.0
     """A renter who owes a receipt for so long is cut off."""
     heartbeat_seconds: PositiveSeconds = 10.0

@@ -119,7 +119,12 @@ let
     place: type: values:
     let
       wrong = filter (value: !type.check value) values;
-      shown = value: if isFunction value || isAttrs value then "<${builtins.typeOf value}>" else toJSON value;
+      shown =
+        value:
+        if isFunction value || isAttrs value || isPath value then
+          "<${builtins.typeOf value}>"
+        else
+          toJSON value;
     in
     if wrong != [ ] then
       throw "A definition for option `${showOption place}' is not of type `${type.description}'. Definition values: ${shown (head wrong)}"
@@ -135,13 +140,13 @@ let
     let
       loaded = load module;
       value = if isFunction loaded then loaded arguments else loaded;
-      isWhole = value ? config || value ? options || value ? imports;
+      isWhole = value ? config || value ? options;
     in
     {
       imports = value.imports or [ ];
       options = value.options or { };
       config =
-        if isWhole then value.config or { } else value;
+        if isWhole then value.config or { } else removeAttrs value [ "imports" ];
     };
   collect =
     arguments: modules:
@@ -479,7 +484,13 @@ let
     concatMapStringsSep = separator: f: list: concatStringsSep separator (map f list);
     concatMapAttrs = f: set: foldl' (found: one: found // one) { } (mapAttrsToList f set);
     toInt = builtins.fromJSON;
+    inherit (builtins) any stringLength;
+    getName = package: package.pname or package.name;
+    toUpper = builtins.replaceStrings (letters "abcdefghijklmnopqrstuvwxyz") (
+      letters "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    );
   };
+  letters = text: genList (at: substring at 1 text) (stringLength text);
   inherit (builtins) concatLists elemAt;
 in
 lib
