@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 from nodeapp.chain.gate import Gate
 from nodeapp.chain.ledger import Entry, Ledger
@@ -102,7 +103,9 @@ class Desk:
         try:
             await self._ledger.decide(lambda: self._all_batches(batch.requests))
         except NodeError:
-            return wire.ProducedReply(tuple([await self._try_produced(r) for r in batch.requests]))
+            return wire.ProducedReply(
+                tuple([await _said(self.produced(request)) for request in batch.requests])
+            )
         for request in batch.requests:
             self._touch(request.job_id)
         return wire.ProducedReply((None,) * len(batch.requests))
@@ -116,35 +119,42 @@ class Desk:
             entries += _batch(session, request)
         return entries
 
-    async def _try_produced(self, request: wire.ProducedRequest) -> ErrorBody | None:
-        try:
-            await self.produced(request)
-        except Corrupt:
-            raise
-        except NodeError as error:
-            return error_body(error)
-        return None
-
     async def receipt(self, request: wire.ReceiptRequest) -> wire.ReceiptAccepted:
         """Check the renter's signature and move the acknowledged count forward."""
         session = self._ledger.session(request.job_id)
-        if request.tokens > session.acknowledged:
-            terms = session.terms
-            separator = domain_separator(terms.chain_id, terms.marketplace)
-            digest = receipt_digest(separator, request.job_id, request.tokens, request.running_hash)
-            verify_digest(digest, request.signature, terms.renter)
-            if request.tokens > session.produced:
-                await self._close_forgotten(session, request.tokens)
-            await self._ledger.record(
-                RenterSentReceipt(
-                    request.job_id,
-                    Tokens(request.tokens),
-                    request.running_hash,
-                    request.signature,
-                )
-            )
+        _check_signature(session, request)
+        if request.tokens > max(session.acknowledged, session.produced):
+            await self._close_forgotten(session, request.tokens)
+        await self._ledger.decide(lambda: _receipt(self._ledger.session(request.job_id), request))
         self._touch(request.job_id)
         return wire.ReceiptAccepted(self._ledger.session(request.job_id).acknowledged)
+
+    async def receipts(self, batch: wire.ReceiptBatch) -> wire.ReceiptReply:
+        """Receipts of several sessions in one write; a refused one stops no other."""
+        errors = await self._take_receipts(batch.requests)
+        found = [self._ledger.sessions.get(request.job_id) for request in batch.requests]
+        acknowledged = (Tokens(0) if session is None else session.acknowledged for session in found)
+        return wire.ReceiptReply(tuple(acknowledged), errors)
+
+    async def _take_receipts(
+        self, requests: tuple[wire.ReceiptRequest, ...]
+    ) -> tuple[ErrorBody | None, ...]:
+        try:
+            for request in requests:
+                _check_signature(self._ledger.session(request.job_id), request)
+            await self._ledger.decide(lambda: self._all_receipts(requests))
+        except NodeError:
+            return tuple([await _said(self.receipt(request)) for request in requests])
+        for request in requests:
+            self._touch(request.job_id)
+        return (None,) * len(requests)
+
+    def _all_receipts(self, requests: tuple[wire.ReceiptRequest, ...]) -> list[Entry]:
+        return [
+            entry
+            for request in requests
+            for entry in _receipt(self._ledger.session(request.job_id), request)
+        ]
 
     async def _close_forgotten(self, session: Session, tokens: int) -> None:
         """Tokens are journalled before they are sent, so this journal is older than the receipt.
@@ -252,6 +262,36 @@ def _batch(session: Session, request: wire.ProducedRequest) -> list[Entry]:
     if session.ids(Tokens(request.first_token), len(ids)) != ids:
         raise PaymentRequired(f"tokens from {request.first_token} do not follow {session.produced}")
     return []
+
+
+def _check_signature(session: Session, request: wire.ReceiptRequest) -> None:
+    """A receipt that says nothing new is not looked at."""
+    if request.tokens <= session.acknowledged:
+        return
+    terms = session.terms
+    separator = domain_separator(terms.chain_id, terms.marketplace)
+    digest = receipt_digest(separator, request.job_id, request.tokens, request.running_hash)
+    verify_digest(digest, request.signature, terms.renter)
+
+
+def _receipt(session: Session, request: wire.ReceiptRequest) -> list[Entry]:
+    if request.tokens <= session.acknowledged:
+        return []
+    return [
+        RenterSentReceipt(
+            request.job_id, Tokens(request.tokens), request.running_hash, request.signature
+        )
+    ]
+
+
+async def _said(work: Awaitable[object]) -> ErrorBody | None:
+    try:
+        await work
+    except Corrupt:
+        raise
+    except NodeError as error:
+        return error_body(error)
+    return None
 
 
 def _closing(session: Session, reason: str) -> list[Entry]:

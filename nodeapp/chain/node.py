@@ -81,6 +81,9 @@ class ChainNode:
             web.post(
                 "/v1/receipt", endpoint(wire.ReceiptRequest, lambda ask: self.desk().receipt(ask))
             ),
+            web.post(
+                "/v1/receipts", endpoint(wire.ReceiptBatch, lambda ask: self.desk().receipts(ask))
+            ),
             web.post("/v1/sign/record", endpoint(wire.SignRecordRequest, self.sign_record)),
             web.post("/v1/backup", endpoint(wire.BackupRequest, self.backup)),
             web.post(

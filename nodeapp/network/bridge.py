@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar, cast
 
@@ -48,6 +49,47 @@ def wrapped(what: str, error: BaseException) -> NodeError:
     return failure
 
 
+class _Crossing:
+    """What is put here runs on the other thread, in order; one wake-up for all that piled up.
+
+    A wake-up is a system call, and the other loop's turn is not free either.
+    """
+
+    __slots__ = ("_is_woken", "_waiting", "_wake")
+
+    def __init__(self, wake: Callable[[Callable[[], object]], object]) -> None:
+        """`wake` runs a callable on the other thread, or raises when there is none any more."""
+        self._wake = wake
+        self._waiting: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._is_woken = False
+
+    def put(self, callback: Callable[..., object], args: tuple[object, ...]) -> None:
+        """From any thread; raises what `wake` raises."""
+        # In this order on both sides, so that the taker sees the item or the putter wakes it.
+        self._waiting.append((callback, args))
+        if not self._is_woken:
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        self._is_woken = True
+        try:
+            self._wake(self._run)
+        except RuntimeError:  # trio's RunFinishedError is one
+            self._is_woken = False
+            self._waiting.clear()
+            raise
+
+    def _run(self) -> None:
+        self._is_woken = False
+        try:
+            for _ in range(len(self._waiting)):
+                callback, args = self._waiting.popleft()
+                callback(*args)
+        finally:
+            if self._waiting and not self._is_woken:  # one of them failed
+                self._wake_up()
+
+
 class Bridge:
     """One thread, one `trio.run`. Built and used on the asyncio side unless a method says trio."""
 
@@ -64,6 +106,8 @@ class Bridge:
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
         self._stop_asked = False
+        self._to_trio = _Crossing(self._enter_trio)
+        self._to_loop = _Crossing(self._loop.call_soon_threadsafe)
         self._token: trio.lowlevel.TrioToken | None = None
         self._nursery: trio.Nursery | None = None
         self._stop: trio.Event | None = None
@@ -148,7 +192,7 @@ class Bridge:
     def to_loop(self, callback: Callable[..., object], *args: object) -> None:
         """Run a short callable on the asyncio loop; callable from any thread."""
         try:
-            self._loop.call_soon_threadsafe(callback, *args)
+            self._to_loop.put(callback, args)
         except RuntimeError:
             # The loop is closed: the process is past caring about this item.
             return
@@ -163,10 +207,14 @@ class Bridge:
         if self._token is None:
             return False
         try:
-            self._token.run_sync_soon(callback, *args)
+            self._to_trio.put(callback, args)
         except trio.RunFinishedError:
             return False
         return True
+
+    def _enter_trio(self, callback: Callable[[], object]) -> None:
+        if self._token is not None:
+            self._token.run_sync_soon(callback)
 
     def _set_stop(self) -> None:
         if self._stop is not None:

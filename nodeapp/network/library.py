@@ -125,7 +125,7 @@ def spare_window_updates() -> None:
         await send(self)
 
     at_half_window.is_spared = True  # type: ignore[attr-defined]
-    YamuxStream._auto_tune_and_send_window_update = at_half_window  # noqa: SLF001
+    YamuxStream._auto_tune_and_send_window_update = at_half_window  # type: ignore[method-assign]  # noqa: SLF001 - as above
 
 
 def remote_ip(muxed: Any) -> str:  # noqa: ANN401 - a muxed stream or connection

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -20,6 +20,7 @@ from nodeapp.core.errors import NodeError, ProtocolViolation, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.network.bridge import Bridge, wrapped
 from nodeapp.network.mailbox import Mailbox
+from nodeapp.network.writes import writer_of
 from nodeapp.wire.framing import FRAME_MAX_BYTES, FrameDecoder, encode_frame
 
 READ_CREDIT_BYTES: Final = 256 * 1024
@@ -39,7 +40,7 @@ RESET_SECONDS: Final = 2.0
 class NetStream(Protocol):
     """What is used of py-libp2p's stream, on the trio thread."""
 
-    muxed_stream: object
+    muxed_stream: Any
 
     async def read(self, n: int | None = None) -> bytes:
         """At least one byte, at most n; raises StreamEOF, StreamReset, StreamError."""
@@ -149,6 +150,18 @@ class Stream:
         Raises:
             Unavailable: stream reset or closed, connection lost, deadline passed.
         """
+        if self._unsent_bytes >= WRITE_LIMIT_BYTES:
+            await self._wait_for_room(deadline_seconds)
+        if self._failure is not None:
+            raise self._failure
+        if self._is_closing:
+            raise Unavailable(f"stream to peer {self._peer_id} is closed for writing")
+        frame = encode_frame(payload)
+        self._unsent_bytes += len(frame)
+        if self._pump.outbox.put(frame):
+            self._bridge.post(self._pump.send)
+
+    async def _wait_for_room(self, deadline_seconds: float) -> None:
         try:
             async with asyncio.timeout(deadline_seconds):
                 while self._unsent_bytes >= WRITE_LIMIT_BYTES and self._failure is None:
@@ -158,14 +171,6 @@ class Stream:
             raise Unavailable(
                 f"peer {self._peer_id} took nothing for {deadline_seconds:g} s"
             ) from error
-        if self._failure is not None:
-            raise self._failure
-        if self._is_closing:
-            raise Unavailable(f"stream to peer {self._peer_id} is closed for writing")
-        frame = encode_frame(payload)
-        self._unsent_bytes += len(frame)
-        if self._pump.outbox.put(frame):
-            self._bridge.post(self._pump.wake_writer)
 
     async def close(self) -> None:
         """Send what was written, then end our direction; reading goes on until the peer ends its.
@@ -280,6 +285,10 @@ class _Pump:
         self._awake = trio.Event()
         self._close_asked = False
         self._failure: NodeError | None = None
+        self._unsent = b""
+        """Taken out of the outbox and not yet written."""
+        self._is_writing = False
+        self._returnable_bytes = 0
 
     async def run(self) -> None:
         """Until both directions have ended, one failed, or the scope is cancelled."""
@@ -298,8 +307,15 @@ class _Pump:
         self._credit_bytes += credit_bytes
         self._granted.set()
 
-    def wake_writer(self) -> None:
-        """The outbox has bytes."""
+    def send(self) -> None:
+        """The outbox has bytes: into the connection's next write when it is idle, else by `run`."""
+        if not (self._is_writing or self._unsent or self._close_asked or self._failure):
+            batch = bytes(self.outbox.take())
+            writer = writer_of(self._net.muxed_stream.conn)
+            if writer is not None and writer.try_data(self._net.muxed_stream, batch):
+                self._return(len(batch))
+                return
+            self._unsent = batch
         self._awake.set()
 
     def ask_close(self) -> None:
@@ -341,16 +357,14 @@ class _Pump:
                 self._bridge.to_loop(self._stream.receive)
 
     async def _write(self) -> None:
-        sent_bytes = 0
         while True:
-            batch = bytes(self.outbox.take())
+            batch = self._unsent or bytes(self.outbox.take())
             if batch:
+                self._unsent, self._is_writing = b"", True
                 with trio.fail_after(WRITE_STALL_SECONDS):
                     await self._net.write(batch)
-                sent_bytes += len(batch)
-                if sent_bytes >= RETURN_BYTES:
-                    self._bridge.to_loop(self._stream.return_sent, sent_bytes)
-                    sent_bytes = 0
+                self._is_writing = False
+                self._return(len(batch))
             elif self._close_asked:
                 with trio.fail_after(WRITE_STALL_SECONDS):
                     await self._net.close_write()
@@ -360,6 +374,12 @@ class _Pump:
             else:
                 await self._awake.wait()
                 self._awake = trio.Event()
+
+    def _return(self, sent_bytes: int) -> None:
+        self._returnable_bytes += sent_bytes
+        if self._returnable_bytes >= RETURN_BYTES:
+            self._bridge.to_loop(self._stream.return_sent, self._returnable_bytes)
+            self._returnable_bytes = 0
 
     async def _finish(self, *, whole: bool) -> None:
         failure = self._failure

@@ -17,6 +17,7 @@ from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.bans import Bans
+from nodeapp.p2p.beat import Beat
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
 from nodeapp.p2p.directory import Directory, serve_capability
 from nodeapp.p2p.engines import Engines
@@ -73,6 +74,7 @@ class P2pNode:
         self._resources = AsyncExitStack()
         self._host: Libp2pHost | None = None
         self._live = LiveConversations()
+        self._beat = Beat(settings.flush_seconds)
         self._announced: tuple[str, ...] = ()
         self._directory = Directory(shell.clock.unix_seconds)
         self._reach = Reachability("not asked yet")
@@ -341,7 +343,7 @@ class P2pNode:
             self._admission,
             RelaySettings(
                 self._settings.receipt_window_tokens,
-                self._settings.flush_seconds,
+                self._beat,
                 self._settings.receipt_timeout_seconds,
             ),
             self._settings.heartbeat_seconds,

@@ -19,6 +19,7 @@ from nodeapp.core.delivery import Delivery
 from nodeapp.core.errors import Unavailable
 from nodeapp.core.ids import JobId
 from nodeapp.network.streams import Stream
+from nodeapp.p2p.beat import Beat
 from nodeapp.p2p.engines import Engines
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.service.logs import get_logger
@@ -48,10 +49,10 @@ _log = get_logger(__name__)
 
 @dataclass(slots=True)
 class RelaySettings:
-    """Pace of one relay."""
+    """Pace of every relay; the beat is shared."""
 
     window_tokens: int
-    flush_seconds: float
+    beat: Beat
     receipt_timeout_seconds: float
 
 
@@ -75,6 +76,8 @@ class Answer:
     cached_tokens: int = 0
     is_cancelled: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    rest: asyncio.Future[None] | None = None
+    """What the relay waits for before its next batch."""
 
     @property
     def most_tokens(self) -> int:
@@ -117,10 +120,14 @@ class Relay:
         Raises:
             NodeError: what the renter is told.
         """
-        async with asyncio.TaskGroup() as tasks:
-            engine = tasks.create_task(self._pull(answer))
-            await self._push(answer, engine)
-            engine.cancel()
+        self._settings.beat.enter()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                engine = tasks.create_task(self._pull(answer))
+                await self._push(answer, engine)
+                engine.cancel()
+        finally:
+            self._settings.beat.leave()
 
     def acknowledge(self, answer: Answer, tokens: int) -> None:
         """A receipt was accepted; one that says nothing new does not prolong any deadline."""
@@ -131,7 +138,7 @@ class Relay:
     def cancel(self, answer: Answer) -> None:
         """The renter wants no more: stop the engine, drop what was not sent."""
         answer.is_cancelled = True
-        answer.changed.set()
+        _end_rest(answer)
 
     async def _pull(self, answer: Answer) -> None:
         """Engine side; survives restarts of the inference process, each with its own deadline."""
@@ -186,21 +193,21 @@ class Relay:
 
     def _finish(self, answer: Answer, reason: str) -> None:
         answer.delivery = delivery.finished(answer.delivery, reason)
-        answer.changed.set()
+        _end_rest(answer)
 
     async def _push(self, answer: Answer, engine: asyncio.Task[None]) -> None:
-        """Renter side: batches while the window allows, then the end."""
+        """Renter side: batches while the window allows, then the end; the first token at once."""
         is_first = not answer.authorised.delivered_ids
+        sent_at: float | None = None
         while not answer.is_cancelled and not (answer.delivery.finish_reason and not answer.pieces):
-            if answer.pieces and self._fits(answer):
+            if not answer.pieces or not self._fits(answer):
+                await self._wait(answer)
+            elif await self._rest(answer, sent_at):
                 await self._send_batch(answer)
+                sent_at = asyncio.get_running_loop().time()
                 if is_first:
                     is_first = False
                     self._on_first_token()
-                else:
-                    await self._linger(answer)
-                continue
-            await self._wait(answer)
         if answer.is_cancelled:
             engine.cancel()
             answer.delivery = delivery.cancelled(answer.delivery)
@@ -234,21 +241,22 @@ class Relay:
         tokens = pb.Tokens(first_token=first, ids=ids, text=text, logprobs=logprobs)
         await self._stream.write_frame(envelope.encode(tokens=tokens))
 
-    async def _linger(self, answer: Answer) -> None:
-        """Let tokens gather for one flush period, unless the answer is over."""
-        try:
-            async with asyncio.timeout(self._settings.flush_seconds):
-                while not (answer.is_cancelled or answer.delivery.finish_reason):
-                    answer.changed.clear()
-                    await answer.changed.wait()
-        except TimeoutError:
-            return
+    async def _rest(self, answer: Answer, sent_at: float | None) -> bool:
+        """Let tokens gather, unless the engine is done; whether there is still to be sent."""
+        if sent_at is not None and not answer.delivery.finish_reason:
+            answer.rest = self._settings.beat.rest(sent_at)
+            if answer.rest is not None:
+                await answer.rest
+        return not answer.is_cancelled
 
     async def _wait(self, answer: Answer) -> None:
         """Until something changed; a renter that owes a receipt has a deadline."""
         answer.changed.clear()
         waits_for_renter = answer.delivery.is_waiting_for_renter or answer.is_cancelled
-        limit = self._settings.receipt_timeout_seconds if waits_for_renter else None
+        if not waits_for_renter:
+            await answer.changed.wait()
+            return
+        limit = self._settings.receipt_timeout_seconds
         try:
             async with asyncio.timeout(limit):
                 await answer.changed.wait()
@@ -266,6 +274,13 @@ class Relay:
             cached_tokens=answer.cached_tokens,
         )
         await self._stream.write_frame(envelope.encode(end=end))
+
+
+def _end_rest(answer: Answer) -> None:
+    """There is no more to come that could be gathered."""
+    answer.changed.set()
+    if answer.rest is not None and not answer.rest.done():
+        answer.rest.set_result(None)
 
 
 def _keep(answer: Answer, made: Produced) -> None:

@@ -26,8 +26,11 @@ class ChainClient:
 
     def __init__(self, socket_path: Path) -> None:
         self._rpc = RpcClient(socket_path, "chain")
-        self._produced = Together[wire.ProducedRequest](
+        self._produced = Together[wire.ProducedRequest, None](
             self._journal, key=lambda request: request.job_id, max_items=MAX_TOGETHER
+        )
+        self._receipts = Together[wire.ReceiptRequest, wire.ReceiptAccepted](
+            self._hand_on, key=lambda request: request.job_id, max_items=MAX_TOGETHER
         )
 
     async def __aenter__(self) -> Self:
@@ -63,7 +66,7 @@ class ChainClient:
 
     async def receipt(self, request: wire.ReceiptRequest) -> wire.ReceiptAccepted:
         """Hand on a renter's receipt."""
-        return await self._ask("/v1/receipt", request, wire.ReceiptAccepted)
+        return await self._receipts.add(request)
 
     async def end_request(self, request: wire.EndRequest) -> None:
         """Release the reservation."""
@@ -112,6 +115,18 @@ class ChainClient:
         batch = wire.ProducedBatch(tuple(requests))
         reply = await self._ask("/v1/request/produced-together", batch, wire.ProducedReply)
         return [None if body is None else error_from_body(body) for body in reply.errors]
+
+    async def _hand_on(
+        self, requests: Sequence[wire.ReceiptRequest]
+    ) -> Sequence[wire.ReceiptAccepted | NodeError]:
+        if len(requests) == 1:
+            return (await self._ask("/v1/receipt", requests[0], wire.ReceiptAccepted),)
+        batch = wire.ReceiptBatch(tuple(requests))
+        reply = await self._ask("/v1/receipts", batch, wire.ReceiptReply)
+        return [
+            wire.ReceiptAccepted(tokens) if error is None else error_from_body(error)
+            for tokens, error in zip(reply.acknowledged, reply.errors, strict=True)
+        ]
 
     async def _ask(self, path: str, message: Message, reply: type[Reply]) -> Reply:
         return await self._rpc.call(

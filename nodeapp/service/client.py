@@ -62,20 +62,24 @@ class RpcClient:
             NodeError: what the other side answered.
             Unavailable: not reachable, restarting, or the deadline passed.
         """
-        if not retry:
-            return await self._once("POST", path, _encode(message), reply, deadline_seconds)
+        body = _encode(message)
         deadline = Deadline.after(deadline_seconds)
-        failure = Unavailable(f"{self._process}{path}: no answer inside {deadline_seconds:g} s")
+        try:
+            return await self._once("POST", path, body, reply, deadline_seconds)
+        except Unavailable as error:
+            if not retry:
+                raise
+            failure = error
         try:
             # stamina's own timeout is looked at before a pause, not after it.
-            async with asyncio.timeout(deadline_seconds):
+            async with asyncio.timeout(deadline.remaining_seconds()):
                 async for attempt in stamina.retry_context(
                     on=Unavailable, attempts=None, timeout=None, wait_initial=0.05, wait_max=1.0
                 ):
                     with attempt:
                         try:
                             left = deadline.remaining_seconds()
-                            return await self._once("POST", path, _encode(message), reply, left)
+                            return await self._once("POST", path, body, reply, left)
                         except Unavailable as error:
                             failure = error
                             raise
@@ -122,15 +126,18 @@ class RpcClient:
         self, response: aiohttp.ClientResponse, event: type[Reply]
     ) -> AsyncIterator[Reply]:
         decode = msgspec.msgpack.Decoder(event).decode
+        received = bytearray()
         while True:
-            header = await response.content.readexactly(ipc.FRAME_HEADER_BYTES)
-            kind, length = ipc.decode_frame_header(header)
-            body = await response.content.readexactly(length)
-            if kind == ipc.FRAME_END:
-                return
-            if kind == ipc.FRAME_ERROR:
-                raise ipc.error_from_body(msgspec.msgpack.decode(body, type=ipc.ErrorBody))
-            yield decode(body)
+            for kind, body in ipc.take_frames(received):
+                if kind == ipc.FRAME_END:
+                    return
+                if kind == ipc.FRAME_ERROR:
+                    raise ipc.error_from_body(msgspec.msgpack.decode(body, type=ipc.ErrorBody))
+                yield decode(body)
+            chunk = await response.content.readany()
+            if not chunk:
+                raise asyncio.IncompleteReadError(bytes(received), None)
+            received += chunk
 
     def _request(
         self, method: str, path: str, body: bytes | None, seconds: float

@@ -70,7 +70,7 @@ def encode_frame(kind: int, body: bytes) -> bytes:
     return bytes((kind,)) + len(body).to_bytes(4, "big") + body
 
 
-def decode_frame_header(header: bytes) -> tuple[int, int]:
+def decode_frame_header(header: bytes | bytearray) -> tuple[int, int]:
     """Kind and body length of a frame.
 
     Raises:
@@ -80,3 +80,22 @@ def decode_frame_header(header: bytes) -> tuple[int, int]:
     if kind not in (FRAME_MESSAGE, FRAME_ERROR, FRAME_END) or length > MAX_FRAME_BYTES:
         raise ProtocolViolation(f"stream frame of kind {kind} and {length} bytes")
     return kind, length
+
+
+def take_frames(received: bytearray) -> list[tuple[int, bytes]]:
+    """Kind and body of every whole frame, taken out of `received`.
+
+    Raises:
+        ProtocolViolation: as decode_frame_header.
+    """
+    frames: list[tuple[int, bytes]] = []
+    start, size = 0, len(received)
+    while size - start >= FRAME_HEADER_BYTES:
+        body = start + FRAME_HEADER_BYTES
+        kind, length = decode_frame_header(received[start:body])
+        if size - body < length:
+            break
+        start = body + length
+        frames.append((kind, bytes(received[body:start])))
+    del received[:start]
+    return frames

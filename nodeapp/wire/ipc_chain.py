@@ -111,6 +111,19 @@ class ReceiptAccepted(Message, frozen=True):
     acknowledged: Tokens
 
 
+class ReceiptBatch(Message, frozen=True):
+    """Receipts of different sessions that go into one journal write."""
+
+    requests: Annotated[tuple[ReceiptRequest, ...], msgspec.Meta(min_length=1, max_length=64)]
+
+
+class ReceiptReply(Message, frozen=True):
+    """One entry for each request: None when it was taken, else why not; how far each session is."""
+
+    acknowledged: tuple[Tokens, ...]
+    errors: tuple[ErrorBody | None, ...]
+
+
 class EndRequest(Message, frozen=True):
     """No more tokens of this request."""
 

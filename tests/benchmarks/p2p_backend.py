@@ -86,6 +86,7 @@ class Chain:
             ),
             web.post("/v1/request/end", endpoint(wire.EndRequest, desk.end_request)),
             web.post("/v1/receipt", endpoint(wire.ReceiptRequest, desk.receipt)),
+            web.post("/v1/receipts", endpoint(wire.ReceiptBatch, desk.receipts)),
             web.post("/v1/sign/record", endpoint(wire.SignRecordRequest, self.sign)),
         ]
 

@@ -64,7 +64,7 @@ async def stranger(address: str = "", **changes: object) -> AsyncIterator[Libp2p
 async def send_raw(stream: Stream, chunk: bytes) -> None:
     """Bytes that are not our framing."""
     stream._pump.outbox.put(chunk)
-    stream._bridge.post(stream._pump.wake_writer)
+    stream._bridge.post(stream._pump.send)
 
 
 def idle_sockets(

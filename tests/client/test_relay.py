@@ -7,6 +7,7 @@ import pytest
 
 from nodeapp.core.errors import PaymentRequired, Unavailable, leaves
 from nodeapp.p2p import relay as relay_module
+from nodeapp.p2p.beat import FEW, Beat
 from nodeapp.p2p.relay import Relay, RelaySettings, begin_answer
 from nodeapp.wire.envelope import ChatMessage, GenerateCommand, SamplingChoice
 from nodeapp.wire.ipc_chain import Authorised
@@ -26,12 +27,14 @@ COMMAND = GenerateCommand(
 class Talk:
     """One relay under way; `task` is what the conversation would await."""
 
-    def __init__(self, lives, *, window=8, tokens=50, piece=1, receipt_seconds=10.0, hold=None):
+    def __init__(
+        self, lives, *, window=8, tokens=50, piece=1, receipt_seconds=10.0, hold=None, beat=None
+    ):
         self.chain = CountingChain()
         self.stream = RenterStream(self.chain)
         self.engine = ScriptedEngine(list(lives), piece, hold)
         self.first_tokens = 0
-        settings = RelaySettings(window, 0.001, receipt_seconds)
+        settings = RelaySettings(window, beat or Beat(0.001), receipt_seconds)
         self.relay = Relay(self.stream, self.chain, self.engine, settings, self.note)
         authorised = Authorised(
             max_tokens=tokens,
@@ -240,3 +243,39 @@ async def test_an_answer_that_was_delivered_whole_only_needs_its_end():
     async with talk.running():
         end = await talk.stream.until_end()
     assert (end.finish_reason, end.completion_tokens, talk.engine.asked) == ("length", 3, [])
+
+
+async def test_the_first_token_leaves_at_once_and_the_last_ones_do_not_wait_for_the_beat():
+    """However many answers there are: only what is between gathers."""
+    beat = Beat(60.0)
+    for _ in range(FEW + 1):
+        beat.enter()
+    hold = asyncio.Event()
+    talk = Talk([30], window=100, tokens=30, hold=hold, beat=beat)
+    talk.engine.after_first = asyncio.Event()
+    async with talk.running():
+        await talk.stream.until(1)
+        talk.engine.after_first.set()
+        while talk.answer.delivery.made < 30 or not beat.resting:
+            await asyncio.sleep(0)
+        assert talk.stream.received == [0]
+        hold.set()
+        await talk.listen()
+    assert talk.stream.batches == [1, 29]
+
+
+async def test_a_cancel_does_not_wait_for_the_beat():
+    beat = Beat(60.0)
+    for _ in range(FEW + 1):
+        beat.enter()
+    talk = Talk([30], window=100, hold=asyncio.Event(), beat=beat)
+    talk.engine.after_first = asyncio.Event()
+    async with talk.running():
+        await talk.stream.until(1)
+        talk.engine.after_first.set()
+        while not beat.resting:
+            await asyncio.sleep(0)
+        talk.relay.cancel(talk.answer)
+        end = await talk.stream.until_end()
+        talk.acknowledge()
+    assert (end.finish_reason, end.completion_tokens) == ("cancelled", 1)

@@ -23,6 +23,7 @@ class ScriptedEngine:
     lives: list[int]
     piece: int = 1
     hold: asyncio.Event | None = None
+    after_first: asyncio.Event | None = None
     asked: list[GenerateRequest] = field(default_factory=list)
     closed: int = 0
 
@@ -38,6 +39,8 @@ class ScriptedEngine:
             for start in range(first, first + left, self.piece):
                 ids = tuple(range(start, min(start + self.piece, first + left)))
                 yield Produced(ids, "".join(f"{token} " for token in ids))
+                if start == 0 and self.after_first is not None:
+                    await self.after_first.wait()
             if self.hold is not None:
                 await self.hold.wait()
             if left < request.max_tokens:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from nodeapp.chain import desk as desk_module
@@ -293,3 +294,28 @@ async def test_batches_written_together_are_one_write_and_a_refused_one_stops_no
     assert reply.errors[1].code == PaymentRequired.code
     assert counter.session.produced == 4
     assert counter.ledger.session(other).produced == 2
+
+
+async def test_receipts_taken_together_are_one_write_and_a_false_one_stops_no_other(counter):
+    other = JobId(JOB + 1)
+    await counter.ledger.record(opened(job_id=other))
+    await counter.authorise()
+    await counter.produced(0, [5, 6, 7])
+
+    def batch(*receipts):
+        return wire.ReceiptBatch(receipts)
+
+    stranger = msgspec.structs.replace(receipt([5]), job_id=other)
+    reply = await counter.desk.receipts(batch(receipt([5]), stranger))
+    assert reply.acknowledged == (1, 0)
+    assert reply.errors[0] is None
+    assert reply.errors[1].code == Unauthorised.code
+    unknown = msgspec.structs.replace(receipt([5]), job_id=JobId(99))
+    reply = await counter.desk.receipts(batch(receipt([5, 6]), unknown))
+    assert (reply.acknowledged, reply.errors[0]) == ((2, 0), None)
+    assert reply.errors[1].code == NotFound.code
+    before = counter.written
+    assert (await counter.desk.receipts(batch(receipt([5])))).acknowledged == (2,)
+    assert counter.written == before
+    assert (await counter.desk.receipts(batch(receipt([5, 6, 7])))).errors == (None,)
+    assert counter.session.acknowledged == 3

@@ -5,6 +5,7 @@ import pytest
 from nodeapp.core.errors import Busy, ProtocolViolation
 from nodeapp.p2p import admission as module
 from nodeapp.p2p.admission import GLOBAL_FACTOR, MAX_FRAMES_PER_SECOND, Admission
+from tests.fakes.clock import FakeClock
 
 
 def come(admission: Admission, peer_id: str, purpose: str = "handshake") -> bool:
@@ -61,9 +62,34 @@ def test_paying_peers_are_remembered_up_to_a_bound(monkeypatch):
 
 
 def test_a_flood_of_frames_ends_the_stream():
-    admission = Admission(handshakes_per_minute=5, max_streams_per_peer=2)
+    clock = FakeClock()
+    admission = Admission(handshakes_per_minute=5, max_streams_per_peer=2, clock=clock)
     for _ in range(MAX_FRAMES_PER_SECOND):
         admission.frame("peer")
     with pytest.raises(ProtocolViolation):
         admission.frame("peer")
     admission.frame("another peer")
+
+
+def test_a_peer_may_go_on_after_a_pause_but_saves_nothing_up():
+    clock = FakeClock()
+    admission = Admission(handshakes_per_minute=5, max_streams_per_peer=2, clock=clock)
+    for _ in range(MAX_FRAMES_PER_SECOND):
+        admission.frame("peer")
+    clock.now += 100.0
+    for _ in range(MAX_FRAMES_PER_SECOND):
+        admission.frame("peer")
+    with pytest.raises(ProtocolViolation):
+        admission.frame("peer")
+    clock.now += 0.011
+    admission.frame("peer")
+    admission.frame("peer")
+    with pytest.raises(ProtocolViolation):
+        admission.frame("peer")
+
+
+def test_nothing_is_kept_of_a_peer_that_has_gone():
+    admission = Admission(handshakes_per_minute=5, max_streams_per_peer=2)
+    with admission.stream("peer"):
+        admission.frame("peer")
+    assert admission._frames == {}

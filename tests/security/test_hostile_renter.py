@@ -6,6 +6,7 @@ from nodeapp.core.errors import PaymentRequired
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.bans import Bans
+from nodeapp.p2p.beat import Beat
 from nodeapp.p2p.conversation import MAX_REFUSALS, Conversation, ConversationMetrics, Services
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.relay import RelaySettings
@@ -85,7 +86,7 @@ class ScriptedStream:
 @pytest.fixture
 def services(tmp_path):
     admission = Admission(handshakes_per_minute=60, max_streams_per_peer=4)
-    relay = RelaySettings(64, 0.03, 5.0)
+    relay = RelaySettings(64, Beat(0.03), 5.0)
     metrics = Metrics("hostile")
     bans = Bans(tmp_path / "bans.json", FakeClock(), metrics)
     counters = ConversationMetrics(metrics)

@@ -280,6 +280,19 @@ def test_a_frame_header_of_another_kind_or_size_is_a_violation():
 
 
 @settings(max_examples=100, deadline=None)
+@given(bodies=st.lists(st.binary(max_size=40), max_size=6), cuts=st.lists(st.integers(1, 30)))
+def test_property_frames_come_out_whole_wherever_the_bytes_were_cut(bodies, cuts):
+    wire = b"".join(ipc.encode_frame(ipc.FRAME_MESSAGE, body) for body in bodies)
+    received, found = bytearray(), []
+    for size in (*cuts, len(wire)):
+        received += wire[:size]
+        wire = wire[size:]
+        found += ipc.take_frames(received)
+    assert found == [(ipc.FRAME_MESSAGE, body) for body in bodies]
+    assert not received
+
+
+@settings(max_examples=100, deadline=None)
 @given(header=st.binary(min_size=5, max_size=5))
 def test_property_any_header_is_bounded_or_a_violation(header):
     try:
