@@ -53,9 +53,38 @@
           imports = [ module ];
           services.fabstir-node.package = lib.mkDefault package;
         };
+      machine =
+        modules:
+        lib.nixosSystem {
+          modules = [
+            self.nixosModules.appliance
+            {
+              nixpkgs.hostPlatform = system;
+              nixpkgs.config = unfreeConfig;
+              fabstir.appliance.version = nodes.node.version;
+              # Without a key no update is accepted: whoever publishes releases puts his own there.
+              fabstir.appliance.releaseKeyring =
+                let
+                  keyring = ./image/keys/import-pubring.gpg;
+                in
+                if builtins.pathExists keyring then keyring else builtins.toFile "no-release-key" "";
+            }
+          ]
+          ++ modules;
+        };
+      artefacts =
+        name:
+        import ./image {
+          inherit pkgs;
+          nixosConfiguration = self.nixosConfigurations.${name};
+        };
     in
     {
       packages.${system} = nodes // {
+        inherit (artefacts "appliance") image update;
+        # For machines without a GPU; with CUDA's libraries it is several times as large.
+        inherit (artefacts "appliance-test") oci;
+        oci-cuda = (artefacts "appliance").oci;
         supervisord-conf = import ./nixos-modules/supervisord-conf.nix {
           inherit pkgs;
           inherit (nodes) node;
@@ -72,6 +101,22 @@
 
       nixosModules = {
         default = withPackage ./nixos-modules nodes.node;
+        # A machine that sells on chain needs proofs, and an image is built by its owner: with both.
+        appliance = withPackage ./nixos-modules/appliance.nix nodes.node-cuda-ezkl;
+      };
+
+      nixosConfigurations = {
+        appliance = machine [ ];
+        # The same machine without a GPU, for virtual machines and tests.
+        appliance-test = machine [
+          (
+            { lib, ... }:
+            {
+              services.fabstir-node.package = lib.mkForce nodes.node-ezkl;
+              fabstir.appliance.profile = "small";
+            }
+          )
+        ];
       };
 
       checks.${system} = import ./nixos-modules/checks.nix {

@@ -144,6 +144,8 @@ in
     services.fabstir-node = {
       enable = true;
       stateDir = "/var/lib/fabstir";
+      # Provisioning writes it at boot, from the CONFIG partition.
+      configFile = mkDefault "/etc/fabstir/node.toml";
       gpu.devices = mkIf (cfg.profile == "cuda") (mkDefault "all");
       updates.backend = "sysupdate";
     };

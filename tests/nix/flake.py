@@ -104,6 +104,7 @@ def flake_copy(home: Path, index: Path | None = None) -> Flake:
             leave_out = shutil.ignore_patterns("__pycache__", "*.pyc")
             shutil.copytree(ROOT / name, source / name, ignore=leave_out)
     shutil.copytree(FAKE, nixpkgs)
+    shutil.copyfile(FAKE.parent / "stubs.nix", nixpkgs / "stubs.nix")
     lib = real_lib()
     if lib is not None:
         shutil.copytree(lib, nixpkgs / "lib")

@@ -2,10 +2,9 @@
 rec {
   inherit (builtins) concatStringsSep;
   concatMapStrings = function: list: concatStringsSep "" (map function list);
-  getName = package: package.pname or package.name;
   getLib = package: package.lib or package;
   getDev = package: package.dev or package;
-  getExe = package: "${package}/bin/${package.meta.mainProgram or (getName package)}";
+  getExe = package: "${package}/bin/${package.meta.mainProgram}";
   makeBinPath = list: concatStringsSep ":" (map (one: "${one}/bin") list);
   makeLibraryPath = list: concatStringsSep ":" (map (one: "${one}/lib") list);
   makeOverridable =

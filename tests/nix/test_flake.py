@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+import nodeapp
 from appliance.steps.anvil import anvil_path
 from appliance.steps.layout import Layout
 from appliance.steps.model import MEMBER
@@ -40,7 +41,10 @@ def test_every_nix_file_of_the_tree_parses(flake):
 @needs_nix
 def test_every_package_evaluates_to_its_last_dependency(flake):
     packages = flake.value(f"packages.{SYSTEM}", PATHS)
-    assert {"node", "node-cuda", "node-ezkl", "node-cuda-ezkl", "supervisord-conf"} <= set(packages)
+    assert set(packages) == {
+        *("node", "node-ezkl", "node-cuda", "node-cuda-ezkl", "default"),
+        *("image", "update", "oci", "oci-cuda", "supervisord-conf"),
+    }
     assert packages["default"] == packages["node"]
     assert len(set(packages.values())) == len(packages) - 1
 
@@ -62,6 +66,23 @@ def test_checks_shell_and_formatter_evaluate(flake):
     assert {"package", "format", "start", "unit"} <= set(flake.value(f"checks.{SYSTEM}", PATHS))
     assert flake.value(f"devShells.{SYSTEM}", PATHS)["default"].endswith(".drv")
     assert flake.value(f"formatter.{SYSTEM}.drvPath").endswith(".drv")
+
+
+@needs_nix
+@pytest.mark.parametrize(
+    ("machine", "package", "gpus"),
+    [("appliance", "node-cuda-ezkl", "all"), ("appliance-test", "node-ezkl", "none")],
+)
+def test_the_machine_is_whole_and_has_the_package_for_it(flake, machine, package, gpus):
+    found = flake.value(
+        f"nixosConfigurations.{machine}.config",
+        "c: { system = c.system.build.toplevel.drvPath; gpus = c.services.fabstir-node.gpu.devices;"
+        " package = c.services.fabstir-node.package.drvPath; version = c.system.image.version; }",
+    )
+    assert found["system"].endswith(".drv")
+    assert found["package"] == flake.value(f"packages.{SYSTEM}.{package}.drvPath")
+    assert found["gpus"] == gpus
+    assert found["version"] == nodeapp.__version__
 
 
 @needs_nix

@@ -71,7 +71,10 @@ let
       pname = name;
       version = "0";
       installPhase = "mkdir -p $out/bin $out/lib";
-      meta.description = name;
+      meta = {
+        description = name;
+        mainProgram = name;
+      };
     };
   python = mkDerivation {
     pname = "python3";
@@ -91,13 +94,20 @@ named [
   "gcc"
   "gmp"
   "gnumake"
+  "gnupg"
   "ninja"
   "nixfmt"
   "nixfmt-tree"
   "nodejs"
+  "nvidia"
+  "nvidia-open"
+  "python3"
   "restic"
   "shellcheck"
+  "systemd"
+  "xz"
   "zlib"
+  "zstd"
 ]
 // rec {
   inherit lib config system runCommand;
@@ -109,6 +119,7 @@ named [
   };
   stdenv = {
     inherit mkDerivation;
+    hostPlatform.efiArch = "x64";
     cc.cc = package "gcc" // {
       lib = package "gcc-lib";
     };
@@ -121,6 +132,23 @@ named [
     "libcublas"
   ] // { backendStdenv = stdenv; };
   _cuda.lib.allowUnfreeCudaPredicate = _: false;
+  cacert = package "cacert";
+  dockerTools = {
+    fakeNss = package "fake-nss";
+    buildLayeredImage =
+      {
+        name,
+        tag,
+        contents,
+        config,
+        fakeRootCommands ? "",
+      }:
+      writeText "${name}-${tag}.json" (
+        builtins.toJSON {
+          inherit config contents fakeRootCommands;
+        }
+      );
+  };
   mkShell = attributes: package "shell" // { inherit (attributes) packages; };
   writeText =
     name: text:

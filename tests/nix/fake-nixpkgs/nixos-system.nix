@@ -1,2 +1,13 @@
-# Without NixOS's own modules: see tests/nix/test_flake.py.
-_arguments: throw "nixosSystem needs nixpkgs' lib and the stub options"
+# A machine of our modules and stub options; `stubs.nix` is tests/nix/stubs.nix.
+{ modules }:
+let
+  lib = import ./lib;
+  pkgs = import ./. { system = "x86_64-linux"; };
+in
+lib.evalModules {
+  specialArgs = {
+    inherit pkgs;
+    modulesPath = ./nixos/modules;
+  };
+  modules = [ ./stubs.nix ] ++ modules;
+}
