@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nodeapp.wire.ipc_provision import ProvisionReport
 
 EXIT_REFUSED = 3
-MEDIA = Path("/run/fabstir-media")
+MEDIA = Path("/run/media/CONFIG")
 
 Root = Annotated[Path, typer.Option("--root", help="Another machine's root directory.")]
 Media = Annotated[Path, typer.Option("--media", help="Where CONFIG is mounted.")]

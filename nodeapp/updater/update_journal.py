@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from nodeapp.core.errors import Corrupt
+from nodeapp.core.errors import Corrupt, Unavailable
 from nodeapp.core.update import Change, Effect, UpdateState, apply
 from nodeapp.store.atomic import write_whole
 
@@ -24,7 +27,7 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class UpdateJournal:
-    """Owned by one process at a time: the launcher, or the updater that it started."""
+    """Changed by the updater, and by whoever judges a trial: the launcher, or the boot."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -79,8 +82,20 @@ class UpdateJournal:
             Rejected: it may not be done now.
             Unavailable, Corrupt: see read and write.
         """
-        before = self.read()
-        state, effects = apply(before, change)
-        if state != before:
-            self.write(state)
+        with self._alone():
+            before = self.read()
+            state, effects = apply(before, change)
+            if state != before:
+                self.write(state)
         return state, effects
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Reading and writing are one step: the boot's judge and the updater both do it."""
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._path.with_name(f"{self._path.name}.lock").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise Unavailable(f"{self._path} cannot be locked: {error.strerror}") from error

@@ -101,7 +101,8 @@ class Updates:
             return
         state = await self._flow.start()
         tasks.create_task(self._flow.run(), name="update")
-        if state.phase is Phase.BOOTED and self._settings.backend != "venv":
+        if state.phase is Phase.BOOTED and self._settings.backend == "nixos":
+            # Elsewhere whoever started the trial judges it: the launcher, or the boot.
             tasks.create_task(self._judge(self._flow, state), name="gate")
         if self._settings.repository_url:
             tasks.create_task(self._rounds(self._flow), name="update checks")

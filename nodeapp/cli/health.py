@@ -1,0 +1,90 @@
+"""fabstir-node health: does the node run well now; with --boot, may this boot be blessed?"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nodeapp.cli.options import ConfigFile, Flags, StateDir, settings_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nodeapp.service.settings import Settings
+
+EXIT_UNHEALTHY = 1
+MAX_BOOT_SECONDS = 1500.0
+"""Shorter than the unit's TimeoutStartSec: a verdict is better than a kill."""
+
+Boot = Annotated[
+    bool, typer.Option("--boot", help="Judge a release that was booted for a trial, by its gate.")
+]
+Seconds = Annotated[
+    float, typer.Option("--seconds", min=0.1, max=3600, help="To become healthy by.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("health")(health)
+
+
+def health(
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+    boot: Boot = False,
+    seconds: Seconds = 5.0,
+) -> None:
+    """Ask every process, as the health gate of an update does. Exit code 1: not healthy.
+
+    With --boot, a boot that is no trial is let pass whatever its state is.
+    """
+    import asyncio
+
+    is_gone = boot and config is not None and not config.exists()
+    settings = settings_of(None if is_gone else config, state_dir, flags)
+    failure = asyncio.run(
+        _boot(settings, config if is_gone else None) if boot else _now(settings, seconds)
+    )
+    if failure:
+        sys.stderr.write(f"not healthy: {failure}\n")
+        raise typer.Exit(EXIT_UNHEALTHY)
+    sys.stdout.write("nothing against this boot\n" if boot else "healthy\n")
+
+
+async def _now(settings: Settings, seconds: float) -> str:
+    from nodeapp.service.paths import resolve_paths
+    from nodeapp.updater.gate import TreeGate
+    from nodeapp.updater.version import running_version
+
+    version = running_version()
+    gate = TreeGate(resolve_paths(settings.node), seconds, 0.0)
+    return await gate.failure(version.slot or version.version, 0)
+
+
+async def _boot(settings: Settings, gone: Path | None) -> str:
+    """Args: `gone` is a settings file that should be there; then only a trial fails."""
+    from nodeapp.service.logs import configure_logs
+    from nodeapp.service.paths import resolve_paths
+    from nodeapp.updater.boot_health import BootHealth, SettingsGone
+    from nodeapp.updater.gate import TreeGate
+    from nodeapp.updater.sysupdate import SysupdateBackend
+    from nodeapp.updater.update_journal import UpdateJournal
+    from nodeapp.updater.updates import journal_path
+    from nodeapp.updater.version import running_version
+
+    if gone is None and settings.updater.backend != "sysupdate":
+        return ""  # judged elsewhere: by the launcher, or by the updater
+    configure_logs("health", settings.node)
+    paths = resolve_paths(settings.node)
+    settle = min(settings.updater.gate_settle_seconds, MAX_BOOT_SECONDS / 2)
+    allowed = min(settings.updater.gate_seconds, MAX_BOOT_SECONDS - settle)
+    judge = BootHealth(
+        UpdateJournal(journal_path(settings.updater, paths)),
+        SysupdateBackend(running_version().slot),
+        TreeGate(paths, allowed, settle) if gone is None else SettingsGone(gone),
+    )
+    return await judge.failure()

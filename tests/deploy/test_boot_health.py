@@ -1,0 +1,169 @@
+"""One verdict on a booted release: the gate says it, the journal keeps it, the exit code passes it on."""
+
+import socket
+import threading
+from dataclasses import replace
+
+import pytest
+
+import nodeapp
+from nodeapp.core.errors import Unavailable
+from nodeapp.core.release import Release
+from nodeapp.core.update import Phase, UpdateState
+from nodeapp.service.paths import resolve_paths
+from nodeapp.service.settings import NodeSettings, Settings, StorageSettings
+from nodeapp.service.tree import start_tree
+from nodeapp.updater.boot_health import BootHealth, SettingsGone
+from nodeapp.updater.gate import TreeGate
+from nodeapp.updater.sysupdate import SysupdateBackend
+from nodeapp.updater.update_journal import UpdateJournal
+
+NEW = nodeapp.__version__
+OLD = "0.0.1"
+
+
+class Gate:
+    """The far end of the judgement: what the tree would say."""
+
+    def __init__(self, says: str) -> None:
+        self.says = says
+        self.asked: list[tuple[str, int]] = []
+
+    async def failure(self, version, least_gpus):
+        self.asked.append((version, least_gpus))
+        return self.says
+
+
+class Helper:
+    def __init__(self, broken: str = "") -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.broken = broken
+
+    def __call__(self, *words):
+        self.asked.append(words)
+        if self.broken:
+            raise Unavailable(self.broken)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = UpdateJournal(tmp_path / "update.json")
+    journal.write(
+        UpdateState(
+            current=OLD,
+            newest=OLD,
+            phase=Phase.REBOOT_PENDING,
+            candidate=Release(NEW, "", "", ()),
+            tries_left=3,
+            gpus=2,
+        )
+    )
+    return journal
+
+
+def judge(journal, gate, helper, running=NEW):
+    return BootHealth(journal, SysupdateBackend(running, helper), gate, lambda: 2)
+
+
+async def test_a_healthy_trial_is_blessed(journal):
+    gate, helper = Gate(""), Helper()
+    assert await judge(journal, gate, helper).failure() == ""
+    state = journal.read()
+    assert (state.phase, state.current, state.previous) == (Phase.BLESSED, NEW, OLD)
+    assert gate.asked == [(NEW, 2)]
+    assert helper.asked == []
+
+
+async def test_an_unhealthy_trial_is_rolled_back_and_blacklisted_with_the_reason(journal):
+    gate, helper = Gate("chain is fatal"), Helper()
+    assert await judge(journal, gate, helper).failure() == "chain is fatal"
+    state = journal.read()
+    assert (state.phase, state.current) == (Phase.ROLLED_BACK, OLD)
+    assert [(one.version, one.reason) for one in state.blacklist] == [(NEW, "chain is fatal")]
+    assert helper.asked == [("prefer", OLD), ("reboot",)]
+
+
+async def test_the_verdict_stands_when_the_helper_is_down(journal):
+    assert await judge(journal, Gate("no"), Helper("not there")).failure() == "no"
+    assert journal.read().phase is Phase.ROLLED_BACK
+
+
+async def test_a_boot_that_is_no_trial_is_never_judged(journal):
+    journal.write(UpdateState(current=NEW))
+    gate = Gate("everything is wrong")
+    assert await judge(journal, gate, Helper()).failure() == ""
+    assert gate.asked == []
+    assert journal.read() == UpdateState(current=NEW)
+
+
+async def test_the_slot_that_was_fallen_back_to_is_let_pass(journal):
+    gate, helper = Gate("no"), Helper()
+    assert await judge(journal, gate, helper, running=OLD).failure() == ""
+    assert gate.asked == helper.asked == []
+    state = journal.read()
+    assert state.phase is Phase.ROLLED_BACK
+    assert f"{OLD} was started instead of {NEW}" in state.reason
+
+
+async def test_a_damaged_journal_makes_no_machine_reboot(journal, tmp_path):
+    (tmp_path / "update.json").write_bytes(b"{")
+    assert await judge(journal, Gate("no"), Helper()).failure() == ""
+
+
+async def test_a_trial_whose_settings_are_gone_fails(journal, tmp_path):
+    gate = SettingsGone(tmp_path / "node.toml")
+    assert "is gone" in await judge(journal, gate, Helper()).failure()
+    assert journal.read().phase is Phase.ROLLED_BACK
+
+
+def test_two_who_write_the_journal_lose_nothing(journal):
+    from nodeapp.core.update import HoldSet
+
+    def toggle(value):
+        for _ in range(40):
+            journal.advance(HoldSet(value))
+
+    writers = [threading.Thread(target=toggle, args=(one,)) for one in (True, False)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(30)
+    assert journal.read().candidate is not None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_the_gate_of_a_boot_asks_the_real_tree(journal, tmp_path_factory):
+    state = tmp_path_factory.mktemp("n")
+    settings = Settings(
+        node=NodeSettings(
+            state_dir=str(state), cache_dir=str(state / "c"), processes=("s5", "updater")
+        ),
+        s5=StorageSettings(listen_port=free_port()),
+    )
+    tree = await start_tree(settings)
+    try:
+        paths = resolve_paths(settings.node)
+        trial = UpdateState(current=OLD, phase=Phase.BOOTED, candidate=Release(NEW, "", "", ()))
+        journal.write(trial)
+        gate = TreeGate(paths, 40.0, 0.5, devices=state)
+        assert await judge(journal, gate, Helper()).failure() == ""
+        assert journal.read().phase is Phase.BLESSED
+        journal.write(replace(trial, gpus=2))
+        gate = TreeGate(paths, 2.0, 0.5, devices=state)
+        gpus_gone = await judge(journal, gate, Helper()).failure()
+        assert gpus_gone == "0 GPUs are there, 2 were there before"
+        assert journal.read().phase is Phase.ROLLED_BACK
+    finally:
+        assert await tree.stop() == []
+
+
+async def test_a_tree_that_never_came_is_told_as_what_it_is(journal, tmp_path):
+    paths = resolve_paths(NodeSettings(state_dir=str(tmp_path), processes=("s5", "updater")))
+    failure = await judge(journal, TreeGate(paths, 0.3, 0.1), Helper()).failure()
+    assert "supervisor" in failure
+    assert journal.read().blacklist[0].reason == failure
