@@ -91,7 +91,7 @@ class Repository:
         for kind, files in artefacts.items():
             names[kind] = [f"{version}/{kind}/{path.name}" for path in files]
             for path, name in zip(files, names[kind], strict=True):
-                self._add_target(targets.signed, name, path.read_bytes())
+                self._add_file(targets.signed, name, path)
         manifest = {
             "version": version,
             "artefacts": names,
@@ -115,10 +115,19 @@ class Repository:
 
     def _add_target(self, targets: Targets, name: str, body: bytes) -> None:
         digest = hashlib.sha256(body).hexdigest()
+        self._place(name, digest).write_bytes(body)
+        targets.targets[name] = TargetFile(len(body), {"sha256": digest}, name)
+
+    def _add_file(self, targets: Targets, name: str, source: Path) -> None:
+        with source.open("rb") as file:  # an image has gigabytes
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        shutil.copyfile(source, self._place(name, digest))
+        targets.targets[name] = TargetFile(source.stat().st_size, {"sha256": digest}, name)
+
+    def _place(self, name: str, digest: str) -> Path:
         path = self.directory / "targets" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name(f"{digest}.{path.name}").write_bytes(body)
-        targets.targets[name] = TargetFile(len(body), {"sha256": digest}, name)
+        return path.with_name(f"{digest}.{path.name}")
 
     def _load(self, role: str, kind: type[Any]) -> Metadata[Any]:
         directory = self.directory / "metadata"

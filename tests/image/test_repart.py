@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.disks import content_digest, partitions
+from appliance.disk_image import partitions
+from tests.image.disks import content_digest
 from tests.image.toolroot import room
 
 ROOT = Path(__file__).resolve().parents[2]
