@@ -9,6 +9,12 @@ from pathlib import Path
 
 from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound
 from nodeapp.service.chains import chain_sections
+from nodeapp.service.config import (
+    CREDENTIAL_PREFIX,
+    CREDENTIALS_VARIABLE,
+    credential_path,
+    environment_value,
+)
 from nodeapp.service.replicas import replica_count
 from nodeapp.service.settings import ChainSettings, InferenceSettings, Settings
 
@@ -21,15 +27,21 @@ def check_settings(settings: Settings) -> None:
     Raises:
         InvalidRequest: with the settings key and what to do.
     """
-    for finding in findings(settings):
+    for finding in findings(settings, is_start=True):
         raise InvalidRequest(finding)
 
 
-def findings(settings: Settings) -> Iterator[str]:
-    """Every finding, one line each."""
+def findings(settings: Settings, *, is_start: bool = False) -> Iterator[str]:
+    """Every finding, one line each.
+
+    Args:
+        settings: all of them.
+        is_start: for the node that starts here and now. Else credentials that systemd hands to
+            its unit only are taken as they are.
+    """
     processes = settings.node.processes
     if "chain" in processes:
-        yield from _chains(chain_sections(settings))
+        yield from _chains(chain_sections(settings), is_start=is_start)
     if "inference" in processes and settings.inference.model_path:
         yield from _files(("inference.model_path", settings.inference.model_path))
     elif "inference" in processes and settings.inference.model:
@@ -46,14 +58,13 @@ def findings(settings: Settings) -> Iterator[str]:
         yield from _port("s5.listen_port", settings.s5.listen_host, settings.s5.listen_port)
 
 
-def _chains(chains: Mapping[str, ChainSettings]) -> Iterator[str]:
+def _chains(chains: Mapping[str, ChainSettings], *, is_start: bool) -> Iterator[str]:
     first_with: dict[int, str] = {}
     for section, chain in chains.items():
-        yield from _files(
-            (f"{section}.keystore_file", chain.keystore_file),
-            (f"{section}.password_file", chain.password_file),
-            (f"{section}.deployment_file", chain.deployment_file),
-        )
+        if not chain.signer_url:
+            yield from _secret(f"{section}.keystore_file", chain.keystore_file, is_start=is_start)
+            yield from _secret(f"{section}.password_file", chain.password_file, is_start=is_start)
+        yield from _files((f"{section}.deployment_file", chain.deployment_file))
         yield from _chain_id(section, chain)
         other = first_with.setdefault(chain.chain_id, section)
         if other != section:
@@ -95,6 +106,17 @@ def _replicas(inference: InferenceSettings) -> Iterator[str]:
             f"inference.pin_threads would bind {count} replicas to the same cores:"
             " set it to false, or inference.replicas to 1"
         )
+
+
+def _secret(key: str, value: str, *, is_start: bool) -> Iterator[str]:
+    """A file, or a credential of the unit's."""
+    is_credential = value.startswith(CREDENTIAL_PREFIX)
+    if is_credential and not is_start and not environment_value(CREDENTIALS_VARIABLE):
+        return
+    try:
+        yield from _files((key, str(credential_path(value)) if is_credential else value))
+    except InvalidRequest as error:
+        yield f"{key}: {error.message}"
 
 
 def _files(*named: tuple[str, str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tomli
 
+from nodeapp.cli.preflight import findings
 from nodeapp.service.config import load_settings
 from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Settings
@@ -151,3 +152,43 @@ def test_the_sample_settings_file_shows_the_defaults(tmp_path):
         len(getattr(getattr(Settings(), name), "__struct_fields__", ()))
         for name in Settings.__struct_fields__
     )
+
+
+def test_check_takes_credentials_and_remote_signers_for_what_they_are(tmp_path):
+    named = "\n".join(
+        (
+            "[node]",
+            'processes = ["chain"]',
+            "[chain]",
+            'keystore_file = "credential:keystore"',
+            'password_file = "credential:password"',
+        )
+    )
+    file = tmp_path / "node.toml"
+    file.write_text(named)
+    settings = load_settings(file, environment={})
+    # Asked by an operator, who has no credentials: only what can be seen is judged.
+    assert len(list(findings(settings))) == 1  # the deployment file
+    at_start = list(findings(settings, is_start=True))
+    assert "add LoadCredential=keystore:/path" in at_start[0]
+    assert "add LoadCredential=password:/path" in at_start[1]
+    file.write_text(
+        named.replace("keystore_file", "signer_url").replace('"credential:k', '"unix:/k')
+    )
+    signed = load_settings(file, environment={})
+    assert len(list(findings(signed, is_start=True))) == 1
+
+
+def test_a_start_finds_the_credentials_that_systemd_hands_over(tmp_path):
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "keystore").write_text("{}")
+    done = fabstir(
+        *("config", "check", "--state-dir", str(tmp_path)),
+        *("--set", 'node.processes=["chain"]', "--set", "chain.keystore_file=credential:keystore"),
+        *("--set", "chain.password_file=credential:password"),
+        CREDENTIALS_DIRECTORY=str(credentials),
+    )
+    assert done.returncode == 1
+    assert "chain.keystore_file" not in done.stderr
+    assert f"chain.password_file: {credentials}/password does not exist" in done.stderr
