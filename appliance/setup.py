@@ -157,7 +157,7 @@ def _make_debian(places: Layout, status: Status) -> None:
 def environment_key(*, development: bool, portable: bool = False) -> str:
     """Changes when a pin, what installs them, the interpreter or the processor does."""
     steps = (APPLIANCE / "steps" / name for name in ("environment.py", "llama.py"))
-    build = (environment.BUILD_LOCK, llama.TARGETS_FILE)
+    build = (environment.BUILD_LOCK, *llama.OWN_FILES)
     lock = environment.lock_file(development=development)
     processor = "portable" if portable else cpu_flags()
     return digest(lock, *build, *steps, python_tag(), processor, sys.base_prefix)

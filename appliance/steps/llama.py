@@ -29,6 +29,9 @@ from appliance.steps.run import ninja_progress, run
 
 NAME = "llama-cpp-python"
 TARGETS_FILE = APPLIANCE / "llama-targets.cmake"
+KERNELS_FILE = APPLIANCE / "llama-batch-gemm.cpp"
+"""Compiled into llama.cpp's library for processors by TARGETS_FILE."""
+OWN_FILES = (TARGETS_FILE, KERNELS_FILE)
 CMAKE_FLAGS = (
     "-DLLAVA_BUILD=OFF",
     "-DGGML_NATIVE=ON",
@@ -64,7 +67,7 @@ def cmake_flags(places: Layout) -> tuple[str, ...]:
 def _key(places: Layout, pinned: str) -> str:
     flags = " ".join(cmake_flags(places))
     processor = "" if places.portable else cpu_flags()
-    return digest(pinned, flags, TARGETS_FILE, BUILD_LOCK, python_tag(), processor, _compiler())
+    return digest(pinned, flags, *OWN_FILES, BUILD_LOCK, python_tag(), processor, _compiler())
 
 
 def _compiler() -> str:

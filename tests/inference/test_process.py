@@ -127,7 +127,7 @@ async def test_an_answer_streams_over_the_socket(process):
     assert isinstance(events[0], Started)
     produced = [event for event in events if isinstance(event, Produced)]
     assert len(produced) > 3
-    assert "Lions" in "".join(event.text for event in produced)
+    assert "2. " in "".join(event.text for event in produced)
     count = sum(len(event.token_ids) for event in produced)
     assert events[-1] == Finished("stop", count)
 
