@@ -47,7 +47,10 @@ in
 
   config = mkIf (cfg.enable && isUsed) {
     hardware.graphics.enable = mkIf gpu.manageDriver (mkDefault true);
-    services.xserver.videoDrivers = mkIf gpu.manageDriver (mkDefault [ "nvidia" ]);
+    # Turns the driver on, not X. The data centre's driver is instead of it.
+    services.xserver.videoDrivers = mkIf (gpu.manageDriver && !nvidia.datacenter.enable) (
+      mkDefault [ "nvidia" ]
+    );
     hardware.nvidia = mkIf gpu.manageDriver {
       open = mkDefault true;
       nvidiaPersistenced = mkDefault true;

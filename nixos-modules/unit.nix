@@ -174,8 +174,8 @@ in
     assertions =
       storeAssertions
       ++ credentialAssertions
-      ++ lib.optionals (cfg.configFile == null) (keyAssertions ++ chainNames)
-      ++ processAssertions;
+      # A file that others write is theirs to judge.
+      ++ lib.optionals (cfg.configFile == null) (keyAssertions ++ chainNames ++ processAssertions);
 
     services.fabstir-node = {
       settings.node = {

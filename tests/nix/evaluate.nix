@@ -34,8 +34,8 @@ let
       Documentation = words unit.documentation;
       After = words unit.after;
       Wants = words unit.wants;
-      StartLimitBurst = unit.startLimitBurst or null;
-      StartLimitIntervalSec = unit.startLimitIntervalSec or null;
+      StartLimitBurst = unit.startLimitBurst;
+      StartLimitIntervalSec = unit.startLimitIntervalSec;
     }
     // unit.unitConfig;
   };
@@ -64,7 +64,7 @@ let
   socketText =
     unit:
     ini [
-      (unitSection (removeAttrs unit [ "startLimitBurst" "startLimitIntervalSec" ]))
+      (unitSection unit)
       {
         name = "Socket";
         values = unit.socketConfig;

@@ -71,14 +71,9 @@ let
     wantedBy = units;
     onFailure = units;
     unitConfig = section;
-    startLimitBurst = mkOption {
-      type = types.int;
-      description = "";
-    };
-    startLimitIntervalSec = mkOption {
-      type = types.int;
-      description = "";
-    };
+    # Without a default in NixOS, which writes them where they are set.
+    startLimitBurst = option (types.nullOr types.int) null;
+    startLimitIntervalSec = option (types.nullOr types.int) null;
     restartTriggers = option (types.listOf types.anything) [ ];
   };
   service = {
@@ -102,9 +97,6 @@ let
       restartIfChanged = option types.bool true;
       stopIfChanged = option types.bool true;
     };
-    # NixOS writes these two into the section, where they are set.
-    config.startLimitBurst = lib.mkDefault 5;
-    config.startLimitIntervalSec = lib.mkDefault 10;
   };
   socket.options = anyUnit // {
     listenStreams = names;

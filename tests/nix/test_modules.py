@@ -6,12 +6,14 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from typing import Any
 
 import pytest
 import tomli
 
 from appliance.nixos_settings import settings_json
+from nodeapp.evm.deployment import Deployment
 from nodeapp.service.config import load_settings
 from tests.nix.modules import (
     CONFIGURATIONS,
@@ -31,12 +33,29 @@ STORE_PACKAGE = "/nix/store/00000000000000000000000000000000-fabstir-node"
 pytestmark = needs_nix
 
 
-@pytest.fixture(params=["own", "nixpkgs"])
+@pytest.fixture(params=["own", "nixpkgs"], scope="module")
 def library(request):
     """The small lib of the tests, and nixpkgs' own where it is at hand."""
     if request.param == "own":
         return ""
     return nixpkgs_lib() or pytest.skip("FABSTIR_NIXPKGS_LIB does not name nixpkgs' lib")
+
+
+@pytest.fixture(scope="module")
+def judged(library):
+    """What fails of every row of ASSERTED, as it stands and put right; one run of Nix."""
+    rows = []
+    for wrong, _, remedy in ASSERTED:
+        both = f"map (one: {{ services.fabstir-node = one; }}) [ {{ {wrong} }} {{ {remedy} }} ]"
+        right = (
+            f"{{ lib, ... }}: {{ imports = [ {HERE}/configurations/minimal.nix"
+            f" {{ imports = {both}; }} ]; }}"
+        )
+        before, after = (
+            f"({machine(one, library)}).failed" for one in (with_options(wrong), right)
+        )
+        rows.append(f"[ {before} {after} ]")
+    return evaluated(f"[ {' '.join(rows)} ]")
 
 
 def golden_files(found: dict[str, Any]) -> dict[str, str]:
@@ -311,13 +330,12 @@ ASSERTED = [
 ]
 
 
-@pytest.mark.parametrize(("wrong", "said", "remedy"), ASSERTED, ids=[row[1] for row in ASSERTED])
-def test_an_assertion_says_what_to_do_and_holds_when_it_is_done(library, wrong, said, remedy):
-    failed = evaluated(f"({machine(with_options(wrong), library)}).failed")
-    assert any(f"services.fabstir-node.{said}" in message for message in failed), failed
-    both = f"{{ imports = map (one: {{ services.fabstir-node = one; }}) [ {{ {wrong} }} {{ {remedy} }} ]; }}"
-    done = f"{{ lib, ... }}: {{ imports = [ {HERE}/configurations/minimal.nix {both} ]; }}"
-    assert evaluated(f"({machine(done, library)}).failed") == []
+@pytest.mark.parametrize("row", range(len(ASSERTED)), ids=[said for _, said, _ in ASSERTED])
+def test_an_assertion_says_what_to_do_and_holds_when_it_is_done(judged, row):
+    failed, left = judged[row]
+    said = f"services.fabstir-node.{ASSERTED[row][1]}"
+    assert any(message.startswith(said) for message in failed), failed
+    assert left == []
 
 
 def test_a_package_without_a_part_that_is_wanted_is_refused(library):
@@ -448,7 +466,84 @@ def test_the_update_helper_is_the_same_with_and_without_nix(file, section):
     assert directives(made) == {line.replace("Accept=yes", "Accept=true") for line in ours}
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_command_of_the_unit_finds_nothing_wrong(tmp_path, name):
+    """`config check` with the credentials that the unit hands over, at other places of the disk."""
+    deployment = tmp_path / "deployment.json"
+    chain = 1 if name == "full" else 8453
+    deployment.write_text(deployment_text(chain))
+    (tmp_path / "base.json").write_text(deployment_text(8453))
+    toml = (GOLDEN / name / "node.toml").read_text("utf-8").replace("/etc/fabstir", str(tmp_path))
+    file = tmp_path / "node.toml"
+    file.write_text(toml)
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    unit = (GOLDEN / name / "fabstir-node.service").read_text("utf-8")
+    for credential in re.findall(r"^LoadCredential\w*=([^:]+):", unit, re.MULTILINE):
+        (credentials / credential).write_text("{}")
+
+    def check(**environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "nodeapp.cli.main", "config", "check", "--config", str(file)],
+            # Ports of this machine may be taken.
+            env={
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(tmp_path),
+                "FABSTIR_P2P__LISTEN": "/ip4/127.0.0.1/tcp/0",
+                "FABSTIR_S5__LISTEN_PORT": "0",
+                **environment,
+            },
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    done = check(CREDENTIALS_DIRECTORY=str(credentials))
+    assert (done.returncode, done.stderr) == (0, "")
+    # The test can fail: without the secret it does.
+    (credentials / "keystore").unlink()
+    assert "chain.keystore_file" in check(CREDENTIALS_DIRECTORY=str(credentials)).stderr
+
+
+def deployment_text(chain_id: int) -> str:
+    """A deployment file with addresses of nothing."""
+    names = [one for one in Deployment.__struct_fields__ if one not in ("chain_id", "first_block")]
+    places = {name: f"0x{index + 1:040x}" for index, name in enumerate(names)}
+    return json.dumps({"chain_id": chain_id, **places})
+
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd is not installed (apt install systemd)"
+)
+
+
+@needs_systemd
+@pytest.mark.parametrize(
+    ("name", "unit", "tenths"),
+    [
+        ("minimal", "fabstir-node.service", 20),
+        ("gpu-backups", "fabstir-node.service", 20),
+        ("full", "fabstir-node.service", 20),
+        ("full", "fabstir-metrics.service", 20),
+    ],
+)
+def test_a_unit_exposes_little(name, unit, tenths):
+    done = subprocess.run(
+        [
+            *("systemd-analyze", "security", "--offline=true", f"--threshold={tenths}"),
+            str(GOLDEN / name / unit),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
+@needs_systemd
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_systemd_accepts_the_units(tmp_path, name):
     command = tmp_path / "bin"
