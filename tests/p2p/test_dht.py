@@ -112,7 +112,10 @@ async def test_the_newest_value_wins_and_a_stale_or_bad_one_never_replaces_it(tm
         for node in (host, rival, reader):
             await node.dht.join(bootstrap.addresses)
         assert await reader.dht.get_value(VALUE_KEY) is None
-        assert await host.dht.put_value(VALUE_KEY, b"5:new") >= 1
+        taken = 0
+        for _ in range(3):  # as a node does: whom nobody answered in time tries again
+            taken = taken or await host.dht.put_value(VALUE_KEY, b"5:new")
+        assert taken >= 1
         assert await reader.dht.get_value(VALUE_KEY) == b"5:new"
         await rival.dht.put_value(VALUE_KEY, b"4:old")
         assert await reader.dht.get_value(VALUE_KEY) == b"5:new"
