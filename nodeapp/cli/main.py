@@ -9,6 +9,7 @@ import typer
 from nodeapp.cli import (
     backup,
     config,
+    console,
     demo,
     devnet,
     doctor,
@@ -46,6 +47,7 @@ metrics.register(app)
 doctor.register(app)
 gpu.register(app)
 config.register(app)
+console.register(app)
 backup.register(app)
 provision.register(app)
 update.register(app)

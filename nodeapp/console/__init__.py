@@ -1,0 +1,1 @@
+"""What the operator of a machine sees on its screen."""
