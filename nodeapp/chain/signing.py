@@ -6,6 +6,7 @@ The key itself never leaves the signer; what is signed passes core/signing_polic
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -76,15 +77,17 @@ async def open_signer(settings: ChainSettings, resources: AsyncExitStack) -> Sig
 
 
 def journal_marker(settings: ChainSettings, state: Path, account: Address) -> Path:
-    """Where it is noted that this account has a journal: beside the key, if that is a file of ours.
+    """Where it is noted that this account has a journal: beside the key, if we may write there.
 
-    systemd's credentials are gone after a stop, a remote signer's key is elsewhere.
+    systemd's credentials are gone after a stop, a remote signer's key is elsewhere, and a unit or a
+    container may show the keys read-only: then it is noted in the state.
     """
-    is_ours = not settings.signer_url and not settings.keystore_file.startswith(CREDENTIAL_PREFIX)
+    is_file = not settings.signer_url and not settings.keystore_file.startswith(CREDENTIAL_PREFIX)
     keystore = Path(settings.keystore_file)
-    return (
-        keystore.with_name(f"{keystore.name}.journal") if is_ours else state / f"{account}.journal"
-    )
+    beside = keystore.with_name(f"{keystore.name}.journal")
+    if is_file and (beside.exists() or os.access(keystore.parent, os.W_OK)):
+        return beside
+    return state / f"{account}.journal"
 
 
 def host_policy(settings: ChainSettings, deployment: Deployment, account: Address) -> SigningPolicy:

@@ -10,6 +10,7 @@ from eth_hash.auto import keccak
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.signing import PolicySigner, host_policy, journal_marker, open_signer
 from nodeapp.core.errors import InvalidRequest, Rejected, Unauthorised, Unavailable
+from nodeapp.core.ids import Address
 from nodeapp.core.outbox import TransactionMined, TransactionSigned
 from nodeapp.core.signing_policy import Rule, SigningRefused
 from nodeapp.devnet.provision import ensure_keys
@@ -313,3 +314,18 @@ def test_a_credential_without_systemd_is_told_what_to_do(monkeypatch):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     with pytest.raises(InvalidRequest, match="add LoadCredential=host:/path to the unit"):
         credential_path("credential:host")
+
+
+def test_where_keys_are_shown_read_only_the_journal_is_noted_in_the_state(tmp_path, monkeypatch):
+    settings = ChainSettings(keystore_file=str(tmp_path / "keys" / "host.json"))
+    account = Address("0x" + "11" * 20)
+    beside = tmp_path / "keys" / "host.json.journal"
+    beside.parent.mkdir()
+    assert journal_marker(settings, tmp_path / "state", account) == beside
+    # Root may write everywhere: what a read-only mount says is said here.
+    monkeypatch.setattr("os.access", lambda _path, _mode: False)
+    assert journal_marker(settings, tmp_path / "state", account) == (
+        tmp_path / "state" / f"{account}.journal"
+    )
+    beside.write_text("noted before")
+    assert journal_marker(settings, tmp_path / "state", account) == beside
