@@ -79,7 +79,7 @@ in
       }
       {
         assertion = cfg.package.withCuda or true;
-        message = "${name}.package was built without CUDA, but ${name}.gpu.devices wants GPUs; set packages.x86_64-linux.node-cuda of the flake";
+        message = "${name}.package was built without CUDA, but ${name}.gpu.devices wants GPUs; set packages.x86_64-linux.node-cuda of the flake, or node-cuda-ezkl with proofs";
       }
     ];
   };

@@ -148,7 +148,7 @@ let
     }
     {
       assertion = has "prover" -> cfg.package.withEzkl or true;
-      message = "${name}.processes: prover needs EZKL, which ${name}.package was built without; set packages.x86_64-linux.node-ezkl of the flake, or leave prover out and set ${name}.settings.chain.proof = \"off\"";
+      message = "${name}.processes: prover needs EZKL, which ${name}.package was built without; set packages.x86_64-linux.node-ezkl of the flake (node-cuda-ezkl with GPUs), or leave prover out and set ${name}.settings.chain.proof = \"off\"";
     }
     {
       assertion = set written.updater.restic_repository -> has "updater";

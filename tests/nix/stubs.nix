@@ -149,6 +149,7 @@ in
     systemd.sockets = option (types.attrsOf (types.submodule socket)) { };
     systemd.tmpfiles.rules = names;
     services.prometheus = {
+      enable = switch;
       scrapeConfigs = option (types.listOf (types.attrsOf types.anything)) [ ];
       rules = names;
     };

@@ -385,6 +385,36 @@ def test_hardening_can_be_left_out_altogether(library):
     assert "Protect" not in found["units"]["fabstir-node.service"]
 
 
+def documented() -> list[str]:
+    """The configurations of docs/nixos.md; the first is the flake around them."""
+    text = (ROOT / "docs" / "nixos.md").read_text("utf-8")
+    return re.findall(r"^```nix\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_documented_configurations_work_one_by_one_and_all_at_once(library):
+    flake, least, *more = documented()
+    assert "nixosModules.default" in flake
+    rows = [f"[ {HERE}/configurations/minimal.nix ({one}) ]" for one in more]
+    rows += [f"[ ({least}) ]", f"[ ({least}) {' '.join(f'({one})' for one in more)} ]"]
+    found = evaluated(
+        f"map (one: {machine('{ imports = one; }', library)}) [ {' '.join(f'{row}' for row in rows)} ]"
+    )
+    assert len(found) == len(more) + 2 >= 9
+    assert [(one["failed"], one["warnings"]) for one in found] == [([], [])] * len(found)
+    assert "secrets" not in json.dumps([one["etc"] for one in found])
+
+
+def test_the_documented_flake_makes_a_machine_of_the_documented_configuration():
+    flake = documented()[0].replace("./configuration.nix", "{ }")
+    made = evaluated(
+        f"let flake = {flake}; in (flake.outputs {{"
+        " nixpkgs.lib.nixosSystem = machine: machine;"
+        ' fabstir-node = { nixosModules.default = "m"; packages.x86_64-linux.node-ezkl = "p"; };'
+        " }).nixosConfigurations.gpu"
+    )
+    assert made["modules"] == ["m", {"services": {"fabstir-node": {"package": "p"}}}, {}]
+
+
 def random_value(rng: random.Random, depth: int) -> Any:
     kinds = ["text", "int", "float", "bool"] + ["list", "table"] * (depth > 0)
     match rng.choice(kinds):
