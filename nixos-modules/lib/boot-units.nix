@@ -1,0 +1,192 @@
+# Units of a provisioned machine: CONFIG before the network, the health gate before boot-complete, the console.
+# Pure builtins. `units` has the sections (NixOS takes
+# wantedBy and requiredBy from Install), `texts` the files of appliance/systemd.
+{
+  command ? "/opt/fabstir-node/.venv/bin/fabstir-node",
+  directory ? "/opt/fabstir-node",
+  hostname ? "/usr/bin/hostname",
+  user ? "fabstir",
+}:
+let
+  inherit (builtins) map mapAttrs;
+
+  options = "--config /etc/fabstir/node.toml --state-dir /var/lib/fabstir";
+  media = "/run/media/CONFIG";
+  confined = {
+    AmbientCapabilities = "";
+    DevicePolicy = "closed";
+    IPAddressDeny = "any";
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    NoNewPrivileges = true;
+    PrivateNetwork = true;
+    PrivateTmp = true;
+    ProtectClock = true;
+    ProtectControlGroups = true;
+    ProtectHome = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    ProtectKernelTunables = true;
+    ProtectProc = "invisible";
+    ProtectSystem = "strict";
+    RestrictAddressFamilies = "AF_UNIX";
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    SystemCallArchitectures = "native";
+    SystemCallErrorNumber = "EPERM";
+  };
+  # Asks the node's processes over their sockets, as the node's own user.
+  asking = confined // {
+    CapabilityBoundingSet = "";
+    Environment = "FABSTIR_NODE__RUN_DIR=/run/fabstir";
+    PrivateUsers = true;
+    SystemCallFilter = [
+      "@system-service"
+      "~@privileged @resources"
+    ];
+    UMask = "0077";
+    User = user;
+    Group = user;
+    WorkingDirectory = directory;
+  };
+  units = {
+    # The partition, or a stick, with this label. Unmounted again when it was read.
+    "run-media-CONFIG.mount" = {
+      Unit = {
+        Description = "Fabstir node: the CONFIG partition";
+        DefaultDependencies = false;
+        Conflicts = "umount.target";
+        Before = "umount.target";
+        StopWhenUnneeded = true;
+      };
+      Mount = {
+        What = "/dev/disk/by-label/CONFIG";
+        Where = media;
+        Type = "vfat";
+        Options = "nodev,nosuid,noexec,umask=0077";
+        # What lies there is secret until it is wiped.
+        DirectoryMode = "0700";
+      };
+      Install = { };
+    };
+    "fabstir-provision.service" = {
+      Unit = {
+        Description = "Fabstir node: settings, wallet and network from the CONFIG partition";
+        Documentation = "file:${directory}/docs/provisioning.md";
+        DefaultDependencies = false;
+        Wants = [
+          "run-media-CONFIG.mount"
+          "network-pre.target"
+        ];
+        After = "local-fs.target run-media-CONFIG.mount";
+        Before = "network-pre.target systemd-networkd.service ssh.service sshd.service fabstir-node.service fabstir-health.service fabstir-console.service shutdown.target";
+        Conflicts = "shutdown.target";
+        RequiresMountsFor = "/var/lib/fabstir /var/lib/fabstir-keys";
+      };
+      Service = confined // {
+        Type = "oneshot";
+        ExecStart = "${command} provision apply --media ${media}";
+        # Only systemd may change the name of the machine that runs.
+        ExecStartPost = "-+${hostname} --file /etc/hostname";
+        TimeoutStartSec = 300;
+        # Files of root and of the node's user; nothing else of root's power.
+        CapabilityBoundingSet = "CAP_CHOWN CAP_SETGID CAP_SETUID";
+        ReadWritePaths = "/etc /run -/var/lib/fabstir -/var/lib/fabstir-keys";
+        SystemCallFilter = [
+          "@system-service"
+          "~@resources"
+        ];
+        UMask = "0022";
+      };
+      Install.WantedBy = "multi-user.target";
+    };
+    "fabstir-health.service" = {
+      Unit = {
+        Description = "Fabstir node: is the release on trial healthy?";
+        Documentation = "file:${directory}/docs/updates.md";
+        After = "fabstir-provision.service";
+        Before = "boot-complete.target";
+        RequiresMountsFor = "/var/lib/fabstir";
+        # Boot counting goes down; the boot loader returns to the release before.
+        FailureAction = "reboot";
+      };
+      Service = asking // {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = "${command} health --boot ${options}";
+        # Longer than any verdict: only a hang comes here.
+        TimeoutStartSec = 1800;
+        ReadWritePaths = "/var/lib/fabstir";
+      };
+      Install.RequiredBy = "boot-complete.target";
+    };
+    "fabstir-console.service" = {
+      Unit = {
+        Description = "Fabstir node: what the operator sees on the screen and the serial line";
+        Documentation = "file:${directory}/docs/provisioning.md";
+        After = "fabstir-provision.service";
+        Conflicts = "getty@tty1.service";
+      };
+      Service = asking // {
+        # It shows the machine's addresses; it sends and receives nothing.
+        PrivateNetwork = false;
+        RestrictAddressFamilies = "AF_UNIX AF_INET AF_NETLINK";
+        ExecStart = "${command} console --follow ${options}";
+        Restart = "always";
+        RestartSec = 5;
+        DeviceAllow = [
+          "char-tty rw"
+          "char-ttyAMA rw"
+          "char-hvc rw"
+        ];
+        SupplementaryGroups = "tty dialout";
+      };
+      Install.WantedBy = "multi-user.target";
+    };
+    # Of fabstir-node.service on a provisioned machine: it waits for its settings.
+    "fabstir-node.service.d/appliance.conf" = {
+      Unit = {
+        After = "fabstir-provision.service";
+        ConditionPathExists = "/etc/fabstir/node.toml";
+      };
+      Service = { };
+      Install = { };
+    };
+  };
+  section = unit: name: {
+    inherit name;
+    values = unit.${name} or { };
+  };
+  text =
+    unit:
+    import ./ini.nix (
+      map (section unit) [
+        "Unit"
+        "Mount"
+        "Service"
+        "Install"
+      ]
+    );
+in
+{
+  inherit units;
+  texts = mapAttrs (_name: text) units;
+  # sshd_config(5) of the machine; root's keys come with CONFIG, its own are made at the first boot.
+  sshd = ''
+    HostKey /var/lib/fabstir-keys/ssh/ssh_host_ed25519_key
+    AuthorizedKeysFile /run/fabstir-provision/authorized_keys
+    PasswordAuthentication no
+    KbdInteractiveAuthentication no
+    PermitRootLogin prohibit-password
+  '';
+  # Where CONFIG says nothing about the network.
+  network = ''
+    [Match]
+    Name=en* eth*
+
+    [Network]
+    DHCP=yes
+  '';
+}

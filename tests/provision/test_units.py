@@ -1,0 +1,92 @@
+"""The units of a provisioned machine are what nixos-modules/lib/boot-units.nix renders."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+APPLIANCE = ROOT / "appliance"
+UNITS = (
+    "run-media-CONFIG.mount",
+    "fabstir-provision.service",
+    "fabstir-health.service",
+    "fabstir-console.service",
+    "fabstir-node.service.d/appliance.conf",
+)
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    nix = shutil.which("nix-instantiate")
+    if nix is None:
+        pytest.skip("Nix is not installed (apt install nix-bin)")
+    file = ROOT / "nixos-modules" / "lib" / "boot-units.nix"
+    expression = f"let b = import {file} {{}}; in {{ inherit (b) texts sshd network; }}"
+    done = subprocess.run(
+        [nix, "--eval", "--strict", "--json", "-E", expression],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_committed_units_are_the_rendered_ones(rendered):
+    committed = {name: (APPLIANCE / "systemd" / name).read_text("utf-8") for name in UNITS}
+    assert committed == rendered["texts"]
+
+
+def test_the_committed_settings_of_sshd_and_networkd_are_the_rendered_ones(rendered):
+    assert (APPLIANCE / "ssh" / "fabstir.conf").read_text("utf-8") == rendered["sshd"]
+    network = APPLIANCE / "network" / "80-fabstir.network"
+    assert network.read_text("utf-8") == rendered["network"]
+
+
+def lines(name: str) -> list[str]:
+    return (APPLIANCE / "systemd" / name).read_text("utf-8").splitlines()
+
+
+def test_config_is_read_before_the_network_and_the_node():
+    unit = lines("fabstir-provision.service")
+    (before,) = [line for line in unit if line.startswith("Before=")]
+    assert {"network-pre.target", "systemd-networkd.service", "fabstir-node.service"} <= set(
+        before.removeprefix("Before=").split()
+    )
+    assert "After=local-fs.target run-media-CONFIG.mount" in unit
+    # Missing or wrong, it keeps nothing else from starting.
+    assert not [line for line in unit if line.startswith(("Requires=", "FailureAction="))]
+    assert "Where=/run/media/CONFIG" in lines("run-media-CONFIG.mount")
+
+
+def test_the_health_gate_stands_in_the_way_of_blessing():
+    unit = lines("fabstir-health.service")
+    assert "Before=boot-complete.target" in unit
+    assert "RequiredBy=boot-complete.target" in unit
+    assert "FailureAction=reboot" in unit
+    assert any(line.startswith("TimeoutStartSec=") for line in unit)
+    # The outside world is no part of the judgement: the unit has no network.
+    assert "PrivateNetwork=true" in unit
+    assert not any("network-online" in line for line in unit)
+
+
+def test_the_commands_of_the_units_exist():
+    from typer.main import get_command
+
+    from nodeapp.cli.main import app
+
+    known = get_command(app).commands
+    for name in UNITS:
+        for line in lines(name):
+            if not line.startswith("ExecStart="):
+                continue
+            _program, verb, *rest = line.split()
+            command = known[verb]
+            if verb == "provision":
+                command = command.commands[rest.pop(0)]
+            options = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in rest if word.startswith("--")} <= options
