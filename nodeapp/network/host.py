@@ -62,6 +62,7 @@ class Libp2pHost:
         self._handlers: dict[str, Handler] = {}
         self._inbound: Counter[PeerId] = Counter()
         self._addresses: tuple[str, ...] = ()
+        self._listening: tuple[str, ...] = ()
         self._connected: frozenset[PeerId] = frozenset()
         self._changed = asyncio.Event()
         self._bridge = Bridge(self._run, on_death)
@@ -125,6 +126,11 @@ class Libp2pHost:
     def addresses(self) -> tuple[str, ...]:
         """What others dial: multiaddrs with /p2p/, announced ones if there are any."""
         return self._addresses
+
+    @property
+    def listening(self) -> tuple[str, ...]:
+        """Multiaddrs that are listened at, with the ports that port 0 became."""
+        return self._listening
 
     def sign(self, message: bytes) -> bytes:
         """Signature of the identity key, 64 bytes; see wire/peer_id.py for checking one."""
@@ -272,6 +278,7 @@ class Libp2pHost:
             # `run` logs a failed bind and goes on.
             if len(library.get_transport_addrs()) < len(listen):
                 raise Unavailable(f"cannot listen on all of {', '.join(self._settings.listen)}")
+            self._listening = tuple(str(address) for address in library.get_transport_addrs())
             self._addresses = tuple(str(address) for address in library.get_addrs())
             started()
             await stop.wait()

@@ -10,9 +10,10 @@ from functools import partial
 import stamina
 from aiohttp import web
 
-from nodeapp.core.errors import NodeError, NotFound
+from nodeapp.core.errors import NodeError, NotFound, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.network.host import Libp2pHost
+from nodeapp.network.mdns import announcing
 from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
@@ -47,6 +48,7 @@ GOSSIP_REST_SECONDS = 5.0
 """After a peer came or went: its stream must be open before it hears us."""
 REACH_SECONDS = 900.0
 REACH_SETTLE_SECONDS = 2.0
+LAN_RETRY_SECONDS = 60.0
 ANNOUNCE_REST_SECONDS = 15.0
 """Between two announcements, however many renters come and go meanwhile."""
 LISTING_WAIT_SECONDS = 25.0
@@ -122,6 +124,8 @@ class P2pNode:
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, self._admission))
         tasks.create_task(self._announce(host))
         tasks.create_task(self._watch_reach(host))
+        if self._settings.mdns:
+            tasks.create_task(self._tell_lan(host))
         if self._settings.gossip:
             host.gossip.listen(GOSSIP_TOPIC, self._directory.take)
             tasks.create_task(self._gossip(host))
@@ -172,6 +176,17 @@ class P2pNode:
             is_reachable=self._reach.is_reachable,
             reachability=self._reach.sentence,
         )
+
+    async def _tell_lan(self, host: Libp2pHost) -> None:
+        """Be found on the local network; interfaces may come up after us."""
+        while True:
+            try:
+                async with announcing(host.peer_id, host.listening) as told:
+                    _log.info("told the local network", addresses=told)
+                    await asyncio.Event().wait()
+            except Unavailable as error:
+                _log.warning("not told the local network", error=error.message)
+            await asyncio.sleep(LAN_RETRY_SECONDS)
 
     async def _watch_reach(self, host: Libp2pHost) -> None:
         """Look again when peers come or go while nothing is known, else now and then."""

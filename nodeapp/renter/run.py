@@ -15,6 +15,7 @@ from nodeapp.evm.contracts import Contracts, SessionStatus
 from nodeapp.evm.deployment import load_deployment
 from nodeapp.evm.provider import Provider
 from nodeapp.network.host import Libp2pHost
+from nodeapp.network.mdns import LanPeers, listening
 from nodeapp.network.settings import DhtMode, NetworkSettings
 from nodeapp.renter.answer import Asker, Question
 from nodeapp.renter.discovery import Discovery, FoundHost
@@ -41,6 +42,7 @@ class Renter:
     clock: Clock
     report: Report
     standings: Standings
+    lan: LanPeers | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -56,7 +58,14 @@ class Renter:
     def discovery(self) -> Discovery:
         """Looks at every source of hosts."""
         settings = self.settings
-        sources = Sources(self.host, self.contracts, settings.bootstrap, self.standings, self.clock)
+        sources = Sources(
+            self.host,
+            self.contracts,
+            settings.bootstrap,
+            self.standings,
+            self.clock,
+            lan=self.lan,
+        )
         return Discovery(sources, require_proofs=settings.require_proofs)
 
     async def others(self, model_id: ModelId, tried: Collection[Address]) -> list[FoundHost]:
@@ -153,7 +162,11 @@ async def running_renter(settings: RenterSettings, report: Report) -> AsyncItera
             network_of(settings), on_death=lambda _reason: died.set()
         ) as host:
             standings = await asyncio.to_thread(Standings.load, Path(settings.state_dir))
-            yield Renter(settings, wallet, contracts, host, SystemClock(), report, standings)
+            async with AsyncExitStack() as stack:
+                lan = await stack.enter_async_context(listening()) if settings.mdns else None
+                yield Renter(
+                    settings, wallet, contracts, host, SystemClock(), report, standings, lan
+                )
 
 
 def network_of(settings: RenterSettings) -> NetworkSettings:

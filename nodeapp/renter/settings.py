@@ -41,6 +41,8 @@ class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A lost host is called again for so long."""
     failover_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 20.0
     """A lost host is called again for so long while there is another one to go on with."""
+    mdns: bool = False
+    """Look for hosts on the local network, too; only those may have private addresses."""
     max_hosts: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3
     """Sessions paid for one answer at most, a kept one included."""
     prefer: Preference = "balanced"

@@ -1,4 +1,4 @@
-"""Where a renter learns of hosts: DHT, chain registry, gossip and its own memory.
+"""Where a renter learns of hosts: DHT, chain registry, gossip, local network, its own memory.
 
 Any one of them is enough. What they say is a hint to be checked: a peer id and where to dial it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -17,6 +17,7 @@ from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, leaves
 from nodeapp.core.ids import Address, ModelId, PeerId
 from nodeapp.evm.contracts import Contracts
 from nodeapp.network.host import Libp2pHost
+from nodeapp.network.mdns import LanPeers
 from nodeapp.renter.standing import Standings
 from nodeapp.security.capability import check_capability, decode_published
 from nodeapp.service.clock import Clock
@@ -28,6 +29,8 @@ from nodeapp.wire.peer_id import public_key_of
 from nodeapp.wire.provider_key import provider_key
 
 MAX_ADDRESSES = 8
+LAN = "mdns"
+LAN_SECONDS = 4.0
 LIST_SECONDS = 5.0
 READ_AT_ONCE = 8
 """Registrations; each is a read of the chain."""
@@ -67,6 +70,8 @@ class Sources:
     bootstrap: tuple[str, ...]
     standings: Standings
     clock: Clock
+    lan: LanPeers | None = field(default=None, kw_only=True)
+    """Who is heard on the local network; None: nobody is listened for."""
 
     @property
     def is_private(self) -> bool:
@@ -79,16 +84,21 @@ class Sources:
             f"gossip {place}": partial(self._from_gossip, address)
             for place, address in enumerate(self.bootstrap, 1)
         }
+        lan: dict[str, Source] = (
+            {} if self.lan is None else {LAN: partial(self._from_lan, self.lan)}
+        )
         return {
             "memory": self._from_memory,
             "dht": self._from_dht,
             "registry": self._from_registry,
             **gossip,
+            **lan,
         }
 
     def allowed(self, hint: Hint) -> Hint:
         """The hint without the addresses that must not be dialled."""
-        kept = dialable(hint.addresses, private=self.is_private)[:MAX_ADDRESSES]
+        is_private = self.is_private or hint.source == LAN
+        kept = dialable(hint.addresses, private=is_private)[:MAX_ADDRESSES]
         return Hint(hint.peer_id, kept, hint.source)
 
     async def published(self, peer_id: PeerId) -> tuple[str, ...]:
@@ -102,6 +112,10 @@ class Sources:
     async def _from_memory(self, _model_id: ModelId) -> AsyncIterator[Hint]:
         for peer_id, addresses in self.standings.peers():
             yield Hint(peer_id, addresses, "memory")
+
+    async def _from_lan(self, lan: LanPeers, _model_id: ModelId) -> AsyncIterator[Hint]:
+        async for peer_id, addresses in lan.each(LAN_SECONDS):
+            yield Hint(peer_id, addresses, LAN)
 
     async def _from_dht(self, model_id: ModelId) -> AsyncIterator[Hint]:
         await self.host.dht.join(self.bootstrap)

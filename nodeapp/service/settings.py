@@ -266,6 +266,8 @@ class P2pSettings(Section, frozen=True):
     """Time between two announcements in the DHT, at most half of record_ttl_seconds."""
     gossip: bool = True
     """Tell and hear of offers by gossipsub."""
+    mdns: bool = False
+    """Tell the local network of this host; renters there look for it with `mdns = true`."""
 
 
 class UpdaterSettings(Section, frozen=True):

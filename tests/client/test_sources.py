@@ -1,6 +1,7 @@
 """Where renters learn of hosts, and what they refuse to dial."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -135,3 +136,24 @@ def test_a_renter_that_met_the_host_needs_no_bootstrap_node(world: World):
     chat = home.chat("Say hello.", "--max-tokens", 8)
     assert chat.finish(60) == 0, chat.err
     assert home.record(newest_session(home.state)).token_ids
+
+
+async def test_private_addresses_are_dialled_only_if_they_were_told_on_the_link(tmp_path):
+    public = "/ip4/65.108.1.1/tcp/9000/p2p/" + PEER
+    looking = sources(tmp_path, bootstrap=(public,))
+    home = "/ip4/192.168.1.7/tcp/9000/p2p/" + PEER
+    for source in ("memory", "dht", "registry", "gossip"):
+        assert looking.allowed(Hint(PEER, (home, public), source)).addresses == (public,)
+    assert looking.allowed(Hint(PEER, (home,), "mdns")).addresses == (home,)
+
+
+async def test_the_local_network_is_a_source_only_where_it_is_listened_to(tmp_path):
+    class Lan:
+        async def each(self, seconds):
+            yield PEER, ("/ip4/192.168.1.7/tcp/9000",)
+
+    looking = sources(tmp_path)
+    assert "mdns" not in looking.all()
+    heard = replace(looking, lan=Lan())
+    hints = [hint async for hint in heard.all()["mdns"](MODEL)]
+    assert hints == [Hint(PEER, ("/ip4/192.168.1.7/tcp/9000",), "mdns")]

@@ -37,6 +37,9 @@ OWNERS = {
     "pynvml": {"inference"},
     "ezkl": {"prover"},
     "sqlite3": {"store"},
+    "zeroconf": {"network"},
+    "ifaddr": {"network"},
+    "miniupnpc": {"network"},
     "tuf": {"updater"},
 }
 IMPURE = {
