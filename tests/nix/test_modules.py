@@ -15,6 +15,7 @@ import tomli
 from appliance.nixos_settings import settings_json
 from nodeapp.evm.deployment import Deployment
 from nodeapp.service.config import load_settings
+from tests.image.toolroot import room
 from tests.nix.modules import (
     CONFIGURATIONS,
     HERE,
@@ -81,6 +82,16 @@ def test_a_configuration_gives_the_golden_files(library, name):
     assert sorted(made) == sorted(path.name for path in (GOLDEN / name).iterdir())
     for file, text in made.items():
         assert text == (GOLDEN / name / file).read_text("utf-8"), f"{name}/{file}"
+
+
+def test_a_newer_nix_gives_the_golden_files_too(debian_tools):
+    """Debian 13's 2.26: numbers, text and merging are the same."""
+    with room(debian_tools, {"/tree": ROOT}) as inside:
+        for name in CONFIGURATIONS:
+            expression = machine(configured(name)).replace(str(ROOT), "/tree")
+            done = inside.run("nix-instantiate", "--eval", "--strict", "--json", "-E", expression)
+            for file, text in golden_files(json.loads(done.stdout)).items():
+                assert text == (GOLDEN / name / file).read_text("utf-8"), f"{name}/{file}"
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
