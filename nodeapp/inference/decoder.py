@@ -45,6 +45,8 @@ inside so many rows once in ten times pays for itself."""
 GATHER_SECONDS = 0.025
 """Tokens between an answer's first and its last gather for so long before they are handed over:
 every hand-over wakes two processes, which on a small machine stops the threads that compute."""
+PUBLISH_SECONDS = 0.1
+"""So often the figures of the moment are told while there is work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class Decoder:
         self._requests: dict[int, _Request] = {}
         self._events: list[tuple[int, Event]] = []
         self._is_urgent = False
-        self._sent_at = 0.0
+        self._sent_at = self._published_at = 0.0
         self._is_idle = True
         self._thread: threading.Thread | None = None
 
@@ -268,7 +270,9 @@ class Decoder:
         now = self._clock.monotonic_seconds()
         if not (self._is_urgent or self._is_idle or now - self._sent_at >= GATHER_SECONDS):
             return
-        self._publish()
+        if self._is_idle or now - self._published_at >= PUBLISH_SECONDS:
+            self._publish()
+            self._published_at = now
         self._sent_at = now
         if self._events:
             self._post(self._events)
@@ -283,8 +287,9 @@ class Decoder:
         )
         self._metrics.running.set(self._scheduler.running)
         self._metrics.waiting.set(self._scheduler.waiting)
-        self._metrics.kv_tokens.set(self._scheduler.kv_tokens)
-        self._metrics.kv_usage.set(self._scheduler.kv_tokens / self._limits.scheduler.kv_tokens)
+        kv_tokens = self._scheduler.kv_tokens
+        self._metrics.kv_tokens.set(kv_tokens)
+        self._metrics.kv_usage.set(kv_tokens / self._limits.scheduler.kv_tokens)
 
     def _apply_memory(self, step: Step) -> bool:
         """False: a model that cannot drop a part of a sequence lost it all; plan again."""

@@ -5,7 +5,7 @@ goes on exactly as it would have, and a guessed token is verified by choosing it
 are never changed: what must change them works on a copy. Greedy without penalties is one argmax.
 Order: bias, penalties, temperature, top-k, typical, top-p, min-p. No I/O, no clock.
 
-Measured on 49152 logits: argmax 4 us, copy 4, the best 8 of them 23 (a whole argpartition 309).
+Measured on 49152 logits: argmax 4 us, copy 4, the best 8 of them 19 (a whole argpartition 309).
 """
 
 from __future__ import annotations
@@ -158,12 +158,18 @@ class Sampler:
                 leaves no token.
         """
         parameters = self._parameters
-        token_id = self._pick(logits, position)
+        prints = parameters.has_fingerprints
+        best = best_ids(logits, FINGERPRINT_TOKENS).tolist() if prints else []
+        values = logits[best].tolist() if prints else []
+        if self._is_plain and self._constraint is None and _is_clear(values):
+            token_id: int = best[0]
+        else:
+            token_id = self._pick(logits, position)
         count = parameters.top_logprobs
         return Choice(
             token_id,
             _logprobs(logits, token_id, count) if count is not None else (),
-            fingerprint(logits) if parameters.has_fingerprints else None,
+            (tuple(best), _scaled(values)) if prints else None,
         )
 
     def accept(self, token_id: int) -> None:
@@ -234,25 +240,35 @@ def best_ids(values: Logits, count: int) -> _Ids:
     if count >= width or width < _COLUMNS:
         return np.argsort(-values, kind="stable")[:count]
     maxima = np.maximum.reduce(values[: width * _COLUMNS].reshape(_COLUMNS, width))
-    columns = np.argpartition(maxima, -count)[-count:]
-    inside = (columns[:, None] + _rows(width)).ravel()
+    columns = maxima.argpartition(-count)[-count:]
+    inside = (columns + _rows(width)).ravel()
     if width * _COLUMNS < len(values):
         inside = np.concatenate((inside, np.arange(width * _COLUMNS, len(values))))
     found = values[inside]
-    ids: _Ids = inside[np.argsort(found)[: -count - 1 : -1]]
+    # What is below all these maxima cannot be among them: few are left to be sorted.
+    kept = (found >= maxima[columns].min()).nonzero()[0]
+    ids: _Ids = inside[kept[found[kept].argsort()[: -count - 1 : -1]]]
     return ids
 
 
 @lru_cache(maxsize=8)
 def _rows(width: int) -> _Ids:
-    return np.arange(_COLUMNS, dtype=np.intp) * width
+    return np.arange(_COLUMNS, dtype=np.intp)[:, None] * width
 
 
 def fingerprint(logits: Logits) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The highest logits as small integers: what another machine with this model also computes."""
-    ids = best_ids(logits, FINGERPRINT_TOKENS)
-    scaled = [round(value * FINGERPRINT_SCALE) for value in logits[ids].tolist()]
-    return tuple(ids.tolist()), tuple(scaled)
+    ids = best_ids(logits, FINGERPRINT_TOKENS).tolist()
+    return tuple(ids), _scaled(logits[ids].tolist())
+
+
+def _scaled(values: Sequence[float]) -> tuple[int, ...]:
+    return tuple([round(value * FINGERPRINT_SCALE) for value in values])
+
+
+def _is_clear(values: Sequence[float]) -> bool:
+    """One of these highest logits, highest first, is above the others and is a number."""
+    return len(values) > 1 and values[1] < values[0] < math.inf
 
 
 def _logprobs(logits: Logits, token_id: int, count: int) -> tuple[Logprob, ...]:

@@ -219,3 +219,22 @@ def test_a_fingerprint_is_the_highest_logits_in_fixed_point():
     assert ids == (2, 0, 3, 1)
     assert logits == (896, 256, 64, -512)
     assert FINGERPRINT_SCALE == 256
+
+
+@given(values=st.lists(st.integers(-40, 40), min_size=2, max_size=9000), greedy=st.booleans())
+def test_fingerprints_do_not_change_the_choice(values, greedy):
+    logits = np.array(values, dtype=np.float32)
+    temperature = 0.0 if greedy else 0.9
+    plain = Sampler(SamplingParameters(temperature, seed=4)).choose(logits, 7)
+    printed = Sampler(SamplingParameters(temperature, seed=4, has_fingerprints=True))
+    choice = printed.choose(logits, 7)
+    assert choice.token_id == plain.token_id
+    assert choice.fingerprint == fingerprint(logits)
+
+
+@pytest.mark.parametrize("size", [8, 49152])
+def test_a_fingerprint_of_what_is_no_number_is_refused(size):
+    logits = np.full(size, np.nan, dtype=np.float32)
+    sampler = Sampler(SamplingParameters(has_fingerprints=True))
+    with pytest.raises(Unavailable, match="model computed nan"):
+        sampler.choose(logits, 0)
