@@ -164,7 +164,7 @@ def publish(
 
 
 def check(release: Path) -> None:
-    """That every file is what SHA256SUMS says.
+    """That every file is what SHA256SUMS says, and every packed one is whole.
 
     Raises:
         Damaged: names the first that is not.
@@ -173,6 +173,11 @@ def check(release: Path) -> None:
         wanted, _, name = line.partition("  ")
         if _sha256(release / name) != wanted:
             raise Damaged(f"{name} is not what {SUMS} says")
+        if (
+            name.endswith(".xz")
+            and subprocess.run(["xz", "-tq", release / name], check=False).returncode
+        ):
+            raise Damaged(f"{name} is not whole")
 
 
 def _check_labels(slot: Slot, label: str) -> None:

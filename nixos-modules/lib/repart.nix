@@ -2,6 +2,8 @@
 #
 # build   the flash image: boot loader, slot A with its hashes, the operator's CONFIG. No slot B:
 #         a flashed disk would be written twice as long for nothing.
+#         Disks have 512-byte sectors for firmware: --sector-size=512, or the ESP's file system
+#         gets 4096, and some do not read that.
 # device  on the node, at every boot: makes slot B and the state once, then finds all as it should
 #         be. The slots of both letters have one size, or an update that fits A would not fit B.
 {
@@ -40,7 +42,13 @@ let
   sets = {
     build = {
       "10-esp" = esp // { SplitName = "-"; };
-      "20-verity-a" = verity // slotA // { Verity = "hash"; SplitName = "verity"; };
+      "20-verity-a" = verity // slotA // {
+        Verity = "hash";
+        SplitName = "verity";
+        # Not the disk's sectors, which would make eight times as many hashes.
+        VerityDataBlockSizeBytes = "4096";
+        VerityHashBlockSizeBytes = "4096";
+      };
       "21-store-a" = store // slotA // { Verity = "data"; Format = "erofs"; SplitName = "store"; };
       "50-config" = {
         # Microsoft's basic data: any desktop shows it.

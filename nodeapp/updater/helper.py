@@ -2,7 +2,8 @@
 
 Started by fabstir-update@.service for one connection to fabstir-update.socket: one line in, one
 line out. It trusts nothing that the updater wrote: systemd-sysupdate checks the signature of the
-release against root's own keyring; nixos-rebuild fetches from where root's own file says.
+release against root's own keyring, but takes an old one as gladly as a new one, so the version is
+compared here; nixos-rebuild fetches from where root's own file says.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import InvalidRequest, NodeError
-from nodeapp.core.release import version_key
+from nodeapp.core.release import is_newer, version_key
 
 TOOL_SECONDS = 3600.0
 MAX_REQUEST_BYTES = 200
@@ -34,6 +35,8 @@ class Tools:
     sysupdate: str = "/usr/lib/systemd/systemd-sysupdate"
     definitions: str = "/etc/fabstir/sysupdate"
     """With two directories: `slot` are the partitions, `boot` is the UKI, which comes last."""
+    os_release: Path = Path("/etc/os-release")
+    """IMAGE_VERSION in it is what runs."""
     nixos_source: Path = Path("/etc/fabstir/release-source")
     """One line: the flake reference of this project without its tag."""
 
@@ -42,7 +45,8 @@ def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str
     """What a verb runs, in order.
 
     Raises:
-        InvalidRequest: no such verb, or other arguments than it takes.
+        InvalidRequest: no such verb, other arguments than it takes, or a version not newer than
+            the one that runs.
     """
     if verb not in WITH_VERSION + ALONE or len(arguments) != int(verb in WITH_VERSION):
         known = ", ".join([*(f"{name} VERSION" for name in WITH_VERSION), *ALONE])
@@ -52,8 +56,10 @@ def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str
         version_key(version)
     match verb:
         case "fill":
+            _check_newer(version, tools)
             return [_sysupdate(tools, "slot", version)]
         case "arm":
+            _check_newer(version, tools)
             return [_sysupdate(tools, "boot", version), ["bootctl", "set-default", ""]]
         case "prefer":
             return [["bootctl", "set-default", f"fabstir-node_{version}*.efi"]]
@@ -66,6 +72,17 @@ def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str
             ]
         case _:
             return [["systemctl", "reboot"]]
+
+
+def _check_newer(version: str, tools: Tools) -> None:
+    try:
+        lines = tools.os_release.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InvalidRequest(f"{tools.os_release} cannot be read: {error.strerror}") from error
+    named = (line.partition("=")[2] for line in lines if line.startswith("IMAGE_VERSION="))
+    running = next(named, "").strip("\"'")
+    if running and not is_newer(version, running):
+        raise InvalidRequest(f"{version} is not newer than {running}, which runs")
 
 
 def _sysupdate(tools: Tools, part: str, version: str) -> list[str]:

@@ -1,13 +1,9 @@
-"""The image's way: root's helper takes a few verbs, and the real systemd-sysupdate with our own
-transfers fills the other slot with what was signed and nothing else.
+"""The image's way: root's helper takes a few verbs, and the transfers are those that Nix renders.
 
-The tools are those of the tool root (tests/image/toolroot.py); FABSTIR_SYSUPDATE_ROOT names
-another Debian root that has systemd-sysupdate 257 or later, systemd-repart and gnupg.
+What the real systemd-sysupdate does with them on a disk: tests/image/test_update_loop.py.
 """
 
-import hashlib
 import json
-import lzma
 import os
 import re
 import shutil
@@ -26,7 +22,6 @@ from nodeapp.updater.helper import ALONE, WITH_VERSION, Tools, commands
 from nodeapp.updater.nixos import NixosBackend
 from nodeapp.updater.root_helper import ask_helper
 from nodeapp.updater.sysupdate import SysupdateBackend
-from tests.image.toolroot import Room, require_tools, room
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFERS = ROOT / "appliance" / "sysupdate"
@@ -91,6 +86,19 @@ def test_what_each_verb_runs(tmp_path):
         "nix-env",
         "/nix/var/nix/profiles/system/bin/switch-to-configuration",
     ]
+
+
+@pytest.mark.parametrize("verb", ["fill", "arm"])
+def test_root_installs_nothing_older_than_what_runs_whatever_the_updater_says(tmp_path, verb):
+    os_release = tmp_path / "os-release"
+    os_release.write_text('ID=fabstir-node\nIMAGE_VERSION="0.2.0"\n')
+    tools = Tools(os_release=os_release)
+    for version in ("0.1.9", "0.2.0-rc.1", "0.2.0"):
+        with pytest.raises(InvalidRequest, match=r"not newer than 0\.2\.0, which runs"):
+            commands(verb, [version], tools)
+    assert commands(verb, ["0.2.1"], tools)
+    # The way back to the release before is not an installation.
+    assert commands("prefer", ["0.1.9"], tools)
 
 
 @pytest.mark.parametrize("text", ["", "path:/tmp/x", "github:a/b --impure", "http://a/b"])
@@ -216,178 +224,3 @@ def test_systemd_takes_the_units(tmp_path):
     )
     ours = [line for line in done.stderr.splitlines() if "fabstir-update" in line]
     assert ours == []
-
-
-class Machine:
-    """A disk with slot A in use and slot B empty, keys, and a place for downloads."""
-
-    def __init__(self, inside: Room, base: Path):
-        self.room, self.base = inside, base
-        for name in ("src", "esp", "keys", "definitions", "repart"):
-            (base / name).mkdir()
-        self.loop = ""
-
-    def inside(self, path: Path) -> str:
-        return f"/job/{path.relative_to(self.base)}"
-
-    def run(self, *command: str, check=True) -> subprocess.CompletedProcess:
-        return self.room.run(
-            *map(str, command),
-            check=check,
-            environment={"GNUPGHOME": self.inside(self.base / "keys")},
-        )
-
-    def make_disk(self):
-        for slot, label in (("1a", "fabstir-node_0.1.0"), ("2b", "_empty")):
-            for part, size in (("usr", "4M"), ("usr-verity", "1M")):
-                (self.base / "repart" / f"{slot}-{part}.conf").write_text(
-                    f"[Partition]\nType={part}\nLabel={label}\n"
-                    f"SizeMinBytes={size}\nSizeMaxBytes={size}\n"
-                )
-        disk = self.base / "disk.raw"
-        self.run(
-            "systemd-repart", "--empty=create", "--size=16M", "--offline=yes", "--dry-run=no",
-            f"--definitions={self.inside(self.base / 'repart')}", self.inside(disk),
-        )  # fmt: skip
-        done = subprocess.run(
-            ["losetup", "-f", "--show", "-P", disk], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            pytest.skip(f"no loop device here: {done.stderr.strip()}")
-        self.loop = done.stdout.strip()
-
-    def make_key(self):
-        (self.base / "keys").chmod(0o700)
-        self.run(
-            "gpg", "--batch", "--quiet", "--passphrase", "", "--quick-gen-key",
-            "release@example.org", "ed25519", "sign", "never",
-        )  # fmt: skip
-        ring = self.run(
-            "gpg", "--batch", "--yes", "-o", "/etc/systemd/import-pubring.gpg", "--export"
-        )
-        assert ring.returncode == 0
-
-    def release(self, version: str) -> dict[str, bytes]:
-        """Put a signed release where the updater would; returns the parts' contents."""
-        source = self.base / "src"
-        for old in source.iterdir():
-            old.unlink()
-        bodies = {
-            f"fabstir-node_{version}_11111111222233334444555555555555.store.raw": os.urandom(
-                2_000_000
-            ),
-            f"fabstir-node_{version}_66666666777788889999aaaaaaaaaaaa.verity.raw": os.urandom(
-                200_000
-            ),
-            f"fabstir-node_{version}.efi": os.urandom(300_000),
-        }
-        for name, body in bodies.items():
-            if name.endswith(".raw"):
-                (source / f"{name}.xz").write_bytes(lzma.compress(body, preset=0))
-            else:
-                (source / name).write_bytes(body)
-        sums = "".join(
-            f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-            for path in sorted(source.iterdir())
-        )
-        (source / "SHA256SUMS").write_text(sums)
-        signed = self.inside(source / "SHA256SUMS")
-        self.run("gpg", "--batch", "--quiet", "--detach-sign", "-o", f"{signed}.gpg", signed)
-        return {
-            name.rsplit(".", 2)[-2 if name.endswith(".raw") else -1]: body
-            for name, body in bodies.items()
-        }
-
-    def definitions(self) -> str:
-        """Our transfers, with this test's disk, ESP and download directory in place of a machine's."""
-        target = self.base / "definitions"
-        for path in sorted(TRANSFERS.rglob("*.transfer")):
-            text = path.read_text()
-            text = text.replace(
-                "file:///var/lib/fabstir/updater/downloads",
-                f"file://{self.inside(self.base / 'src')}",
-            )
-            text = text.replace("Path=auto", f"Path={self.loop}")
-            text = text.replace(
-                "Path=/EFI/Linux\nPathRelativeTo=boot", f"Path={self.inside(self.base / 'esp')}"
-            )
-            text = text.replace("ProtectVersion=%A", "ProtectVersion=0.1.0")
-            (target / path.parent.name).mkdir(exist_ok=True)
-            (target / path.parent.name / path.name).write_text(text)
-        return self.inside(target)
-
-    def verb(self, verb: str, version: str, *, check=True) -> subprocess.CompletedProcess:
-        """The first command of a helper's verb; the second is the boot loader's."""
-        tools = Tools(definitions=self.definitions())
-        return self.run(*commands(verb, [version], tools)[0], check=check)
-
-    def partitions(self) -> dict[str, list[tuple[str, str, int]]]:
-        """type → (label, uuid, offset)."""
-        done = self.run(
-            "systemd-repart", "--json=short", "--dry-run=yes",
-            f"--definitions={self.inside(self.base / 'repart')}", self.loop,
-        )  # fmt: skip
-        found: dict[str, list[tuple[str, str, int]]] = {}
-        text = next(line for line in done.stdout.splitlines() if line.startswith("["))
-        for row in json.loads(text):
-            found.setdefault(row["type"], []).append((row["label"], row["uuid"], row["offset"]))
-        return found
-
-    def content(self, offset: int, size: int) -> bytes:
-        with (self.base / "disk.raw").open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-
-@pytest.fixture
-def machine(tmp_path):
-    chosen = os.environ.get("FABSTIR_SYSUPDATE_ROOT")
-    root = Path(chosen) if chosen else require_tools()
-    with room(root, {"/job": tmp_path}) as inside:
-        made = Machine(inside, tmp_path)
-        try:
-            made.make_disk()
-            made.make_key()
-            yield made
-        finally:
-            if made.loop:
-                subprocess.run(["losetup", "-d", made.loop], check=False)
-
-
-def test_the_real_tool_fills_the_empty_slot_then_the_boot_entry(machine):
-    bodies = machine.release("0.2.0")
-    before = machine.partitions()
-    machine.verb("fill", "0.2.0")
-    after = machine.partitions()
-    for kind, part, uuid in (("usr", "store", "1111"), ("usr-verity", "verity", "6666")):
-        old, new = after[f"{kind.replace('usr', 'usr-x86-64')}"]
-        assert old == before[f"{kind.replace('usr', 'usr-x86-64')}"][0]
-        assert new[0] == "fabstir-node_0.2.0"
-        assert new[1].startswith(uuid)
-        assert machine.content(new[2], len(bodies[part])) == bodies[part]
-    assert list((machine.base / "esp").iterdir()) == []
-    machine.verb("arm", "0.2.0")
-    (entry,) = (machine.base / "esp").iterdir()
-    assert entry.name == "fabstir-node_0.2.0+3-0.efi"
-    assert entry.read_bytes() == bodies["efi"]
-
-
-def test_the_real_tool_refuses_what_was_changed_and_leaves_the_slot_in_use(machine):
-    machine.release("0.2.0")
-    before = machine.partitions()
-    sums = machine.base / "src" / "SHA256SUMS"
-    whole = sums.read_bytes()
-    sums.write_bytes(whole.replace(b"a", b"b", 1))
-    refused = machine.verb("fill", "0.2.0", check=False)
-    assert refused.returncode != 0
-    assert "BAD signature" in refused.stderr
-    assert machine.partitions() == before
-    sums.write_bytes(whole)
-    store = next((machine.base / "src").glob("*.store.raw.xz"))
-    store.write_bytes(store.read_bytes()[:-9] + b"tampered!")
-    refused = machine.verb("fill", "0.2.0", check=False)
-    assert refused.returncode != 0
-    labels = [label for rows in machine.partitions().values() for label, _uuid, _offset in rows]
-    assert labels.count("fabstir-node_0.1.0") == 2
-    assert machine.partitions()["usr-x86-64"][1][0] != "fabstir-node_0.2.0"
-    assert list((machine.base / "esp").iterdir()) == []

@@ -83,7 +83,7 @@ class Factory:
     def _repart(self, place: Path, *options: str) -> str:
         at = f"/job/{place.name}"
         done = self.inside.run(
-            "systemd-repart", "--offline=yes", "--dry-run=no", "--json=short", *options,
+            "systemd-repart", "--offline=yes", "--dry-run=no", "--json=short", "--sector-size=512", *options,
             f"--root={at}/tree", f"--seed={SEED}", f"--definitions={at}/definitions",
             f"{at}/disk.raw", environment=EPOCH,
         )  # fmt: skip

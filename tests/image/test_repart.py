@@ -85,6 +85,7 @@ def test_what_a_slot_needs_it_has(rendered, profile):
 def build(inside, disk, tree="/job/tree"):
     inside.run(
         "systemd-repart", "--empty=create", "--size=auto", "--offline=yes", "--dry-run=no",
+        "--sector-size=512",
         f"--root={tree}", f"--seed={SEED}", "--definitions=/definitions", f"/job/{disk}",
         environment={"SOURCE_DATE_EPOCH": "1700000000"},
     )  # fmt: skip
