@@ -26,6 +26,8 @@ removeAttrs (import ./hardening.nix) [
   ];
   InaccessiblePaths = "-${stateDir}";
   PrivateDevices = true;
+  # A socket is asked there all the same.
+  ReadOnlyPaths = "-/run/fabstir";
   Restart = "always";
   RestartSec = 5;
   MemoryMax = "256M";

@@ -32,6 +32,9 @@ def machine() -> Iterator[Booted]:
         program.parent.mkdir(parents=True)
         shutil.copyfile(HERE / "unit_probe.py", program)
         program.chmod(0o755)
+        helper = program.with_name("fabstir-update-helper")
+        helper.write_text('#!/bin/sh\nread -r request\necho "done $request $(id -u)"\n')
+        helper.chmod(0o755)
         (upper / PACKAGE / "lib" / "fabstir-node").mkdir(parents=True)
         units = upper / "etc" / "units"
         for configuration in CONFIGURATIONS:
@@ -121,3 +124,37 @@ def test_a_node_whose_secret_is_missing_does_not_start(machine):
     assert done.returncode != 0
     assert "credential" in machine.journal("fabstir-node.service").lower()
     machine.run("systemctl", "stop", "fabstir-node.service", check=False)
+
+
+def test_the_metrics_see_the_sockets_and_nothing_of_the_state(machine):
+    started(machine, "full")
+    shell(machine, "cp /etc/units/full/fabstir-metrics.service /etc/systemd/system/")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "fabstir-metrics.service")
+    shell(machine, "until journalctl -q -o cat -u fabstir-metrics | grep -q ^{; do sleep 0.1; done")
+    lines = shell(machine, "journalctl -q -o cat -u fabstir-metrics | grep ^{").splitlines()
+    found = json.loads(lines[-1])
+    assert found["credentials"] == {}
+    assert found["writable"] == []
+    assert found["answered"]
+    assert "/data/fabstir" not in found["listed"]
+    assert "nvidia0" not in found["devices"]
+    machine.run("systemctl", "stop", "fabstir-metrics.service")
+
+
+def test_only_the_nodes_group_reaches_the_update_helper(machine):
+    started(machine, "full")
+    shell(
+        machine,
+        "cp /etc/units/full/fabstir-update* /etc/systemd/system/; systemctl daemon-reload;"
+        " id stranger >/dev/null 2>&1 || useradd -r stranger; systemctl start fabstir-update.socket",
+    )
+    ask = (
+        "import socket; line = socket.socket(socket.AF_UNIX); line.connect('/run/fabstir-update.sock');"
+        " line.sendall(b'reboot\\n'); print(line.makefile().readline())"
+    )
+    asked = machine.run("runuser", "-u", "hoster", "--", "python3", "-c", ask)
+    assert asked.stdout.strip() == "done reboot 0"
+    refused = machine.run("runuser", "-u", "stranger", "--", "python3", "-c", ask, check=False)
+    assert "PermissionError" in refused.stderr
+    machine.run("systemctl", "stop", "fabstir-update.socket")
