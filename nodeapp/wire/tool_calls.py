@@ -6,6 +6,7 @@ Llama 3           {"name": …, "parameters": {…}} as the whole answer, <funct
 
 Text that only looks like the beginning of a call is held back until it is known; what turns out
 not to be a call of a declared tool is content, unchanged. Never raises for what a model wrote.
+What is held back is not looked at again before its end mark has come, so the cost is linear.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ class ToolCallParser:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = frozenset(names)
         self._text = ""
+        self._more: list[str] = []
+        """Pieces after `_text` that were not looked at yet."""
+        self._awaited: str | None = None
+        """The end mark without which nothing is certain; "" there is none; None: look at all."""
+        self._edge = ""
+        """The last characters, which may be the beginning of that mark."""
         self._has_begun = False
         self._after_call = False
 
@@ -50,7 +57,10 @@ class ToolCallParser:
         """Take a piece; without declared tools everything is content at once."""
         if not self._names:
             return Parsed(text)
-        self._text += text
+        self._more.append(text)
+        if not self._is_worth_a_look(text):
+            return Parsed()
+        self._gather()
         content = ""
         calls: list[FoundCall] = []
         while True:
@@ -62,6 +72,7 @@ class ToolCallParser:
 
     def flush(self) -> Parsed:
         """The rest: a call that needed no end mark, or content."""
+        self._gather()
         rest, self._text = self._text, ""
         if not self._names:
             return Parsed(rest)
@@ -75,13 +86,33 @@ class ToolCallParser:
             return Parsed("", calls)
         return Parsed("" if self._after_call and not bare else rest)
 
+    def _is_worth_a_look(self, text: str) -> bool:
+        mark = self._awaited
+        if not mark:
+            return mark is None
+        seen = self._edge + text
+        self._edge = seen[1 - len(mark) :]
+        return mark in seen
+
+    def _gather(self) -> None:
+        self._text = "".join((self._text, *self._more))
+        self._more.clear()
+        self._awaited = None
+
+    def _wait_for(self, mark: str) -> None:
+        self._awaited = mark
+        self._edge = self._text[1 - len(mark) :] if mark else ""
+
     def _step(self) -> tuple[str, tuple[FoundCall, ...], bool]:
         """(content, calls, whether to look again)."""
         is_at_start = not self._has_begun or self._after_call
         if is_at_start:
             bare = self._text.lstrip()
-            if not bare or bare[0] in "{[":
-                return "", (), False  # may be a whole answer in JSON: flush decides
+            if not bare:
+                return "", (), False
+            if bare[0] in "{[":
+                self._wait_for("")  # may be a whole answer in JSON: flush decides
+                return "", (), False
         place = min(
             (at for trigger in _TRIGGERS if (at := self._text.find(trigger)) >= 0), default=-1
         )
@@ -104,13 +135,20 @@ class ToolCallParser:
     def _block(self) -> tuple[tuple[FoundCall, ...], int]:
         """The calls of the block the text begins with, and where it ends; -1: not yet."""
         if self._text.startswith(_OPEN):
-            end = self._text.find(_CLOSE)
-            return self._calls(self._text[len(_OPEN) : end]), _past(end, _CLOSE)
+            end = self._find(_CLOSE)
+            return self._calls(self._text[len(_OPEN) : max(end, 0)]), _past(end, _CLOSE)
         if self._text.startswith(_FUNCTION):
-            end = self._text.find(_FUNCTION_END)
-            name, _, arguments = self._text[len(_FUNCTION) : end].partition(">")
+            end = self._find(_FUNCTION_END)
+            name, _, arguments = self._text[len(_FUNCTION) : max(end, 0)].partition(">")
             return self._checked(name, _object(arguments)), _past(end, _FUNCTION_END)
+        self._wait_for("")
         return (), -1
+
+    def _find(self, mark: str) -> int:
+        end = self._text.find(mark)
+        if end < 0:
+            self._wait_for(mark)
+        return end
 
     def _take(self, count: int) -> str:
         taken, self._text = self._text[:count], self._text[count:]

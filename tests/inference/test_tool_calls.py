@@ -97,3 +97,36 @@ def test_property_arguments_arrive_whole(arguments, sizes):
         content, calls = read(text, sizes)
         assert content == ""
         assert [json.loads(call.arguments) for call in calls] == [arguments]
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("<tool_call>", "</tool_call>"),
+        ("<function=weather>", "</function>"),
+        ("[TOOL_CALLS]", ""),
+        ("", ""),
+    ],
+)
+def test_a_long_call_costs_as_much_as_it_is_long(begin, end, monkeypatch):
+    looked = []
+    find = ToolCallParser._step
+
+    def counted(parser):
+        looked.append(len(parser._text))
+        return find(parser)
+
+    monkeypatch.setattr(ToolCallParser, "_step", counted)
+    long = "x" * 20_000
+    arguments = f'{{"city": "{long}"}}'
+    inside = (
+        arguments if begin.startswith("<f") else f'{{"name": "weather", "arguments": {arguments}}}'
+    )
+    content, calls = read(begin + inside + end)
+    assert (content, calls) == ("", [FoundCall("weather", f'{{"city":"{long}"}}')])
+    assert sum(looked) < 3 * len(inside)
+
+
+def test_a_call_that_never_ends_is_content():
+    text = "<tool_call>" + "y" * 5000
+    assert read(text) == (text, [])
