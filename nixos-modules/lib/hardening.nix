@@ -37,10 +37,12 @@
   RestrictSUIDSGID = true;
   SystemCallArchitectures = "native";
   SystemCallErrorNumber = "EPERM";
-  # The calls by which processes confine themselves further are in no group of @system-service.
+  # The calls by which processes confine themselves further are in no group of @system-service. supervisord gives its
+  # socket to the account it runs as: without a capability chown can do no more.
   SystemCallFilter = [
     "@system-service"
     "landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp"
     "~@privileged"
+    "@chown"
   ];
 }
