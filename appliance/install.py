@@ -89,7 +89,7 @@ class Machine:
         self.do(f"{text}: /{place}", same, lambda: write_atomically(target, content))
 
 
-def install(machine: Machine, *, start: bool) -> None:
+def install(machine: Machine, *, start: bool, portable: bool) -> None:
     """Every step in order.
 
     Raises:
@@ -105,7 +105,7 @@ def install(machine: Machine, *, start: bool) -> None:
     if Path("/proc/driver/nvidia").exists() and machine.is_running:
         machine.put("driver module loaded at boot", MODULES, DRIVER)
     if machine.is_running:
-        environment(machine)
+        environment(machine, portable=portable)
     link(machine)
     units(machine, start=start)
 
@@ -198,10 +198,11 @@ def _give_to_node(machine: Machine, place: Path) -> None:
     os.chown(place, -1, int(line.split(":")[3]))
 
 
-def environment(machine: Machine) -> None:
-    """The pinned packages and llama.cpp for this processor; minutes the first time."""
+def environment(machine: Machine, *, portable: bool) -> None:
+    """The pinned packages and llama.cpp, for this processor; minutes the first time."""
     home = machine.path(HOME)
     words = [sys.executable, "-m", "appliance.setup", "--environment-only"]
+    words += ["--portable"] if portable else []
     variables = {"FABSTIR_CACHE": str(machine.path(BUILT)), "FABSTIR_VENV": str(home / ".venv")}
     python = home / ".venv" / "bin" / "python"
 
@@ -328,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.uninstall:
             uninstall(machine, purge=chosen.purge)
         else:
-            install(machine, start=chosen.start)
+            install(machine, start=chosen.start, portable=chosen.portable)
             sys.stdout.write("" if machine.dry or not machine.is_running else NEXT)
     except (SetupFailure, OSError) as failure:
         sys.stderr.write(f"install: {failure}\n")
@@ -345,6 +346,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--purge", action="store_true", help="with --uninstall: " + PURGE)
     parser.add_argument("--yes", action="store_true", help="purge without asking")
     parser.add_argument("--start", action="store_true", help="start the node at the end")
+    parser.add_argument(
+        "--portable", action="store_true", help="for a disk that moves to another x86-64-v3 machine"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--root", type=Path, default=Path("/"), help="another system's root")
     return parser
