@@ -22,6 +22,7 @@ from nodeapp.p2p.beat import Beat
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
 from nodeapp.p2p.directory import Directory, serve_capability
 from nodeapp.p2p.engines import Engines
+from nodeapp.p2p.forward import RouterForward
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.markets import Market, Markets
 from nodeapp.p2p.offer import Offer
@@ -77,6 +78,7 @@ class P2pNode:
         self._host: Libp2pHost | None = None
         self._live = LiveConversations()
         self._beat = Beat(settings.flush_seconds)
+        self._router = RouterForward(settings, shell.fail)
         self._announced: tuple[str, ...] = ()
         self._directory = Directory(shell.clock.unix_seconds)
         self._reach = Reachability("not asked yet")
@@ -100,10 +102,11 @@ class P2pNode:
         """Ready when renters can be served; announcing goes on in the background."""
         await self._resources.enter_async_context(self._markets)
         await self._resources.enter_async_context(self._inference)
+        announce = await self._router.announced()
         network = NetworkSettings(
             identity_path=self._shell.paths.process_state("p2p") / "identity.key",
             listen=(self._settings.listen,),
-            announce=self._settings.announce,
+            announce=announce,
             max_connections=self._settings.max_connections,
             max_per_subnet=self._settings.max_connections_per_subnet,
             gate=self._admits,
@@ -124,6 +127,7 @@ class P2pNode:
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, self._admission))
         tasks.create_task(self._announce(host))
         tasks.create_task(self._watch_reach(host))
+        tasks.create_task(self._router.keep())
         if self._settings.mdns:
             tasks.create_task(self._tell_lan(host))
         if self._settings.gossip:
@@ -159,7 +163,8 @@ class P2pNode:
         return await self.view()
 
     async def stop(self) -> None:
-        """Close the host, then the clients."""
+        """Close the way in and the host, then the clients."""
+        await self._router.close()
         if self._host is not None:
             await self._host.stop()
         await self._resources.aclose()
@@ -174,7 +179,7 @@ class P2pNode:
             announced_models=self._announced,
             conversations=len(self._live),
             is_reachable=self._reach.is_reachable,
-            reachability=self._reach.sentence,
+            reachability="; ".join(filter(None, (self._reach.sentence, self._router.sentence))),
         )
 
     async def _tell_lan(self, host: Libp2pHost) -> None:

@@ -268,6 +268,8 @@ class P2pSettings(Section, frozen=True):
     """Tell and hear of offers by gossipsub."""
     mdns: bool = False
     """Tell the local network of this host; renters there look for it with `mdns = true`."""
+    upnp: bool = False
+    """Have the router forward the port by UPnP; its address is announced unless `announce` is set."""
 
 
 class UpdaterSettings(Section, frozen=True):
