@@ -3,20 +3,32 @@
 # Without arguments: the demo, as `make demo`.
 set -euo pipefail
 root=@root@
+python=$root/.venv/bin/python
 # The GPU's driver is the machine's own, not the package's: NixOS has it there.
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/run/opengl-driver/lib"
 export PATH="@tools@${PATH:+:$PATH}"
-if [ @module@ = nodeapp.cli.main ]; then
+
+# Where set-up puts the demo's parts on other machines. What set-up put there stays.
+link() {
+  if [ -L "$2" ] || [ ! -e "$2" ]; then
+    mkdir -p "$(dirname "$2")"
+    ln -sfn "$1" "$2"
+  fi
+}
+
+if [ @name@ = fabstir-node ]; then
   if [ $# -eq 0 ]; then set -- demo; fi
-  case $1 in
-  demo | devnet)
-    # Where set-up puts them on other machines.
+  case "$*" in
+  *--help*) ;;
+  demo* | devnet*)
     cache=${FABSTIR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fabstir-node}
     anvil=$cache/anvil-1.7.1/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
-    mkdir -p "$(dirname "$anvil")" "$cache/models"
-    ln -sfn @anvil@ "$anvil"
-    ln -sfn @model@/SmolLM2-135M-Instruct.Q4_1.gguf "$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+    model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+    link @anvil@ "$anvil"
+    link @model@/SmolLM2-135M-Instruct.Q4_1.gguf "$model"
+    # Keys over a test reference string: made once, at random, so no part of the package.
+    "$python" -P -m nodeapp.prover.profile --cache-dir "$cache" --profile poseidon >&2
     ;;
   esac
 fi
-exec "$root/.venv/bin/python" -P -m @module@ "$@"
+exec "$python" -P "$root/.venv/bin/@name@" "$@"

@@ -14,9 +14,11 @@ printf 'import site; site.addsitedir("%s")\n%s\n' "$packages" "$root" > "$site/f
 # By content, not by time: in the Nix store every file is of 1970.
 "$root/.venv/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$root/nodeapp" "$root/appliance"
 
+# Name of the command, module whose main it calls.
 command() {
+  printf 'import sys\n\nfrom %s import main\n\nsys.exit(main())\n' "$2" > "$root/.venv/bin/$1"
   substitute "${launcher:?}" "$out/bin/$1" \
-    --subst-var-by module "$2" --subst-var-by root "$root" --subst-var-by shell "${shell:?}" \
+    --subst-var-by name "$1" --subst-var-by root "$root" --subst-var-by shell "${shell:?}" \
     --subst-var-by tools "${tools:?}" --subst-var-by anvil "${anvil:?}" --subst-var-by model "${model:?}"
   chmod +x "$out/bin/$1"
 }

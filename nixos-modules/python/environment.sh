@@ -5,7 +5,7 @@
 # shellcheck source=tools.sh
 source "${common:?}"
 python3 -m venv --without-pip "${out:?}"
-into() { pip --python "$out/bin/python" install --no-deps "$@"; }
+into() { pip --python "$out/bin/python" install --no-deps --no-compile "$@"; }
 
 # The lock without the left-out packages: a line that begins with a name, and its hashes after it.
 chosen="$NIX_BUILD_TOP/requirements.txt"

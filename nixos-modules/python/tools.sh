@@ -3,13 +3,12 @@
 # index, cache or configuration. Expects $tools, the folder of their wheels.
 set -euo pipefail
 export HOME="$NIX_BUILD_TOP" PIP_CONFIG_FILE=/dev/null PIP_NO_INDEX=1 PIP_NO_CACHE_DIR=1
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 build="$NIX_BUILD_TOP/tools"
 python3 -m venv --without-pip "$build"
+# pip's wheel is a program that installs itself, too.
+"$build/bin/python" "$(echo "${tools:?}"/pip-*.whl)/pip" install --quiet --no-deps "$tools"/*.whl
 
-# A wheel of pip is a program: nothing has to be installed to run it.
 pip() {
-  "$build/bin/python" "$(echo "${tools:?}"/pip-*.whl)/pip" --quiet "$@"
+  "$build/bin/python" -m pip --quiet "$@"
 }
-
-pip install --no-deps "$tools"/*.whl

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.steps.anvil import anvil_path
+from appliance.steps.layout import layout
+
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).parent / "fake-nixpkgs"
 SYSTEM = "x86_64-linux"
@@ -118,6 +121,7 @@ def flake_copy(home: Path, index: Path | None = None) -> Flake:
     machine = {
         "python": str(python),
         "bash": shutil.which("bash"),
+        "anvil": str(anvil_path(layout())),
         "path": "/usr/local/bin:/usr/bin:/bin",
         "index": str(index or home / "no-index"),
     }

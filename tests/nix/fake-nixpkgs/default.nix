@@ -90,11 +90,11 @@ named [
   "btrfs-progs"
   "cmake"
   "coreutils"
-  "foundry"
   "gcc"
   "gmp"
   "gnumake"
   "gnupg"
+  "inetutils"
   "ninja"
   "nixfmt"
   "nixfmt-tree"
@@ -112,6 +112,12 @@ named [
 // rec {
   inherit lib config system runCommand;
   python311 = python;
+  # The machine's own anvil, where set-up put it.
+  foundry = mkDerivation {
+    pname = "foundry";
+    version = "0";
+    installPhase = "mkdir -p $out/bin; ln -s ${machine.anvil} $out/bin/anvil";
+  };
   bash = mkDerivation {
     pname = "bash";
     version = "0";

@@ -40,6 +40,11 @@ in
       config = loose;
       hostPlatform = text;
     };
+    networking = {
+      hostName = text;
+      useDHCP = switch;
+      useNetworkd = switch;
+    };
     services.openssh = loose;
     system = {
       activationScripts = loose;
@@ -55,8 +60,18 @@ in
     systemd = {
       additionalUpstreamSystemUnits = option (lib.types.listOf lib.types.str) [ ];
       enableEmergencyMode = switch;
+      network.networks = loose;
       repart = loose;
       settings = loose;
+      units = option (lib.types.attrsOf (
+        lib.types.submodule {
+          options = {
+            text = option (lib.types.nullOr lib.types.str) null;
+            wantedBy = option (lib.types.listOf lib.types.str) [ ];
+            requiredBy = option (lib.types.listOf lib.types.str) [ ];
+          };
+        }
+      )) { };
     };
     users.allowNoPasswordLogin = switch;
   };
@@ -77,7 +92,12 @@ in
           whole = builtins.toJSON {
             inherit etc;
             inherit (config) fileSystems users;
-            inherit (config.systemd) repart settings;
+            inherit (config.systemd)
+              network
+              repart
+              settings
+              units
+              ;
             services = builtins.mapAttrs (_: unit: unit.serviceConfig) config.systemd.services;
             sockets = builtins.mapAttrs (_: unit: unit.socketConfig) config.systemd.sockets;
           };
