@@ -26,6 +26,7 @@ from nodeapp.wire.ipc_p2p import NetworkView
 from nodeapp.wire.ipc_update import UpdateView
 
 UNIT = "fabstir-node.service"
+PATH = "/run/current-system/sw/bin:/usr/bin:/bin"
 ASK_SECONDS = 3.0
 T = TypeVar("T")
 
@@ -114,10 +115,16 @@ def _addresses() -> list[str]:
 
 def read_unit(name: str) -> UnitState:
     """Empty where systemd does not answer."""
+    # A unit of NixOS has no PATH of its own.
     command = ["systemctl", "show", "-p", "ActiveState,SubState,NRestarts", name]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=ASK_SECONDS, check=False
+            command,
+            env={"PATH": PATH},
+            capture_output=True,
+            text=True,
+            timeout=ASK_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return UnitState()
