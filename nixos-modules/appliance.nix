@@ -34,6 +34,7 @@ in
     ../image/repart.nix
     ../image/uki.nix
     ./default.nix
+    ./provision.nix
   ];
 
   options.fabstir.appliance = {
@@ -146,6 +147,8 @@ in
       stateDir = "/var/lib/fabstir";
       # Provisioning writes it at boot, from the CONFIG partition.
       configFile = mkDefault "/etc/fabstir/node.toml";
+      # The port that provisioning sets where CONFIG names none.
+      openFirewall = mkDefault true;
       gpu.devices = mkIf (cfg.profile == "cuda") (mkDefault "all");
       updates.backend = "sysupdate";
     };
