@@ -166,10 +166,11 @@ class NodeTree:
 
     def _check_supervisor(self) -> None:
         if self.supervisor.returncode is not None:
-            raise Unavailable(
-                f"supervisord ended with code {self.supervisor.returncode}: "
-                f"{last_log_line(self.paths.log / 'supervisord.log')}"
-            )
+            # What it says before it has a log, and its hint about options, are in the other file.
+            said = _last_lines(self.paths.log / "supervisord.out")
+            errors = [line for line in said if line.startswith("Error: ")]
+            why = errors[-1] if errors else last_log_line(self.paths.log / "supervisord.log")
+            raise Unavailable(f"supervisord ended with code {self.supervisor.returncode}: {why}")
 
     def _remember(self) -> None:
         for pid in self.pids():
@@ -260,7 +261,7 @@ def _write_files(settings: Settings, tree: Tree) -> None:
 
 
 async def _spawn(paths: Paths, root: Path, lock: FileLock) -> asyncio.subprocess.Process:
-    output = await asyncio.to_thread((paths.log / "supervisord.out").open, "ab")
+    output = await asyncio.to_thread((paths.log / "supervisord.out").open, "wb")
     try:
         return await asyncio.create_subprocess_exec(
             sys.executable,
@@ -350,10 +351,14 @@ class _LogEntry(msgspec.Struct, frozen=True):
 
 def last_log_line(path: Path) -> str:
     """The last line a process wrote, "" when there is none."""
+    lines = _last_lines(path)
+    return lines[-1] if lines else ""
+
+
+def _last_lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+            return file.read().decode(errors="replace").strip().splitlines()
     except FileNotFoundError:
-        return ""
-    return lines[-1] if lines else ""
+        return []

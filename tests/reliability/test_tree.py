@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -182,6 +183,23 @@ def running_command(state: Path) -> Iterator[tuple[subprocess.Popen[str], list[i
             yield run, pids
         finally:
             run.kill()
+
+
+def test_what_keeps_supervisord_from_starting_is_told(tmp_path):
+    def with_few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    done = subprocess.run(
+        [*RUN, "--state-dir", str(tmp_path / "s")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=ROOT,
+        preexec_fn=with_few_files,
+    )
+    assert done.returncode == 1
+    assert "minimum number of file descriptors" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
