@@ -29,9 +29,10 @@ SIGNATURE = "SHA256SUMS.gpg"
 MANIFEST = "manifest.json"
 FORMAT = 1
 # More than one thread gives the same bytes as one: blocks of a fixed size, packed one by one. xz
-# checks a download once more while it is written into a slot.
+# checks a download once more while it is written into a slot. The store is packed already (erofs
+# with lz4), so a higher level would only take longer.
 XZ = ("xz", "-6", "--check=sha256", "--block-size=64MiB", f"--threads=+{os.cpu_count() or 1}")
-ZSTD = ("zstd", "-q", "-10", "--check", "-T0")
+ZSTD = ("zstd", "-q", "--check", "-T0")
 
 
 @dataclass(frozen=True, slots=True)

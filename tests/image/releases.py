@@ -1,6 +1,6 @@
 """Releases of a small image, made by the committed definitions and the real tools.
 
-The operating system in it is three megabytes of noise; its kernel is the stub itself, which is a
+The operating system in it is a megabyte of noise; its kernel is the stub itself, which is a
 whole PE file as ukify wants one. All else is as on the appliance: /usr under verity, its hash on
 the UKI's command line, the UKI on the disk's ESP.
 """
@@ -20,7 +20,7 @@ DEFINITIONS = ROOT / "appliance" / "repart"
 SEED = "0867da16-f251-457d-a9e8-c31f9a3c220b"
 EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
 STUB = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
-STORE_BYTES = 3_000_000
+STORE_BYTES = 1_000_000
 SIGNER = "release@example.org"
 
 

@@ -11,34 +11,11 @@ import pytest
 from appliance.disk_image import Damaged
 from appliance.release import SUMS, publish
 from nodeapp.core.errors import InvalidRequest
-from tests.image.flashed import bootable_on, copied, duplicate, entries, first_boot, flashed
-from tests.image.releases import DEFINITIONS, ROOT, Factory
-from tests.image.toolroot import room
+from tests.image.flashed import bootable_on, copied, duplicate, entries, flashed
 
+MORE_PARTS = ("verity", "efi", "SHA256SUMS.gpg")
 A = "fabstir-node_0.1.0.efi"
 B = "fabstir-node_0.2.0+3-0.efi"
-
-
-@pytest.fixture(scope="module")
-def factory(debian_tools, tmp_path_factory):
-    base = tmp_path_factory.mktemp("loop")
-    binds = {
-        "/job": base,
-        "/device": DEFINITIONS / "device",
-        "/transfers": ROOT / "appliance" / "sysupdate",
-    }
-    with room(debian_tools, binds) as inside:
-        made = Factory(inside, base)
-        made.key()
-        first_boot(made, base / "first.raw")
-        yield made
-
-
-@pytest.fixture(scope="module")
-def release(factory):
-    made = factory.make("0.2.0")
-    factory.sign(made)
-    return made
 
 
 @pytest.fixture
@@ -75,6 +52,7 @@ def test_a_good_release_is_in_slot_b_and_both_slots_boot(factory, release, disk)
     assert all(one == other for one, other in zip(wanted, stored, strict=True) if one)
 
 
+@pytest.mark.slow
 def test_the_next_release_replaces_the_slot_that_does_not_run(factory, release, disk):
     run(factory, disk, release, check=True)
     newer = factory.make("0.3.0")
@@ -84,13 +62,17 @@ def test_the_next_release_replaces_the_slot_that_does_not_run(factory, release, 
     assert bootable_on(disk) == {A, "fabstir-node_0.3.0+3-0.efi"}
 
 
+@pytest.mark.slow
 def test_the_same_update_again_changes_nothing_that_boots(factory, release, disk):
     run(factory, disk, release, check=True)
     run(factory, disk, release)
     assert bootable_on(disk) == {A, B}
 
 
-@pytest.mark.parametrize("part", ["store", "verity", "efi", "SHA256SUMS", "SHA256SUMS.gpg"])
+@pytest.mark.parametrize(
+    "part",
+    ["store", "SHA256SUMS", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_PARTS)],
+)
 def test_a_tampered_part_is_refused(factory, release, disk, part):
     bad = duplicate(release, f"tampered-{part}")
     (victim,) = [
@@ -159,9 +141,7 @@ def test_a_full_boot_partition_leaves_the_old_release_bootable(factory, release,
     assert bootable_on(disk) == {A, B}
 
 
-def test_an_older_release_is_not_installed_though_it_was_signed(factory, release, disk):
-    older = factory.make("0.0.9")
-    factory.sign(older)
+def test_an_older_release_is_not_even_looked_for(factory, release, disk):
     with pytest.raises(InvalidRequest, match=r"0\.0\.9 is not newer than 0\.1\.0, which runs"):
-        run(factory, disk, older, "0.0.9")
+        run(factory, disk, release, "0.0.9")
     assert bootable_on(disk) == {A}
