@@ -20,11 +20,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
 from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
+from nodeapp.prover import EZKL_MISSING
 from nodeapp.rpc.proof_worker import WorkerSettings, run_worker
 from nodeapp.service.paths import default_cache_dir
 from nodeapp.wire import prover_job
@@ -116,6 +118,8 @@ async def ensure_profile(
             _require_same(manifest, profile, "test" if srs is None else "ppot")
             report(f"proof profile {profile}: present ({manifest.srs} reference string)")
             return manifest
+        if find_spec("ezkl") is None:
+            raise Unavailable(EZKL_MISSING)
         return await _make(directory, profile, srs, report)
 
 

@@ -14,6 +14,7 @@ import nodeapp
 from appliance.steps.anvil import anvil_path
 from appliance.steps.layout import Layout
 from appliance.steps.model import MEMBER
+from tests.image.toolroot import room
 from tests.nix.flake import ROOT, SYSTEM, Flake, flake_copy
 
 needs_nix = pytest.mark.skipif(shutil.which("nix") is None, reason="Nix is not installed")
@@ -117,6 +118,15 @@ def test_cuda_is_compiled_for_named_architectures_and_no_build_is_for_its_own_ma
 @needs_nix
 def test_the_flake_as_a_whole_is_accepted(flake):
     flake.run("nix", "flake", "check", f"path:{flake.source}", "--no-build", *flake.options())
+
+
+def test_the_nix_of_debian_13_accepts_it_too(debian_tools, tmp_path):
+    copy = flake_copy(tmp_path)
+    variables = {**copy.environment(), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    with room(debian_tools, {str(tmp_path): tmp_path}) as inside:
+        assert "2.26" in inside.run("nix", "--version").stdout
+        command = ("nix", "flake", "check", f"path:{copy.source}", "--no-build", *copy.options())
+        inside.run(*command, environment=variables)
 
 
 def test_the_flake_has_one_pinned_input():

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -32,6 +33,15 @@ async def test_a_damaged_profile_is_made_again(kzg_profile, tmp_path):
     manifest = await ensure_profile(copy, "kzg")
     assert check_profile(copy, with_proving_key=True) == manifest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["profile", "profile.lock"]
+
+
+async def test_without_ezkl_no_profile_is_made_but_what_is_there_is_read(
+    kzg_profile, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "ezkl", None)
+    with pytest.raises(Unavailable, match="node-ezkl"):
+        await ensure_profile(tmp_path / "profile", "kzg")
+    assert await ensure_profile(kzg_profile, "kzg") == check_profile(kzg_profile)
 
 
 @pytest.mark.parametrize("name", ["pk", "srs", "circuit.compiled", "settings.json", "vk"])

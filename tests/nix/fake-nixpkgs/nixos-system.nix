@@ -7,7 +7,7 @@ in
 lib.evalModules {
   specialArgs = {
     inherit pkgs;
-    modulesPath = ./nixos/modules;
+    modulesPath = toString ./nixos/modules;
   };
   modules = [ ./stubs.nix ] ++ modules;
 }
