@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix options slow fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock clean help
+.PHONY: setup setup-dev demo test check lint types arch fix options slow slow-appliance fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,8 @@ fix: setup-dev ## let ruff repair and format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 slow: setup-dev ## the tests that need minutes
 	@$(BIN)/python -m pytest -m "slow" --timeout=1800 $(ARGS)
+slow-appliance: setup-dev ## the appliance booted: container and machine (root) into build/reports/appliance.json; ARGS="--stages container"
+	@$(BIN)/python -m tests.benchmarks.appliance --out build/reports/appliance.json $(ARGS)
 fuzz: setup-dev ## long property runs
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -m "not slow and not gpu and not network and not vm" -k "property or fuzz or machine" --timeout=1800 $(ARGS)
 bench: bench-demo bench-chain bench-inference bench-p2p ## every benchmark

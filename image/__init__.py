@@ -1,0 +1,1 @@
+"""What the flashable image is made of."""
