@@ -88,12 +88,16 @@ class ChatRenderer:
         messages: Sequence[ChatMessage],
         tools: Sequence[Tool] = (),
         *,
+        asker: str = "",
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> tuple[str, ...]:
         """The prompt as parts to be tokenised one by one, control tokens parsed in each.
 
+        `asker` is whose turn at the child it counts as.
+
         Raises:
             InvalidRequest: no template, refused by it, over its bounds or its deadline.
+            Busy: too many others have theirs rendered.
             Unavailable: the child could not be started or was killed from outside.
         """
         if not self._template:
@@ -117,7 +121,7 @@ class ChatRenderer:
                 "max_characters": MAX_PROMPT_CHARACTERS,
             }
         )
-        reply = await self._child.ask(question, deadline_seconds=deadline_seconds)
+        reply = await self._child.ask(question, deadline_seconds=deadline_seconds, asker=asker)
         if reply.error:
             raise InvalidRequest(f"chat template: {reply.error}")
         return split_at_marks(reply.text)

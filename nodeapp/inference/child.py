@@ -1,7 +1,7 @@
 """LimitedChild: one question at a time to a process that may be killed for its answer.
 
 The process is limited_worker.py: no environment, little memory, no new processes. It is started
-when first needed and again after each question it did not survive.
+when first needed and again after each question it did not survive. Askers take turns (turns.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.inference.turns import Turns
 
 _WORKER = Path(__file__).with_name("limited_worker.py")
 _OVERHEAD_BYTES = 1024
@@ -32,17 +33,18 @@ class LimitedChild:
         self._what = what
         self._max_answer_bytes = max_answer_bytes + _OVERHEAD_BYTES
         self._child: asyncio.subprocess.Process | None = None
-        self._one_at_a_time = asyncio.Lock()
-        """Guards the child's pipes: one question, then its answer."""
+        self._turns = Turns(what)
+        """Guard the child's pipes: one question, then its answer."""
 
-    async def ask(self, question: bytes, *, deadline_seconds: float) -> Reply:
-        """Send a JSON question.
+    async def ask(self, question: bytes, *, deadline_seconds: float, asker: str = "") -> Reply:
+        """Send a JSON question; `asker` is whose turn it counts as.
 
         Raises:
             InvalidRequest: it took longer than the deadline, which counts from its turn.
+            Busy: too many others ask, see turns.py.
             Unavailable: the child could not be started or ended by itself.
         """
-        async with self._one_at_a_time:
+        async with self._turns.turn(asker):
             return await self._ask(question, deadline_seconds)
 
     async def close(self) -> None:

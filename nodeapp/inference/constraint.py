@@ -3,7 +3,8 @@
 The only file importing llguidance, which walks the grammar and the vocabulary's prefix tree
 together. A schema from outside passes the bounds of wire/json_schema, then the compiler inside a
 limited child with a deadline, and only then the compiler here; raw grammars are never taken.
-Compiled grammars are kept, CACHE_GRAMMARS at most, and each answer walks a copy.
+Compiled grammars are kept, each for the renter who sent it, so that nobody learns from the time it
+takes what others ask for, nor pushes theirs out; each answer walks a copy.
 Measured on 49,152 tokens: a check 2-6 us, a mask 5-70 us (llama.cpp's own grammar: 8.1 ms).
 """
 
@@ -28,7 +29,9 @@ from nodeapp.wire.json_schema import check_schema, tool_call_schema
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # exists in the stub only
 
-CACHE_GRAMMARS = 32
+CACHE_GRAMMARS = 64
+GRAMMARS_OF_ONE = 8
+"""Kept for one renter."""
 DEADLINE_SECONDS = 3.0
 _LIMITS = {
     "max_items_in_row": 2_000,
@@ -127,7 +130,8 @@ class ConstraintMaker:
         self._vocabulary = vocabulary
         self._tokenizer: LLTokenizer | None = None
         self._ends: frozenset[int] = frozenset()
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
+        """By renter and grammar, the one used last at the end."""
         self._child = LimitedChild("JSON schema", max_answer_bytes=1 << 16)
 
     @property
@@ -140,12 +144,14 @@ class ConstraintMaker:
 
         Raises:
             InvalidRequest: a schema over its bounds, not supported, or too slow to compile.
+            Busy: too many others have theirs compiled.
         """
         grammar = _grammar(request)
         if not grammar:
             return None
-        matcher = self._compiled.get(grammar) or await self._compile(grammar)
-        self._compiled.move_to_end(grammar)
+        key = (request.renter, grammar)
+        matcher = self._compiled.get(key) or await self._compile(grammar, request.renter)
+        self._keep(key, matcher)
         constraint = GrammarConstraint(matcher.deep_copy(), self._ends)
         try:
             for token_id in request.continue_token_ids:
@@ -161,21 +167,26 @@ class ConstraintMaker:
         """End the child."""
         await self._child.close()
 
-    async def _compile(self, grammar: str) -> LLMatcher:
+    def _keep(self, key: tuple[str, str], matcher: LLMatcher) -> None:
+        self._compiled[key] = matcher
+        self._compiled.move_to_end(key)
+        own = [one for one in self._compiled if one[0] == key[0]]
+        if len(own) > GRAMMARS_OF_ONE:
+            del self._compiled[own[0]]
+        if len(self._compiled) > CACHE_GRAMMARS:
+            self._compiled.popitem(last=False)
+
+    async def _compile(self, grammar: str, renter: str) -> LLMatcher:
         question = msgspec.json.encode({"grammar": grammar, "limits": _LIMITS})
         try:
-            reply = await self._child.ask(question, deadline_seconds=DEADLINE_SECONDS)
+            reply = await self._child.ask(question, deadline_seconds=DEADLINE_SECONDS, asker=renter)
         except Unavailable as error:
             raise InvalidRequest(
                 "JSON schema needs more memory than it may have", param="response_format"
             ) from error
         if reply.error:
             raise _refused(reply.error)
-        matcher = await asyncio.to_thread(self._compile_here, grammar)
-        self._compiled[grammar] = matcher
-        while len(self._compiled) > CACHE_GRAMMARS:
-            self._compiled.popitem(last=False)
-        return matcher
+        return await asyncio.to_thread(self._compile_here, grammar)
 
     def _compile_here(self, grammar: str) -> LLMatcher:
         if self._tokenizer is None:

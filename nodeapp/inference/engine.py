@@ -48,6 +48,9 @@ from nodeapp.wire.ipc_inference import (
 
 JOIN_SECONDS = 5.0
 _BUSY_RETRY_SECONDS = 2.0
+_FIRST_LOOK_CHARACTERS = 1 << 15
+"""A longer text is refused by its beginning when that alone is too long: tokenising takes a second
+a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,7 @@ class Engine:
             return list(request.prompt_token_ids)
         _require_unicode(request)
         if request.prompt_text:
-            return await self.tokenise(request.prompt_text)
+            return await self.tokenise(request.prompt_text, limit=self.context_length)
         if not any(message.content.strip() for message in request.messages):
             raise InvalidRequest("empty prompt: every message is blank")
         size = sum(len(message.content) for message in request.messages)
@@ -287,16 +290,21 @@ class Engine:
         if self._renderer is None:
             raise Unavailable("the engine is not started")
         tools = request.tools if request.tool_choice != "none" else ()
-        parts = await self._renderer.render(request.messages, tools)
-        return await asyncio.to_thread(self._tokenise, parts)
+        parts = await self._renderer.render(request.messages, tools, asker=request.renter)
+        return await asyncio.to_thread(self._tokenise, parts, limit=self.context_length)
 
-    async def tokenise(self, text: str, *, add_special: bool = True) -> list[int]:
+    async def tokenise(
+        self, text: str, *, add_special: bool = True, limit: int | None = None
+    ) -> list[int]:
         """Ids of a text; `add_special` puts a beginning token before it where the model has one.
 
         What looks like a control token in it is text.
+
+        Raises:
+            TooLarge: more than `limit` tokens, seen before all of a long text was looked at.
         """
         parts = self._control.parts(text)
-        return await asyncio.to_thread(self._tokenise, parts, add_special=add_special)
+        return await asyncio.to_thread(self._tokenise, parts, add_special=add_special, limit=limit)
 
     def detokenise(self, token_ids: Sequence[int]) -> str:
         """The text of ids; control tokens have none.
@@ -331,15 +339,31 @@ class Engine:
         ]
         return tuple(one[: common_prefix(one, other)])
 
-    def _tokenise(self, parts: tuple[str, ...], *, add_special: bool = True) -> list[int]:
+    def _tokenise(
+        self, parts: tuple[str, ...], *, add_special: bool = True, limit: int | None = None
+    ) -> list[int]:
         """A beginning-of-sequence token is added unless the template wrote it itself."""
         model = self._required_model()
         ids: list[int] = []
         for index, part in enumerate(parts):
             is_written = bool(model.bos_text) and part.startswith(model.bos_text)
             is_begin = add_special and index == 0 and not is_written
+            if limit is not None:
+                self._require_short(model, part, limit - len(ids))
             ids += model.tokenise(part, add_special=is_begin)
         return ids
+
+    def _require_short(self, model: LlamaModel, text: str, room: int) -> None:
+        """Raise TooLarge when the beginning of a long text has more tokens than `room`."""
+        size = _FIRST_LOOK_CHARACTERS
+        while size < len(text):
+            count = len(model.tokenise(text[:size], add_special=False))
+            if count > room + 1:  # where it was cut one token may have become two
+                raise TooLarge(
+                    f"prompt of over {count - 1} tokens does not fit the context of "
+                    f"{self.context_length} tokens"
+                )
+            size *= 4
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
         highest = max(token_ids, default=0)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from nodeapp.core.errors import Corrupt, InvalidRequest, Unavailable
+from nodeapp.inference.llama_log import error_log
 from nodeapp.inference.sampling import Logits
 from nodeapp.inference.scheduler import MAX_DRAFT_TOKENS, Rows
 
 _CONTROL_ATTRIBUTES = 1 | 8
 """LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL: parsed out of text as special tokens."""
-_LOG_LEVEL_ERROR = 4
 _NO_SLOT, _ABORTED = 1, 2
 _TIMED_BATCHES = 5
 
@@ -81,9 +80,8 @@ class LlamaModel:
         import llama_cpp
 
         self._api: Any = llama_cpp
-        self._errors: deque[str] = deque(maxlen=4)
-        self._log_callback = llama_cpp.llama_log_callback(self._log)
-        self._api.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        self._log = error_log()
+        self._log.forget()
         self._api.llama_backend_init()
         self._abort_flag = ctypes.create_string_buffer(b"\x00", 2)
         self._model: Any = None
@@ -159,7 +157,7 @@ class LlamaModel:
         if code == _ABORTED:
             raise Aborted
         if code != 0:
-            raise Corrupt(f"llama_decode returned {code}: {self._last_error()}")
+            raise Corrupt(f"llama_decode returned {code}: {self._log.text}")
         return [self._logits(index) for index in outputs]
 
     def abort(self) -> None:
@@ -203,7 +201,7 @@ class LlamaModel:
         del shares  # llama.cpp reads them while it loads
         if not self._model:
             self._model = None
-            raise InvalidRequest(f"llama.cpp refuses {options.path.name}: {self._last_error()}")
+            raise InvalidRequest(f"llama.cpp refuses {options.path.name}: {self._log.text}")
         parameters = api.llama_context_default_params()
         parameters.n_ctx = options.kv_tokens
         parameters.n_batch = parameters.n_ubatch = options.batch_tokens
@@ -224,7 +222,7 @@ class LlamaModel:
             self.close()
             raise Unavailable(
                 f"no context of {options.kv_tokens} tokens for {options.path.name}: "
-                f"{self._last_error() or 'not enough memory'}"
+                f"{self._log.text or 'not enough memory'}"
             )
 
     def _place(self, parameters: Any, options: LoadOptions) -> object:  # noqa: ANN401  # no stubs
@@ -297,13 +295,6 @@ class LlamaModel:
             raise Corrupt(f"no logits for batch row {index}")
         row = self._row_type.from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(row, np.float32)
-
-    def _log(self, level: int, text: bytes | None, _data: object) -> None:
-        if level == _LOG_LEVEL_ERROR and text:
-            self._errors.append(text.decode(errors="replace").strip())
-
-    def _last_error(self) -> str:
-        return "; ".join(self._errors)[:300]
 
 
 class _Batch:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nodeapp.core.errors import Corrupt, InvalidRequest, Unavailable
+from nodeapp.inference.llama_log import error_log
 
 BATCH_TOKENS = 2048
 MAX_SEQUENCES = 32
@@ -37,6 +38,8 @@ class EmbeddingModel:
         import llama_cpp
 
         self._api: Any = llama_cpp
+        log = error_log()
+        log.forget()
         self._api.llama_backend_init()
         self._context: Any = None
         self._model: Any = None
@@ -44,7 +47,7 @@ class EmbeddingModel:
         parameters.n_gpu_layers = load.gpu_layers
         model = self._api.llama_model_load_from_file(str(load.path).encode(), parameters)
         if not model:
-            raise InvalidRequest(f"llama.cpp refuses {load.path.name}")
+            raise InvalidRequest(f"llama.cpp refuses {load.path.name}: {log.text}")
         self._model = model
         self.max_tokens: int = min(BATCH_TOKENS, self._api.llama_model_n_ctx_train(model))
         """Of one text; a text is computed in one batch."""

@@ -10,7 +10,12 @@ import pytest
 import pytest_asyncio
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
-from nodeapp.inference.constraint import CACHE_GRAMMARS, ConstraintMaker, Vocabulary
+from nodeapp.inference.constraint import (
+    CACHE_GRAMMARS,
+    GRAMMARS_OF_ONE,
+    ConstraintMaker,
+    Vocabulary,
+)
 from nodeapp.wire.ipc_inference import GenerateRequest, Tool
 from nodeapp.wire.json_schema import check_schema
 
@@ -137,8 +142,27 @@ async def test_one_answer_does_not_move_another_of_the_same_schema(maker):
 
 async def test_unique_schema_spam_keeps_the_cache_bounded(maker):
     for number in range(CACHE_GRAMMARS + 8):
-        await maker.make(request({"const": number}))
+        await maker.make(request({"const": number}, renter=f"renter {number}"))
     assert maker.compiled == CACHE_GRAMMARS
+
+
+async def test_a_renter_neither_finds_nor_pushes_out_what_another_had_compiled(maker, monkeypatch):
+    asked = []
+    compile_one = maker._compile
+
+    async def counted(grammar, renter):
+        asked.append(renter)
+        return await compile_one(grammar, renter)
+
+    monkeypatch.setattr(maker, "_compile", counted)
+    await maker.make(request(PERSON, renter="anna"))
+    await maker.make(request(PERSON, renter="ben"))
+    for number in range(2 * GRAMMARS_OF_ONE):
+        await maker.make(request({"const": number}, renter="ben"))
+    await maker.make(request(PERSON, renter="anna"))
+    assert asked == ["anna", "ben"] + ["ben"] * (2 * GRAMMARS_OF_ONE)
+    kept = [renter for renter, _grammar in maker._compiled]
+    assert (kept.count("anna"), kept.count("ben")) == (1, GRAMMARS_OF_ONE)
 
 
 def nested(depth):

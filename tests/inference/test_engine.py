@@ -127,6 +127,24 @@ async def test_a_reader_that_catches_up_gets_everything(engine_on):
         assert ids == reference.ids
 
 
+async def test_a_megabyte_of_anything_is_refused_by_its_beginning(engine_on, monkeypatch):
+    async with engine_on(context_length=256) as running:
+        model = running.engine._model
+        tokenise, looked = type(model).tokenise, []
+
+        def counted(self, text, *, add_special):
+            looked.append(len(text))
+            return tokenise(self, text, add_special=add_special)
+
+        monkeypatch.setattr(type(model), "tokenise", counted)
+        for text in (" " * (1 << 20), "word " * 200_000, "\n" * (1 << 20)):
+            for request in (chat(text + "?"), GenerateRequest("r", prompt_text=text)):
+                looked.clear()
+                with pytest.raises(TooLarge, match=r"prompt of over .* the context of 256 tokens"):
+                    await running.ask(request)
+                assert sum(looked) < 1 << 18
+
+
 async def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(engine_on):
     async with engine_on(context_length=256) as running:
         with pytest.raises(TooLarge, match=r"prompt of \d{3,} tokens does not fit .* 256 tokens"):

@@ -171,7 +171,7 @@ async def test_a_reader_that_stops_reading_does_not_stop_others(process):
         async with aclosing(client.generate(chat(LONG, max_tokens=400))) as slow:
             await anext(slow)
             quick = await collect(client, chat("Name three animals.", max_tokens=40))
-            assert quick[-1].reason == "stop"
+            assert quick[-1].reason in {"stop", "length"}
         await until_metric(process, "requests_processing", 0)
 
 
