@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,10 +93,15 @@ class UpdateJournal:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Reading and writing are one step: the boot's judge and the updater both do it."""
+        directory = self._path.parent
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._path.with_name(f"{self._path.name}.lock").open("a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The directory is the lock: a file of its own could be root's after a command of root.
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise Unavailable(f"{self._path} cannot be locked: {error.strerror}") from error
+            raise Unavailable(f"{directory} cannot be locked: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

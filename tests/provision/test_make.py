@@ -1,5 +1,6 @@
 """A CONFIG made at the desk is one that the machine takes over; also as a FAT image."""
 
+import os
 import shutil
 import stat
 import subprocess
@@ -116,3 +117,23 @@ def test_a_machine_without_provisioning_says_so(tmp_path):
     done = command("show", "--root", tmp_path)
     assert done.returncode == 1
     assert "is not provisioned by a CONFIG" in done.stderr
+
+
+@needs_mtools
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_mounted_fat_image_is_taken_over_and_wiped(desk, tmp_path, machine):
+    image, mounted = tmp_path / "config.img", tmp_path / "mounted"
+    assert make(desk, image).returncode == 0
+    mounted.mkdir()
+    options = ["-o", "loop,nodev,nosuid,noexec,umask=0077", "-t", "vfat"]
+    done = subprocess.run(
+        ["mount", *options, image, mounted], capture_output=True, text=True, timeout=20, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"this kernel mounts no FAT: {done.stderr.strip()[-100:]}")
+    try:
+        assert machine.boot(mounted).outcome == "applied"
+    finally:
+        subprocess.run(["umount", mounted], check=True, timeout=20)
+    assert "wallet.json" not in read_medium(image).files
+    assert b"ciphertext" not in image.read_bytes()

@@ -98,5 +98,6 @@ def test_a_power_cut_at_every_write_leaves_old_or_new(tmp_path, desk, is_first):
                 break
     finally:
         shutil.rmtree(base, ignore_errors=True)
+    print(f"{cut - 1} cuts")
     assert cut > 30
     assert seen == {old, new}
