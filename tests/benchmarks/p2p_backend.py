@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -116,7 +117,7 @@ class Chain:
 
 
 class Engine:
-    """Tokens at a steady pace."""
+    """Tokens at a steady pace; those of all requests in the same steps, as a batching engine's."""
 
     def __init__(self, tokens_per_second: float) -> None:
         self._period = 1.0 / tokens_per_second
@@ -148,7 +149,7 @@ class Engine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
         yield Started(10, 8192)
-        begun = time.monotonic()
+        begun = math.ceil(time.monotonic() / self._period) * self._period
         for number in range(request.max_tokens):
             await asyncio.sleep(max(0.0, begun + number * self._period - time.monotonic()))
             yield Produced((number % 40_000,), f"{time.monotonic_ns()} ")
