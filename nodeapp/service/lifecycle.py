@@ -7,8 +7,8 @@ a Corrupt error or a failed start ends the process with exit code 1; the supervi
 from __future__ import annotations
 
 import asyncio
-import gc
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -136,7 +136,7 @@ async def _live(shell: Shell, part: Process, state: _State) -> None:
         begin = tasks.create_task(part.start(tasks))
         await asyncio.wait((stop, begin), return_when=asyncio.FIRST_COMPLETED)
         if not stop.done():
-            # What was imported stays: looking through it again is a pause of 50 ms to 100 ms, later.
+            # What was imported stays: looking through it again is a pause of 50 to 100 ms.
             gc.freeze()
             state.ready = True
             _log.info("process ready", detail=part.readiness())

@@ -269,7 +269,7 @@ class P2pSettings(Section, frozen=True):
     mdns: bool = False
     """Tell the local network of this host; renters there look for it with `mdns = true`."""
     upnp: bool = False
-    """Have the router forward the port by UPnP; its address is announced unless `announce` is set."""
+    """Have the router forward the port by UPnP, and announce its address (not over `announce`)."""
 
 
 class UpdaterSettings(Section, frozen=True):
