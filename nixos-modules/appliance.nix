@@ -129,18 +129,39 @@ in
       ) state.subvolumes
     );
 
-    # Blessing: systemd's generator pulls it in on a counted boot; fabstir-health is in its way.
-    systemd.additionalUpstreamSystemUnits = [
-      "boot-complete.target"
-      "systemd-bless-boot.service"
-    ];
+    # Blessing, which systemd's generator pulls in on a counted boot; fabstir-health is in its way.
+    # Not as additionalUpstreamSystemUnits: some nixpkgs have them already, and twice is an error.
+    systemd.targets.boot-complete = {
+      description = "Boot completion check";
+      requires = [ "sysinit.target" ];
+      after = [ "sysinit.target" ];
+    };
+    systemd.services.systemd-bless-boot = {
+      description = "Mark the booted entry as good";
+      requires = [ "boot-complete.target" ];
+      after = [
+        "local-fs.target"
+        "boot-complete.target"
+      ];
+      conflicts = [ "shutdown.target" ];
+      before = [ "shutdown.target" ];
+      unitConfig.DefaultDependencies = false;
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = [
+          # Clears what a unit of nixpkgs' own says.
+          ""
+          "${config.systemd.package}/lib/systemd/systemd-bless-boot good"
+        ];
+      };
+    };
     systemd.settings.Manager = {
       RuntimeWatchdogSec = "${toString cfg.watchdogSeconds}s";
       RebootWatchdogSec = "10min";
     };
     # A machine in a cellar reboots; it waits for nobody's password.
     systemd.enableEmergencyMode = false;
-    systemd.services."serial-getty@ttyS0".enable = true;
 
     services.fabstir-node = {
       enable = true;

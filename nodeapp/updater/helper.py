@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodeapp.core.errors import InvalidRequest, NodeError
@@ -28,11 +28,22 @@ ALONE = ("reboot", "nixos-back")
 _SOURCE = re.compile(r"(git\+https|github|git\+file)[A-Za-z0-9:/._-]{1,200}")
 
 
+_SYSUPDATE = (
+    "/run/current-system/systemd/lib/systemd/systemd-sysupdate",  # NixOS
+    "/usr/lib/systemd/systemd-sysupdate",
+)
+
+
+def find_sysupdate(places: Sequence[str] = _SYSUPDATE) -> str:
+    """The first that is there; the last one, to be named in an error, when none is."""
+    return next((place for place in places if Path(place).exists()), places[-1])
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """Where this machine has them."""
 
-    sysupdate: str = "/usr/lib/systemd/systemd-sysupdate"
+    sysupdate: str = field(default_factory=find_sysupdate)
     definitions: str = "/etc/fabstir/sysupdate"
     """With two directories: `slot` are the partitions, `boot` is the UKI, which comes last."""
     os_release: Path = Path("/etc/os-release")

@@ -18,7 +18,7 @@ import pytest
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.core.release import Artefact, Release
 from nodeapp.updater.backend import ReleaseUnusable
-from nodeapp.updater.helper import ALONE, WITH_VERSION, Tools, commands
+from nodeapp.updater.helper import ALONE, WITH_VERSION, Tools, commands, find_sysupdate
 from nodeapp.updater.nixos import NixosBackend
 from nodeapp.updater.root_helper import ask_helper
 from nodeapp.updater.sysupdate import SysupdateBackend
@@ -86,6 +86,15 @@ def test_what_each_verb_runs(tmp_path):
         "nix-env",
         "/nix/var/nix/profiles/system/bin/switch-to-configuration",
     ]
+
+
+def test_the_tool_is_found_where_nixos_and_where_others_have_it(tmp_path):
+    nixos, other = tmp_path / "nixos", tmp_path / "other"
+    assert find_sysupdate([str(nixos), str(other)]) == str(other)
+    other.touch()
+    assert find_sysupdate([str(nixos), str(other)]) == str(other)
+    nixos.touch()
+    assert find_sysupdate([str(nixos), str(other)]) == str(nixos)
 
 
 @pytest.mark.parametrize("verb", ["fill", "arm"])

@@ -23,6 +23,7 @@ TRANSFERS = ROOT / "appliance" / "sysupdate"
 DISK_BYTES = 6 << 30
 ESP_PATH = {"SYSTEMD_ESP_PATH": "/boot", "SYSTEMD_RELAX_ESP_CHECKS": "1"}
 VERSION = "0.1.0"
+SYSUPDATE = "/usr/lib/systemd/systemd-sysupdate"
 
 
 def first_boot(factory: Factory, disk: Path) -> None:
@@ -93,7 +94,7 @@ def flashed(factory: Factory, disk: str) -> Iterator[Flashed]:
         inside.run("sed", "-i", "/^Mode=/d", boot)
         inside.run("cp", "/job/keyring.gpg", "/etc/systemd/import-pubring.gpg")
         inside.run("cp", f"/job/{VERSION}/tree/etc/os-release", "/etc/os-release")
-        tools = Tools(os_release=base / VERSION / "tree/etc/os-release")
+        tools = Tools(sysupdate=SYSUPDATE, os_release=base / VERSION / "tree/etc/os-release")
         esp = ("-o", str(1 << 20), "--sizelimit", str(512 << 20))
         with looped(inside, loop, *esp) as partition:
             inside.run("fusefat", "-o", "rw+", partition, "/boot")

@@ -58,7 +58,8 @@ in
       stateVersion = text;
     };
     systemd = {
-      additionalUpstreamSystemUnits = option (lib.types.listOf lib.types.str) [ ];
+      package = option lib.types.package pkgs.systemd;
+      targets = loose;
       enableEmergencyMode = switch;
       network.networks = loose;
       repart = loose;
