@@ -1,8 +1,10 @@
 #!@shell@
+# shellcheck shell=bash disable=SC1008,SC2239
 # Started by Nix: everything is in the store, nothing is fetched or built here.
 # Without arguments: the demo, as `make demo`.
 set -euo pipefail
 root=@root@
+name=@name@
 python=$root/.venv/bin/python
 # The GPU's driver is the machine's own, not the package's: NixOS has it there.
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/run/opengl-driver/lib"
@@ -16,7 +18,7 @@ link() {
   fi
 }
 
-if [ @name@ = fabstir-node ]; then
+if [ "$name" = fabstir-node ]; then
   if [ $# -eq 0 ]; then set -- demo; fi
   case "$*" in
   *--help*) ;;
@@ -31,4 +33,4 @@ if [ @name@ = fabstir-node ]; then
     ;;
   esac
 fi
-exec "$python" -P "$root/.venv/bin/@name@" "$@"
+exec "$python" -P "$root/.venv/bin/$name" "$@"

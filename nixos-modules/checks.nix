@@ -1,4 +1,4 @@
-# What `nix flake check` builds.
+# What `nix flake check` builds, besides evaluating every output.
 {
   pkgs,
   node,
@@ -6,18 +6,17 @@
 }:
 {
   package = node;
-  # Every Nix file is formatted as `nix fmt` would, and every script is sound.
-  format = pkgs.runCommand "fabstir-node-format" {
-    nativeBuildInputs = [
-      pkgs.nixfmt
-      pkgs.shellcheck
-    ];
-  } "source ${./format.sh} ${self}";
-  # The built node starts: its command line loads, and it accepts the settings file it ships.
+  # The built node starts: its command line loads, and its settings are what the modules know.
   start = pkgs.runCommand "fabstir-node-start" { nativeBuildInputs = [ node ]; } ''
     export HOME="$NIX_BUILD_TOP"
     fabstir-node --help > "$out"
-    fabstir-node config check --config ${node}/${node.root}/appliance/node.toml >> "$out"
+    fabstir-node config schema >> "$out"
+  '';
+  scripts = pkgs.runCommand "fabstir-node-scripts" { nativeBuildInputs = [ pkgs.shellcheck ]; } ''
+    cd ${self}
+    find nixos-modules appliance -name '*.sh' -print0 \
+      | xargs -0 shellcheck --external-sources --source-path=SCRIPTDIR
+    touch "$out"
   '';
   unit = pkgs.writeText "fabstir-node-unit.json" (
     builtins.toJSON (

@@ -37,7 +37,7 @@ pkgs.stdenvNoCC.mkDerivation {
   launcher = ../appliance/nix-launch.sh;
   inherit (python) environment model;
   python3 = python.environment.python;
-  shell = "${pkgs.bash}/bin/bash";
+  bashProgram = "${pkgs.bash}/bin/bash";
   anvil = "${pkgs.foundry}/bin/anvil";
   # Programs the node starts by name: backups, snapshots.
   tools = lib.makeBinPath [
@@ -45,7 +45,7 @@ pkgs.stdenvNoCC.mkDerivation {
     pkgs.coreutils
     pkgs.restic
   ];
-  installPhase = "source ${./package.sh}";
+  installPhase = "(source ${./package.sh})";
   passthru = {
     inherit python;
     # For modules: where the sources and the interpreter with everything in it are.

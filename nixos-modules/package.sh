@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Expects $src, $environment (packages), $python3, $launcher and what it names: $shell, $tools,
+# Expects $src, $environment (packages), $python3, $launcher and what it names: $bashProgram, $tools,
 # $anvil, $model.
 set -euo pipefail
 root="${out:?}/lib/fabstir-node"
@@ -15,12 +15,12 @@ printf 'import site; site.addsitedir("%s")\n%s\n' "$packages" "$root" > "$site/f
 "$root/.venv/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$root/nodeapp" "$root/appliance"
 
 # Name of the command, module whose main it calls.
-command() {
+write_command() {
   printf 'import sys\n\nfrom %s import main\n\nsys.exit(main())\n' "$2" > "$root/.venv/bin/$1"
   substitute "${launcher:?}" "$out/bin/$1" \
-    --subst-var-by name "$1" --subst-var-by root "$root" --subst-var-by shell "${shell:?}" \
+    --subst-var-by name "$1" --subst-var-by root "$root" --subst-var-by shell "${bashProgram:?}" \
     --subst-var-by tools "${tools:?}" --subst-var-by anvil "${anvil:?}" --subst-var-by model "${model:?}"
   chmod +x "$out/bin/$1"
 }
-command fabstir-node nodeapp.cli.main
-command fabstir-update-helper nodeapp.updater.helper
+write_command fabstir-node nodeapp.cli.main
+write_command fabstir-update-helper nodeapp.updater.helper

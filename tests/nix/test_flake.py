@@ -64,7 +64,7 @@ def test_apps_are_commands_of_the_package(flake):
 
 @needs_nix
 def test_checks_shell_and_formatter_evaluate(flake):
-    assert {"package", "format", "start", "unit"} <= set(flake.value(f"checks.{SYSTEM}", PATHS))
+    assert {"package", "scripts", "start", "unit"} <= set(flake.value(f"checks.{SYSTEM}", PATHS))
     assert flake.value(f"devShells.{SYSTEM}", PATHS)["default"].endswith(".drv")
     assert flake.value(f"formatter.{SYSTEM}.drvPath").endswith(".drv")
 
