@@ -4,10 +4,18 @@
   pkgs,
   withCuda ? false,
   withEzkl ? false,
+  cudaArchitectures ? (import ./python/files.nix).cudaArchitectures,
 }:
 let
   inherit (pkgs) lib;
-  python = import ./python { inherit pkgs withCuda withEzkl; };
+  python = import ./python {
+    inherit
+      pkgs
+      withCuda
+      withEzkl
+      cudaArchitectures
+      ;
+  };
   project = (builtins.fromTOML (builtins.readFile ../pyproject.toml)).project;
   kept = [
     "appliance"

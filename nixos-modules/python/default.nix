@@ -5,15 +5,7 @@
   withCuda ? false,
   # EZKL states no licence. Without it the node runs, but its prover process says that it cannot.
   withEzkl ? false,
-  # Compute capabilities llama.cpp's kernels are compiled for: Turing to Blackwell.
-  cudaArchitectures ? [
-    "75"
-    "80"
-    "86"
-    "89"
-    "90"
-    "120"
-  ],
+  cudaArchitectures ? (import ./files.nix).cudaArchitectures,
 }:
 let
   inherit (pkgs) lib;

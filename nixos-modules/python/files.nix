@@ -15,6 +15,15 @@
     "python-baseconv"
     "varint"
   ];
+  # Compute capabilities llama.cpp's kernels are compiled for: Turing to Blackwell.
+  cudaArchitectures = [
+    "75"
+    "80"
+    "86"
+    "89"
+    "90"
+    "120"
+  ];
   # Not for the building machine's processor: AVX2 and FMA are taken for granted (x86-64-v3).
   llamaFlags = [
     "-DLLAVA_BUILD=OFF"

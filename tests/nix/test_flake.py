@@ -113,6 +113,20 @@ def test_cuda_is_compiled_for_named_architectures_and_no_build_is_for_its_own_ma
     assert {"-DGGML_CUDA=on", "-DGGML_NATIVE=OFF", *plain} <= set(cuda)
     architectures = next(one for one in cuda if "CUDA_ARCHITECTURES" in one)
     assert re.fullmatch(r"-DCMAKE_CUDA_ARCHITECTURES=\d+(;\d+)+", architectures)
+    one = 'p: (p.override { cudaArchitectures = [ "89" ]; }).python.llama.cmakeFlagsOfLlama'
+    narrowed = flake.value(f"packages.{SYSTEM}.node-cuda", one).split()
+    assert "-DCMAKE_CUDA_ARCHITECTURES=89" in narrowed
+
+
+@needs_nix
+def test_the_documentation_names_every_output(flake):
+    text = (ROOT / "docs" / "nix.md").read_text("utf-8")
+    names = "builtins.attrNames"
+    for group in (f"packages.{SYSTEM}", f"apps.{SYSTEM}", "nixosModules", "nixosConfigurations"):
+        kind = group.partition(".")[0]
+        rows = "\n".join(line for line in text.splitlines() if line.startswith(f"| `{kind}."))
+        listed = {name.removeprefix(f"{kind}.") for name in re.findall(r"`([\w.-]+)`", rows)}
+        assert set(flake.value(group, names)) <= listed
 
 
 @needs_nix
