@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix options slow slow-appliance fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock clean help
+.PHONY: setup setup-dev demo test check lint types arch fix options slow slow-appliance fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock oci clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,5 +56,7 @@ lock: ## resolve the pins again (needs uv on the path)
 	@uv pip compile pyproject.toml --extra dev $(LOCK_FLAGS) -o requirements-dev.lock
 	@uv pip compile pyproject.toml -c requirements-dev.lock $(LOCK_FLAGS) -o requirements.lock
 	@python3 -m appliance.nix_pins
+oci: ## the OCI image into build/oci (root; docs/install.md)
+	@$(PYTHON) -m appliance.oci --out build/oci $(ARGS)
 clean: ## remove what was built here; the shared cache stays
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -247,6 +247,13 @@ def units(machine: Machine, *, start: bool) -> None:
     if start:
         words = ("systemctl", "restart", SERVICE)
         machine.do("node started", False, lambda: machine.command(*words))  # noqa: FBT003
+    elif _is_active():
+        machine.say("note", f"the node runs on; systemctl restart {SERVICE} takes what changed")
+
+
+def _is_active() -> bool:
+    words = ["systemctl", "is-active", "--quiet", SERVICE]
+    return subprocess.run(words, check=False).returncode == 0
 
 
 def uninstall(machine: Machine, *, purge: bool) -> None:
