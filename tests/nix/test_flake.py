@@ -87,6 +87,28 @@ def test_the_machine_is_whole_and_has_the_package_for_it(flake, machine, package
 
 
 @needs_nix
+def test_the_appliance_is_provisioned_before_its_node_and_judged_before_it_is_blessed(flake):
+    found = flake.value(
+        "nixosConfigurations.appliance.config",
+        "c: { inherit (c.systemd) units; node = c.systemd.services.fabstir-node.unitConfig;"
+        " after = c.systemd.services.fabstir-node.after; inherit (c.services) openssh;"
+        ' ownFile = c.environment.etc ? "fabstir/node.toml"; }',
+    )
+    units = found["units"]
+    assert units["fabstir-health.service"]["requiredBy"] == ["boot-complete.target"]
+    assert units["fabstir-provision.service"]["wantedBy"] == ["multi-user.target"]
+    for name, unit in units.items():
+        committed = (ROOT / "appliance" / "systemd" / name).read_text("utf-8")
+        # The same but for where the package and its tools lie.
+        assert re.sub(r"=\S*/\S+", "=", unit["text"]).count("\n") == committed.count("\n")
+        assert "/opt/" not in unit["text"]
+    assert found["node"]["ConditionPathExists"] == "/etc/fabstir/node.toml"
+    assert "fabstir-provision.service" in found["after"]
+    assert found["ownFile"] is False
+    assert found["openssh"]["authorizedKeysFiles"] == ["/run/fabstir-provision/authorized_keys"]
+
+
+@needs_nix
 def test_only_the_named_package_has_ezkl(flake):
     pins = "p: map (pin: pin.pname) p.python.runtime"
     assert "ezkl" not in flake.value(f"packages.{SYSTEM}.node", pins)
