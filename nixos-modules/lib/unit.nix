@@ -61,7 +61,7 @@ hardening
   ];
   Restart = "always";
   RestartSec = 5;
-  # The first start under Nix builds llama.cpp.
+  # Ready means that the model is loaded: tens of gigabytes are read, and hashed the first time.
   TimeoutStartSec = 1800;
   TimeoutStopSec = 30;
   KillMode = "control-group";
