@@ -14,8 +14,11 @@ from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 if TYPE_CHECKING:
     from nodeapp.console.status import ConsoleStatus
     from nodeapp.console.terminal import Terminal
+    from nodeapp.wire.ipc_chain import SessionView
 
 LOOK_SECONDS = 5.0
+SESSIONS_SECONDS = 60.0
+"""A host has many of them."""
 
 Follow = Annotated[
     bool, typer.Option("--follow", help="Redraw when something changes, until Ctrl-C.")
@@ -60,8 +63,12 @@ class _Look:
         self, config: Path | None, state_dir: Path | None, flags: list[str] | None
     ) -> None:
         self._given = (config, state_dir, flags)
+        self._sessions: tuple[SessionView, ...] | None = None
+        self._listed_at = 0.0
 
     async def now(self) -> ConsoleStatus:
+        import asyncio
+
         from nodeapp.console.look import look, look_at_machine
         from nodeapp.console.status import status_of
         from nodeapp.core.errors import InvalidRequest
@@ -80,7 +87,12 @@ class _Look:
             has_settings=config is None or config.exists(), slot=running_version().slot
         )
         paths = resolve_paths(settings.node) if settings else None
-        return status_of(await look(machine, settings, paths))
+        now = asyncio.get_running_loop().time()
+        is_old = now - self._listed_at > SESSIONS_SECONDS
+        seen = await look(machine, settings, paths, sessions=None if is_old else self._sessions)
+        if seen.sessions is not self._sessions:
+            self._sessions, self._listed_at = seen.sessions, now
+        return status_of(seen)
 
 
 async def _follow(look: _Look, paths: list[Path]) -> None:

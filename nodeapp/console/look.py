@@ -42,8 +42,21 @@ def look_at_machine(*, has_settings: bool, slot: str = "") -> Machine:
     )
 
 
-async def look(machine: Machine, settings: Settings | None, paths: Paths | None) -> Seen:
-    """Ask everybody; who does not answer inside ASK_SECONDS is left out."""
+async def look(
+    machine: Machine,
+    settings: Settings | None,
+    paths: Paths | None,
+    *,
+    sessions: tuple[SessionView, ...] | None = None,
+) -> Seen:
+    """Ask everybody; who does not answer inside ASK_SECONDS is left out.
+
+    Args:
+        machine: see look_at_machine.
+        settings: None: there are none.
+        paths: the same.
+        sessions: seen a short while ago: the chain process need not list them again.
+    """
     report = await asyncio.to_thread(read_report, REPORT)
     unit = await asyncio.to_thread(read_unit, UNIT)
     if settings is None or paths is None:
@@ -57,7 +70,9 @@ async def look(machine: Machine, settings: Settings | None, paths: Paths | None)
         update = tasks.create_task(_asked(lambda: _update(paths), "updater" in answering))
         network = tasks.create_task(_asked(lambda: _network(paths), "p2p" in answering))
         host = tasks.create_task(_asked(lambda: _host(paths), "chain" in answering))
-        sessions = tasks.create_task(_asked(lambda: _sessions(paths), "chain" in answering))
+        listed = tasks.create_task(
+            _asked(lambda: _sessions(paths), sessions is None and "chain" in answering)
+        )
     return Seen(
         machine,
         unit,
@@ -66,7 +81,7 @@ async def look(machine: Machine, settings: Settings | None, paths: Paths | None)
         update=update.result(),
         network=network.result(),
         host=host.result(),
-        sessions=sessions.result(),
+        sessions=sessions if sessions is not None else listed.result(),
     )
 
 
