@@ -31,7 +31,7 @@ FORMAT = 1
 # More than one thread gives the same bytes as one: blocks of a fixed size, packed one by one. xz
 # checks a download once more while it is written into a slot. The store is packed already (erofs
 # with lz4), so a higher level would only take longer.
-XZ = ("xz", "-6", "--check=sha256", "--block-size=64MiB", f"--threads=+{os.cpu_count() or 1}")
+XZ = ("xz", "--check=sha256", "--block-size=64MiB", f"--threads=+{os.cpu_count() or 1}")
 ZSTD = ("zstd", "-q", "--check", "-T0")
 
 
@@ -77,6 +77,7 @@ def pack(  # noqa: PLR0913 (each is one thing that a release says or holds)
     least_from: str = "",
     notes: str = "",
     flash: bool = True,
+    level: int = 6,
 ) -> Files:
     """Make all files but the signature.
 
@@ -88,6 +89,7 @@ def pack(  # noqa: PLR0913 (each is one thing that a release says or holds)
         least_from: the oldest release that may update to this one.
         notes: for operators.
         flash: with the whole disk, for new machines.
+        level: of xz, 0 to 9; a test that only wants the parts takes a low one.
 
     Raises:
         Damaged: disk and UKI do not belong together, or are not of this version.
@@ -102,8 +104,8 @@ def pack(  # noqa: PLR0913 (each is one thing that a release says or holds)
         slot = check_bootable(raw, kernel)
         _check_labels(slot, f"{NAME}_{version}")
         head = superblock(raw, slot.hashes.offset)
-        _packed(raw, slot.store.offset, head.data_bytes, out / files.store)
-        _packed(raw, slot.hashes.offset, head.hash_bytes, out / files.hashes)
+        _packed(raw, slot.store.offset, head.data_bytes, out / files.store, level)
+        _packed(raw, slot.hashes.offset, head.hash_bytes, out / files.hashes, level)
     if flash:
         subprocess.run([*ZSTD, "-o", out / files.flash, disk], check=True)
     listed = {path.name: _described(path) for path in sorted(out.iterdir())}
@@ -187,9 +189,9 @@ def _check_labels(slot: Slot, label: str) -> None:
             raise Damaged(f"the slot is labelled {one.label}, not {label}")
 
 
-def _packed(disk: BinaryIO, offset: int, size: int, target: Path) -> None:
+def _packed(disk: BinaryIO, offset: int, size: int, target: Path, level: int) -> None:
     with target.open("wb") as out:
-        child = subprocess.Popen([*XZ, "-c"], stdin=subprocess.PIPE, stdout=out)
+        child = subprocess.Popen([*XZ, f"-{level}", "-c"], stdin=subprocess.PIPE, stdout=out)
         if child.stdin is None:
             raise Damaged("xz takes no input")
         disk.seek(offset)

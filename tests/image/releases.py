@@ -50,7 +50,7 @@ class Factory:
         self._contents(place, "10-esp", f"/esp/{version}.efi:/EFI/Linux/fabstir-node_{version}.efi")
         self._repart(place)
         uki = place / f"tree/esp/{version}.efi"
-        pack(version, place / "disk.raw", uki, place / "release", flash=flash)
+        pack(version, place / "disk.raw", uki, place / "release", flash=flash, level=0)
         return place / "release"
 
     def key(self) -> Path:

@@ -142,6 +142,11 @@ def test_the_flash_image_has_its_parts_and_two_builds_are_the_same_bytes(job):
     assert content_digest(base / "first.raw") == content_digest(base / "second.raw")
 
 
+def slots_of(disk):
+    found = by_type(disk)
+    return found["usr"], found["usr-verity"]
+
+
 def apply(inside, loop):
     done = inside.run(
         "systemd-repart", "--dry-run=no", "--json=short", "--definitions=/device", loop
@@ -163,6 +168,13 @@ def test_the_first_boot_makes_slot_b_and_the_state_and_the_second_changes_nothin
         before = content_digest(disk)
         assert {row["activity"] for row in apply(inside, loop)} == {"unchanged"}
         assert content_digest(disk) == before
+        # A copy on a larger disk: the state takes what is there, the slots stay as they are.
+        slots, (state,) = slots_of(disk), by_type(disk)["linux-generic"]
+        os.truncate(disk, 9 << 30)
+        inside.run("losetup", "--set-capacity", loop)
+        apply(inside, loop)
+        assert slots_of(disk) == slots
+        assert by_type(disk)["linux-generic"][0].size == state.size + (1 << 30)
         found = by_type(disk)
         for kind in ("usr", "usr-verity"):
             slot_a, slot_b = found[kind]
