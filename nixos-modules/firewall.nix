@@ -26,6 +26,11 @@ let
     lib.optional (cfg.openFirewall && listening != null) p2pPort
     ++ lib.optional (cfg.portal.openFirewall && written.s5.listen_port != null) written.s5.listen_port
     ++ lib.optional cfg.monitoring.metrics.openFirewall cfg.monitoring.metrics.port;
+  # Multicast DNS, where the node tells the local network of itself.
+  opened = {
+    allowedTCPPorts = ports;
+    allowedUDPPorts = lib.optional (cfg.openFirewall && written.p2p.mdns == true) 5353;
+  };
 in
 {
   options.services.fabstir-node = {
@@ -52,7 +57,7 @@ in
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Let renters through to the libp2p port.";
+      description = "Let renters through to the libp2p port, and with `settings.p2p.mdns` those of the local network to the port of multicast DNS.";
       example = true;
     };
     portal = {
@@ -86,9 +91,9 @@ in
 
     networking.firewall =
       if cfg.firewallInterfaces == [ ] then
-        { allowedTCPPorts = ports; }
+        opened
       else
-        { interfaces = lib.genAttrs cfg.firewallInterfaces (_: { allowedTCPPorts = ports; }); };
+        { interfaces = lib.genAttrs cfg.firewallInterfaces (_: opened); };
 
     assertions = [
       {

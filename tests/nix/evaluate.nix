@@ -43,6 +43,10 @@ let
     name = "Install";
     values = if unit.wantedBy == [ ] then { } else { WantedBy = words unit.wantedBy; };
   };
+  opened = one: {
+    tcp = one.allowedTCPPorts;
+    udp = one.allowedUDPPorts;
+  };
   path = unit: builtins.concatStringsSep ":" (map (one: "${one}/bin") unit.path);
   serviceText =
     unit:
@@ -83,8 +87,8 @@ let
     etc = builtins.mapAttrs (_: file: file.text) config.environment.etc;
     packages = map (one: one.name) config.environment.systemPackages;
     firewall = {
-      all = config.networking.firewall.allowedTCPPorts;
-      interfaces = builtins.mapAttrs (_: one: one.allowedTCPPorts) config.networking.firewall.interfaces;
+      all = opened config.networking.firewall;
+      interfaces = builtins.mapAttrs (_: opened) config.networking.firewall.interfaces;
     };
     users = config.users.users;
     groups = builtins.attrNames config.users.groups;

@@ -118,7 +118,7 @@ def test_a_disabled_module_changes_nothing(library):
     kept = {name: value for name, value in found.items() if name not in ("values", "driver")}
     assert all(not value for value in kept.values() if not isinstance(value, dict)), kept
     assert kept["units"] == kept["etc"] == kept["users"] == {}
-    assert kept["firewall"] == {"all": [], "interfaces": {}}
+    assert kept["firewall"] == {"all": {"tcp": [], "udp": []}, "interfaces": {}}
     assert not found["driver"]["graphics"]
 
 

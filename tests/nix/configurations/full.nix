@@ -63,6 +63,7 @@
       };
       inference.replicas = "auto";
       p2p.flush_seconds = 0;
+      p2p.mdns = true;
       watchdog.misses = 5;
     };
     updates = {
