@@ -167,6 +167,7 @@ class Engine:
             prefill_tokens=options.prefill_chunk_tokens,
             prefill_tokens_while_decoding=max(16, options.prefill_chunk_tokens // 4),
             idle_rows=CPU_IDLE_ROWS if self._load.gpu_layers == 0 else 0,
+            parked_tokens=model.kv_tokens // 2 if self._load.gpu_layers == 0 else 0,
             is_mixed=self._load.gpu_layers != 0,
         )
         return DecoderLimits(limits, options.slow_reader_seconds, options.has_speculation)

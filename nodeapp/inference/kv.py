@@ -137,7 +137,7 @@ class KvCells:
         best: Slot | None = None
         longest = MIN_SHARED_TOKENS - 1
         for slot, known in self._candidates(prefix):
-            shared = self._shared(slot, prefix, known)
+            shared = shared_tokens(slot.tokens, slot.scope, prefix, known)
             is_better_kind = best is not None and best.owner is not None and slot.owner is None
             if shared > longest or (shared == longest and is_better_kind):
                 best, longest = slot, shared
@@ -161,23 +161,27 @@ class KvCells:
             if slot.scope == prefix.scope and slot.tokens:
                 yield slot, 0
 
-    def _shared(self, slot: Slot, prefix: Prefix, known: int) -> int:
-        """Equal tokens at the beginning that may be shared; all of `known` blocks, or none."""
-        start = known * BLOCK_TOKENS
-        if slot.tokens[:start] != list(prefix.token_ids[:start]):
-            return 0
-        end = start + BLOCK_TOKENS
-        shared = start + common_prefix(slot.tokens[start:end], prefix.token_ids[start:end])
-        if slot.scope != prefix.scope:
-            shared = min(shared, prefix.public)
-        return min(shared, len(prefix.token_ids) - 1)
-
     def _forget(self, block: Block) -> None:
         self._count -= 1
         same = self._blocks[block.digest]
         same.remove(block)
         if not same:
             del self._blocks[block.digest]
+
+
+def shared_tokens(tokens: Sequence[int], scope: str, prefix: Prefix, known: int) -> int:
+    """Equal tokens at the beginning that may be shared; all of `known` blocks, or none.
+
+    Never the whole prompt. `tokens` are held under `scope`.
+    """
+    start = known * BLOCK_TOKENS
+    if list(tokens[:start]) != list(prefix.token_ids[:start]):
+        return 0
+    end = start + BLOCK_TOKENS
+    shared = start + common_prefix(tokens[start:end], prefix.token_ids[start:end])
+    if scope != prefix.scope:
+        shared = min(shared, prefix.public)
+    return min(shared, len(prefix.token_ids) - 1)
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

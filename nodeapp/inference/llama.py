@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nodeapp.core.errors import Corrupt, InvalidRequest, Unavailable
 from nodeapp.inference.llama_log import error_log
@@ -36,6 +37,9 @@ _CONTROL_ATTRIBUTES = 1 | 8
 """LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL: parsed out of text as special tokens."""
 _NO_SLOT, _ABORTED = 1, 2
 _TIMED_BATCHES = 5
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
+
+Saved = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,28 @@ class LlamaModel:
     def copy(self, source: int, target: int, end: int) -> None:
         """Share the source's cells [0, end) with the target."""
         self._api.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def save(self, sequence: int) -> Saved:
+        """The sequence's cells as bytes in the host's memory.
+
+        Raises:
+            Corrupt: llama.cpp wrote another number of bytes than it had announced.
+        """
+        size: int = self._api.llama_state_seq_get_size(self._context, sequence)
+        saved = np.empty(size, np.uint8)
+        count = self._api.llama_state_seq_get_data(
+            self._context, saved.ctypes.data_as(_BYTES), size, sequence
+        )
+        if count != size:
+            raise Corrupt(f"llama.cpp saved {count} of {size} bytes of a sequence")
+        return saved
+
+    def restore(self, sequence: int, saved: Saved) -> bool:
+        """Put saved cells into the empty sequence; False when there is no room for them."""
+        count = self._api.llama_state_seq_set_data(
+            self._context, saved.ctypes.data_as(_BYTES), saved.size, sequence
+        )
+        return bool(count == saved.size)
 
     def decode(self, batch: Sequence[Rows]) -> list[Logits]:
         """Compute one batch.

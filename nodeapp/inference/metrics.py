@@ -37,6 +37,9 @@ class InferenceMetrics:
         self.running = metrics.gauge("requests_processing", "requests that hold a sequence")
         self.waiting = metrics.gauge("requests_deferred", "requests waiting for a sequence")
         self.kv_tokens = metrics.gauge("kv_tokens", "KV cells reserved or cached")
+        self.parked_tokens = metrics.gauge(
+            "parked_tokens", "tokens of prefixes that wait in the host's memory"
+        )
         self.first_token = metrics.histogram(
             "time_to_first_token_seconds", "from acceptance to the first token chosen"
         )

@@ -8,7 +8,7 @@ running one never runs out of KV cells and nothing is ever taken back; one that 
 its turn, so it cannot be passed for ever. A request whose prefix another is computing is held until
 that is done. Finished sequences stay as prefix cache until their cells are wanted, least recently
 used first, or until they cost more than they promise to save: every row that is computed looks at
-every cell in use.
+every cell in use. What they held may then be parked in the host's memory (parking.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nodeapp.inference.kv import BLOCK_TOKENS, KvCells, Prefix, Slot
+from nodeapp.inference.parking import Parking
 
 AGEING_TOKENS = 32
 """A waiting prefill gains this much priority with every step."""
@@ -38,6 +39,8 @@ class Limits:
     prefill_tokens_while_decoding: int
     idle_rows: int = 0
     """A cached prefix is dropped when so many rows were computed since its last use; 0: never."""
+    parked_tokens: int = 0
+    """Tokens of dropped prefixes that the host's memory may hold."""
     is_mixed: bool = True
     """Prefill shares a batch with decode rows; else the two take turns while there are both."""
 
@@ -76,7 +79,31 @@ class Copy:
     end: int
 
 
-MemoryOperation = Remove | Copy
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Save the slot's cells under the key in the host's memory; they stay in the cache."""
+
+    slot: int
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Put cells [0, end) of what was saved into the empty slot, and forget what was saved."""
+
+    key: int
+    slot: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """What was saved under the key is not wanted any more."""
+
+    key: int
+
+
+MemoryOperation = Remove | Copy | Park | Restore | Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +169,7 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._cells = KvCells(limits.slots)
+        self._parking = Parking(limits.parked_tokens)
         self._renters: dict[str, _Renter] = {}
         self._running: dict[int, _Running] = {}
         self._memory: list[MemoryOperation] = []
@@ -170,6 +198,11 @@ class Scheduler:
             len(one.job.token_ids) for renter in self._renters.values() for one in renter.waiting
         )
         return waiting + sum(max(0, running.remaining - 1) for running in self._running.values())
+
+    @property
+    def parked_tokens(self) -> int:
+        """Tokens of prefixes in the host's memory."""
+        return self._parking.tokens
 
     @property
     def kv_tokens(self) -> int:
@@ -216,9 +249,10 @@ class Scheduler:
         if not running.job.scope:
             self._truncate(slot, running.job.public // BLOCK_TOKENS * BLOCK_TOKENS)
 
-    def lost(self, slot: int) -> None:
-        """The slot's cells could not be kept (some models cannot drop a part): all are gone."""
+    def lost(self, slot: int) -> int | None:
+        """The slot's cells could not be kept or restored: all are gone. Returns whose they were."""
         self._cells.truncate(self._cells.slots[slot], 0)
+        return self._cells.slots[slot].owner
 
     def drop_cache(self) -> bool:
         """Give up the whole prefix cache; False when there was none."""
@@ -380,17 +414,29 @@ class Scheduler:
     def _admit(self, waiting: _Waiting) -> bool:
         job = waiting.job
         source, shared = self._cells.longest(waiting.prefix)
+        parked, kept = self._parking.longest(waiting.prefix)
+        if parked is not None and not (
+            kept >= shared + BLOCK_TOKENS and len(parked.tokens) <= job.reserved_tokens
+        ):
+            parked = None
+        if parked is not None:
+            source, shared = None, 0
         blocks = shared // BLOCK_TOKENS
         needed = self._cells.needed(source, blocks) - blocks * BLOCK_TOKENS
         if needed + job.reserved_tokens > self._limits.kv_tokens:
             return False
+        if parked is not None:
+            self._parking.take(parked.key)
         slot = self._place(source, shared)
         slot.scope, slot.public = waiting.prefix.scope, job.public
         slot.owner, slot.reserved = job.job_id, job.reserved_tokens
         for idle in sorted(self._idle(), key=lambda idle: idle.used_at):
             if self._cells.used <= self._limits.kv_tokens:
                 break
-            self._truncate(idle, 0)
+            self._evict(idle)
+        if parked is not None:
+            self._memory.append(Restore(parked.key, slot.index, kept))
+            self._cells.append(slot, parked.tokens[:kept])
         self._running[job.job_id] = _Running(
             job, waiting.prefix, slot, list(job.token_ids), self._step
         )
@@ -412,7 +458,7 @@ class Scheduler:
                 return source
         target = min(others, key=lambda slot: (bool(slot.tokens), slot.used_at))
         if target.tokens:
-            self._truncate(target, 0)
+            self._evict(target)
         if source is not None:
             self._memory.append(Copy(source.index, target.index, shared))
             self._cells.share(source, target, shared)
@@ -422,11 +468,19 @@ class Scheduler:
         limit = self._limits.idle_rows
         for slot in self._idle() if limit else ():
             if self._rows_done - slot.used_at_row > limit:
-                self._truncate(slot, 0)
+                self._evict(slot)
                 self._has_no_room = False
 
     def _idle(self) -> list[Slot]:
         return [slot for slot in self._cells.slots if slot.owner is None and slot.tokens]
+
+    def _evict(self, slot: Slot) -> None:
+        """Give up the slot's cells, but not what they hold when it may be of use again."""
+        if self._parking.is_worth(slot):
+            key, dropped = self._parking.add(slot)
+            self._memory += [Forget(one) for one in dropped]
+            self._memory.append(Park(slot.index, key))
+        self._truncate(slot, 0)
 
     def _truncate(self, slot: Slot, length: int) -> None:
         self._memory.append(Remove(slot.index, length))

@@ -201,3 +201,38 @@ async def test_memory_stays_flat_over_many_requests(engine_on):
             sizes.append(process.memory_info().rss)
             assert running.metric("kv_tokens") <= 2048
     assert sizes[-1] - sizes[1] < 8 << 20
+
+
+NOTES = " ".join(f"Room {n} of the old house has {n + 2} windows." for n in range(1, 26))
+
+
+async def test_a_prefix_that_was_parked_comes_back_bit_for_bit(engine_on):
+    other = " ".join(f"The {n}th ship carries {n * 3} sails." for n in range(1, 41))
+    async with engine_on(kv_tokens=8192, has_speculation=False) as running:
+        first = await running.ask(text(NOTES, cache_scope="a"))
+        for number in range(2):
+            await running.ask(text(f"{number} {other}", cache_scope="b", max_tokens=2))
+        async with asyncio.timeout(10):
+            while running.metric("parked_tokens") < first.started.prompt_tokens:
+                await asyncio.sleep(0.005)
+        stranger = await running.ask(text(NOTES, cache_scope="b"))
+        assert stranger.finished.cached_tokens < 64
+        again = await running.ask(text(NOTES, cache_scope="a"))
+        assert again.finished.cached_tokens == first.started.prompt_tokens - 1
+        assert again.ids == first.ids == stranger.ids
+
+
+async def test_what_cannot_be_restored_is_computed_again(engine_on, monkeypatch):
+    other = " ".join(f"The {n}th ship carries {n * 3} sails." for n in range(1, 41))
+    async with engine_on(kv_tokens=8192, has_speculation=False) as running:
+        first = await running.ask(text(NOTES, cache_scope="a"))
+        for number in range(2):
+            await running.ask(text(f"{number} {other}", cache_scope="b", max_tokens=2))
+        asked = []
+        monkeypatch.setattr(
+            running.engine._model, "restore", lambda slot, _saved: bool(asked.append(slot))
+        )
+        again = await running.ask(text(NOTES, cache_scope="a"))
+        assert len(asked) == 1
+        assert again.ids == first.ids
+        assert again.finished.cached_tokens == 0

@@ -14,9 +14,12 @@ from nodeapp.inference.kv import common_prefix
 from nodeapp.inference.scheduler import (
     MAX_DRAFT_TOKENS,
     Copy,
+    Forget,
     Job,
     Limits,
+    Park,
     Remove,
+    Restore,
     Scheduler,
 )
 
@@ -36,6 +39,7 @@ class World:
     numbers: count = field(default_factory=count)
     wanted: dict[int, int] = field(default_factory=dict)
     contexts: dict[int, list[int]] = field(default_factory=dict)
+    parked: dict[int, list[int]] = field(default_factory=dict)
     paused: set[int] = field(default_factory=set)
     finished: list[int] = field(default_factory=list)
     reused: dict[int, int] = field(default_factory=dict)
@@ -90,6 +94,21 @@ class World:
                     assert not self.cells.get(target)
                     assert len(self.cells[source]) >= end
                     self.cells[target] = self.cells[source][:end]
+                case Park(slot, key):
+                    assert key not in self.parked
+                    self.parked[key] = [token for token, _ in self.cells[slot]]
+                case Restore(key, slot, end):
+                    assert not self.cells.get(slot)
+                    tokens = self.parked.pop(key)
+                    others = {cell for held in self.cells.values() for _, cell in held}
+                    assert len(others) + len(tokens) <= self.limits.kv_tokens
+                    self.cells[slot] = [(token, next(self.numbers)) for token in tokens[:end]]
+                case Forget(key):
+                    del self.parked[key]
+                case _:
+                    raise AssertionError(operation)
+        held = sum(map(len, self.parked.values()))
+        assert held == self.scheduler.parked_tokens <= self.limits.parked_tokens
 
     def answer(self, rows):
         """The model says 7, 8, 9, 7…; guesses that agree with it are taken."""
@@ -297,12 +316,14 @@ jobs = st.lists(
     prefill=st.integers(1, 16),
     noise=st.lists(st.tuples(st.integers(0, 13), st.sampled_from("cpr")), max_size=20),
     is_mixed=st.booleans(),
+    idle_rows=st.sampled_from([0, 4, 60]),
+    parked_tokens=st.sampled_from([0, 90, 500]),
 )
 def test_every_job_ends_and_no_budget_is_ever_exceeded(
-    jobs, sequences, extra_slots, kv, prefill, guesses, noise, is_mixed
+    jobs, sequences, extra_slots, kv, prefill, guesses, noise, is_mixed, idle_rows, parked_tokens
 ):
     slots, share = sequences + extra_slots, max(1, prefill // 2)
-    limits = Limits(sequences, slots, kv, prefill, share, is_mixed=is_mixed)
+    limits = Limits(sequences, slots, kv, prefill, share, idle_rows, parked_tokens, is_mixed)
     world = World(limits)
     if guesses:
         world.guess = lambda number: tuple(guesses[number % len(guesses)])
@@ -508,3 +529,63 @@ def test_a_cached_prefix_is_dropped_when_it_slowed_others_for_long():
     world.submit(5, [*SYSTEM, 1], 1, scope="a")
     world.run()
     assert (world.reused[3], world.reused[5]) == (200, 0)
+
+
+def after(world, number, tokens, scope, **more):
+    """How many tokens a further request found there."""
+    world.submit(number, tokens, 1, scope=scope, **more)
+    world.run()
+    return world.reused[number]
+
+
+def parking_world(**changes):
+    return World(Limits(2, 8, 4000, 128, 64, **({"idle_rows": 50, "parked_tokens": 600} | changes)))
+
+
+def test_a_parked_prefix_comes_back_for_its_own_scope_only():
+    world = parking_world()
+    after(world, 1, SYSTEM, "a")
+    assert after(world, 2, range(5000, 5300), "b") == 0
+    assert list(world.parked.values()) == [list(SYSTEM)]
+    assert after(world, 4, [*SYSTEM, 1, 2], "b") == 0
+    assert after(world, 5, [*SYSTEM, 1, 2], "a") == len(SYSTEM)
+    # It is in the cache again, so it is shared from there.
+    assert after(world, 6, [*SYSTEM, 1, 3], "a") == len(SYSTEM) + 1
+
+
+def test_a_conversation_that_went_on_replaces_its_own_beginning():
+    world = parking_world()
+    after(world, 1, SYSTEM, "a")
+    after(world, 2, range(5000, 5200), "b")
+    longer = [*SYSTEM, *range(900, 1000)]
+    assert after(world, 3, longer, "a") == len(SYSTEM)
+    after(world, 4, range(6000, 6200), "b")
+    after(world, 5, [1], "b")
+    assert list(world.parked.values()).count(longer) == 1
+    assert list(SYSTEM) not in world.parked.values()
+
+
+def test_what_was_parked_longest_ago_is_forgotten_first():
+    world = parking_world(parked_tokens=450)
+    for number, scope in enumerate("abc"):
+        after(world, number, [*SYSTEM, number], scope)
+        after(world, 10 + number, range(60), "")
+    after(world, 20, range(60), "")
+    assert len(world.parked) == 2
+    assert after(world, 30, [*SYSTEM, 0, 1], "a") == 0
+    assert after(world, 31, [*SYSTEM, 2, 1], "c") == len(SYSTEM) + 1
+
+
+def test_a_prefix_given_up_for_want_of_room_is_parked_too():
+    world = World(Limits(1, 4, 400, 128, 64, parked_tokens=400))
+    after(world, 1, SYSTEM, "a")
+    after(world, 2, range(5000, 5300), "b")
+    assert after(world, 3, [*SYSTEM, 1], "a") == len(SYSTEM)
+
+
+def test_a_public_prefix_comes_back_for_everybody():
+    world = parking_world()
+    after(world, 1, [*SYSTEM, 1], "a", public=192)
+    after(world, 2, range(5000, 5300), "b")
+    after(world, 3, [1], "b")
+    assert after(world, 4, [*SYSTEM, 1], "c", public=192) == 192
