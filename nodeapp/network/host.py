@@ -18,6 +18,7 @@ import trio
 
 from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Unavailable
 from nodeapp.core.ids import PeerId
+from nodeapp.network import circuit
 from nodeapp.network.bridge import Bridge
 from nodeapp.network.dht import Dht
 from nodeapp.network.gossip import Gossip
@@ -63,6 +64,8 @@ class Libp2pHost:
         self._inbound: Counter[PeerId] = Counter()
         self._addresses: tuple[str, ...] = ()
         self._listening: tuple[str, ...] = ()
+        self._circuits: dict[PeerId, str] = {}
+        self._accepts_circuits = False
         self._connected: frozenset[PeerId] = frozenset()
         self._changed = asyncio.Event()
         self._bridge = Bridge(self._run, on_death)
@@ -124,8 +127,8 @@ class Libp2pHost:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """What others dial: multiaddrs with /p2p/, announced ones if there are any."""
-        return self._addresses
+        """What others dial: multiaddrs with /p2p/, announced if there are any; relays' last."""
+        return (*self._addresses, *self._circuits.values())
 
     @property
     def listening(self) -> tuple[str, ...]:
@@ -204,6 +207,32 @@ class Libp2pHost:
         return await self._bridge.call(
             f"connect to {address[:200]}", lambda: self._connect(address), deadline_seconds
         )
+
+    async def reserve(self, relay: str) -> float:
+        """Be reachable through a relay from now on; ask again before the time is over.
+
+        Args:
+            relay: its multiaddr, with /p2p/.
+        Returns:
+            Unix second of the end; the relay's address is among `addresses` until `give_up`.
+        Raises:
+            Unavailable: no connection, or refused.
+        """
+        peer_id = await self.connect(relay)
+        if not self._accepts_circuits:
+            self._accepts_circuits = True
+            await self._bridge.call("accept circuits", self._accept_circuits, STREAM_SECONDS)
+        until = await self._bridge.call(
+            f"reserve at {peer_id}",
+            lambda: circuit.reserve(self._library, parse_peer_id(peer_id)),
+            STREAM_SECONDS,
+        )
+        self._circuits[peer_id] = f"{relay}{circuit.MARK}/p2p/{self.peer_id}"
+        return float(until)
+
+    def give_up(self, relay: PeerId) -> None:
+        """Do not tell of this relay any more."""
+        self._circuits.pop(relay, None)
 
     async def disconnect(self, peer_id: PeerId) -> None:
         """Close every connection to the peer; its streams end.
@@ -338,6 +367,8 @@ class Libp2pHost:
     async def _connect(self, address: str) -> PeerId:
         from libp2p.peer.peerinfo import info_from_p2p_addr
 
+        if circuit.MARK in address:
+            return await self._connect_through(address)
         target = parse_multiaddr(address)
         try:
             peer = info_from_p2p_addr(target)
@@ -355,6 +386,21 @@ class Libp2pHost:
             self._library.get_peerstore().clear_addrs(peer.peer_id)
         await self._library.connect(peer)
         return PeerId(str(peer.peer_id))
+
+    async def _connect_through(self, address: str) -> PeerId:
+        relay_address, _, rest = address.partition(circuit.MARK)
+        target = PeerId(rest.removeprefix("/p2p/"))
+        if target == self.peer_id:
+            raise InvalidRequest("that is this host's own address")
+        target_id = parse_peer_id(target)
+        if target_id not in self._library.get_network().connections:
+            relay = await self._connect(relay_address)
+            await circuit.dial(self._library, parse_peer_id(relay), target_id)
+        return target
+
+    async def _accept_circuits(self) -> None:
+        accept = circuit.acceptor(self._library, lambda: frozenset(self._circuits))
+        self._library.set_stream_handler(circuit.STOP, accept)
 
     async def _disconnect(self, peer_id: PeerId) -> None:
         await self._library.disconnect(parse_peer_id(peer_id))

@@ -139,6 +139,27 @@ class Stream:
                 f"no frame from peer {self._peer_id} in {deadline_seconds:g} s"
             ) from error
 
+    async def read_some(self) -> bytes:
+        """Wait for bytes after the frames read so far; whoever passes them on knows no frames.
+
+        Returns:
+            At least one byte, or b"" when the peer closed its direction.
+        Raises:
+            Unavailable: stream reset, connection lost.
+        """
+        while True:
+            if self._inbox:
+                self._refill()
+            taken = self._decoder.take()
+            if taken or self._is_at_end():
+                return taken
+            self._readable.clear()
+            await self._readable.wait()
+
+    async def write_some(self, chunk: bytes, deadline_seconds: float = 30.0) -> None:
+        """Accept bytes as they are for sending; else as `write_frame`."""
+        await self._write(chunk, deadline_seconds)
+
     async def write_frame(self, payload: bytes, deadline_seconds: float = 30.0) -> None:
         """Accept a frame for sending; waits while WRITE_LIMIT_BYTES are on their way.
 
@@ -150,15 +171,17 @@ class Stream:
         Raises:
             Unavailable: stream reset or closed, connection lost, deadline passed.
         """
+        await self._write(encode_frame(payload), deadline_seconds)
+
+    async def _write(self, chunk: bytes, deadline_seconds: float) -> None:
         if self._unsent_bytes >= WRITE_LIMIT_BYTES:
             await self._wait_for_room(deadline_seconds)
         if self._failure is not None:
             raise self._failure
         if self._is_closing:
             raise Unavailable(f"stream to peer {self._peer_id} is closed for writing")
-        frame = encode_frame(payload)
-        self._unsent_bytes += len(frame)
-        if self._pump.outbox.put(frame):
+        self._unsent_bytes += len(chunk)
+        if self._pump.outbox.put(chunk):
             self._bridge.post(self._pump.send)
 
     async def _wait_for_room(self, deadline_seconds: float) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import NodeError
+from nodeapp.network.circuit import HOP, Relay
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import DhtMode, NetworkSettings
 from nodeapp.p2p.admission import Admission
@@ -42,6 +43,7 @@ class BootstrapSettings:
     listen: tuple[str, ...]
     announce: tuple[str, ...]
     ready_file: Path
+    is_relay: bool = False
 
 
 async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) -> int:
@@ -77,6 +79,8 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
             lambda stream: serve_capability(stream, admission, directory, None),
         )
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, admission))
+        if settings.is_relay:
+            host.set_handler(HOP, Relay(host, SystemClock().unix_seconds).serve)
         await asyncio.to_thread(write_whole, settings.ready_file, f"{host.addresses[0]}\n".encode())
         try:
             await stopping.wait()
@@ -93,10 +97,11 @@ def _parse(arguments: Sequence[str]) -> BootstrapSettings:
     parser.add_argument("--listen", action="append", help="multiaddr, TCP; port 0: a free one")
     parser.add_argument("--announce", action="append", help="multiaddr told to others instead")
     parser.add_argument("--ready-file", type=Path, required=True)
+    parser.add_argument("--relay", action="store_true", help="carry traffic of hosts behind NAT")
     parsed = parser.parse_args(arguments)
     listen = tuple(parsed.listen or ("/ip4/127.0.0.1/tcp/0",))
     return BootstrapSettings(
-        parsed.state_dir, listen, tuple(parsed.announce or ()), parsed.ready_file
+        parsed.state_dir, listen, tuple(parsed.announce or ()), parsed.ready_file, parsed.relay
     )
 
 

@@ -28,6 +28,7 @@ from nodeapp.p2p.markets import Market, Markets
 from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.reach import REACH_PROTOCOL, Reachability, ask_peers, serve_dial_back
 from nodeapp.p2p.relay import RelaySettings
+from nodeapp.p2p.relays import LOOK_SECONDS, Reservations
 from nodeapp.p2p.results import serve_result
 from nodeapp.rpc.storage import StorageClient
 from nodeapp.security.capability import capability_rule
@@ -78,6 +79,7 @@ class P2pNode:
         self._host: Libp2pHost | None = None
         self._live = LiveConversations()
         self._beat = Beat(settings.flush_seconds)
+        self._reservations = Reservations(settings.relays, shell.clock)
         self._router = RouterForward(settings, shell.fail)
         self._announced: tuple[str, ...] = ()
         self._directory = Directory(shell.clock.unix_seconds)
@@ -125,7 +127,10 @@ class P2pNode:
             lambda stream: serve_result(stream, self._admission, storage),
         )
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, self._admission))
+        await self._reservations.look(host, is_needed=True)
         tasks.create_task(self._announce(host))
+        if self._settings.relays:
+            tasks.create_task(self._keep_reservations(host))
         tasks.create_task(self._watch_reach(host))
         tasks.create_task(self._router.keep())
         if self._settings.mdns:
@@ -179,7 +184,7 @@ class P2pNode:
             announced_models=self._announced,
             conversations=len(self._live),
             is_reachable=self._reach.is_reachable,
-            reachability="; ".join(filter(None, (self._reach.sentence, self._router.sentence))),
+            reachability="; ".join(filter(None, self._ways_in())),
         )
 
     async def _tell_lan(self, host: Libp2pHost) -> None:
@@ -192,6 +197,16 @@ class P2pNode:
             except Unavailable as error:
                 _log.warning("not told the local network", error=error.message)
             await asyncio.sleep(LAN_RETRY_SECONDS)
+
+    def _ways_in(self) -> tuple[str, ...]:
+        return (self._reach.sentence, self._router.sentence, self._reservations.sentence)
+
+    async def _keep_reservations(self, host: Libp2pHost) -> None:
+        """Relays come and go; who is reachable by itself needs none."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            is_needed = self._reach.is_reachable is not True
+            await self._reservations.look(host, is_needed=is_needed)
 
     async def _watch_reach(self, host: Libp2pHost) -> None:
         """Look again when peers come or go while nothing is known, else now and then."""

@@ -268,6 +268,8 @@ class P2pSettings(Section, frozen=True):
     """Tell and hear of offers by gossipsub."""
     mdns: bool = False
     """Tell the local network of this host; renters there look for it with `mdns = true`."""
+    relays: Annotated[tuple[str, ...], msgspec.Meta(max_length=4)] = ()
+    """Multiaddrs with /p2p/ of relays by which renters come while nobody can dial this host."""
     upnp: bool = False
     """Have the router forward the port by UPnP, and announce its address (not over `announce`)."""
 

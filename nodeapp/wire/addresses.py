@@ -9,6 +9,7 @@ import ipaddress
 from typing import Final
 
 MAX_ADDRESS_CHARACTERS: Final = 256
+RELAYED: Final = "p2p-circuit"
 
 
 def is_public(address: str) -> bool:
@@ -31,9 +32,9 @@ def is_public(address: str) -> bool:
 
 
 def tcp_endpoint(address: str) -> tuple[str, int] | None:
-    """(IP address, port) of a TCP multiaddr with a literal address, else None."""
+    """(IP address, port) of a TCP multiaddr with a literal address, else None; so of a relay's."""
     parts = address.split("/")
-    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+    if RELAYED in parts or len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
         return None
     return (parts[2], int(parts[4])) if parts[4].isdigit() and int(parts[4]) <= 65535 else None
 

@@ -64,6 +64,12 @@ class FrameDecoder:
             self._start = 0
         self._buffer += received
 
+    def take(self) -> bytes:
+        """Everything that was fed after the last frame, as it is."""
+        taken = bytes(memoryview(self._buffer)[self._start :])
+        self._buffer, self._start = bytearray(), 0
+        return taken
+
     def next_frame(self, max_bytes: int) -> bytes | None:
         """Take the next whole frame.
 

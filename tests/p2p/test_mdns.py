@@ -2,13 +2,6 @@
 
 import asyncio
 import ipaddress
-import json
-import os
-import shutil
-import subprocess
-import sys
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -27,10 +20,9 @@ from nodeapp.network.mdns import (
     read_text,
     write_text,
 )
-from nodeapp.network.settings import PROCESS_ENVIRONMENT
 from tests.p2p.hosts import until
+from tests.p2p.rooms import rooms, says
 
-ROOT = Path(__file__).resolve().parents[2]
 PEER = "12D3KooWGRUVh8sVJHfDsMTA6E3sGJ5mwkSxcWPbq7KWzDDD4L3e"
 LOOPBACK = ("127.0.0.1",)
 LAN = Link(("192.168.7.2",), (ipaddress.IPv4Network("192.168.7.0/24"),))
@@ -130,62 +122,12 @@ def test_property_what_is_written_is_read(ports):
     assert read_text(write_text(addresses)) == addresses
 
 
-@contextmanager
-def two_rooms():
-    """Network namespaces joined by a cable, without any other way out."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces take root and iproute2")
-    names = [f"fbmdns{os.getpid()}{side}" for side in "ab"]
-
-    def ip(*words):
-        return subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-    with ExitStack() as stack:
-        for name in names:
-            try:
-                ip("netns", "add", name)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"no network namespace: {error.stderr.strip()}")
-            stack.callback(ip, "netns", "delete", name)
-        ends = [f"fb{os.getpid()}{side}"[-12:] for side in "ab"]
-        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
-        for name, end, address in zip(names, ends, ("1", "2"), strict=True):
-            ip("link", "set", end, "netns", name)
-            ip("-n", name, "address", "add", f"192.168.77.{address}/24", "dev", end)
-            ip("-n", name, "link", "set", end, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield names
-
-
 @pytest.mark.timeout(120)
 def test_two_hosts_on_a_cable_find_each_other_and_talk(tmp_path):
-    environment = {**os.environ, **PROCESS_ENVIRONMENT}
-    with two_rooms() as (here, there), ExitStack() as stack:
-
-        def start(room, what):
-            words = ["ip", "netns", "exec", room, sys.executable, "-m", "tests.p2p.lan_host"]
-            child = subprocess.Popen(
-                [*words, what, str(tmp_path)],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            stack.callback(child.wait, 20)
-            stack.callback(child.terminate)
-            return child
-
-        def says(child):
-            for line in child.stdout:
-                if (
-                    line.startswith("{")
-                    and "peer_id" in (said := json.loads(line))
-                    and ("told" in said or "echo" in said)
-                ):
-                    return said
-            raise AssertionError("ended without a word")
-
-        telling, finding = start(here, "tell"), start(there, "find")
-        said, found = says(telling), says(finding)
+    with rooms(2) as house:
+        house.cable(0, 1, "192.168.77")
+        telling = house.start(0, "tests.p2p.lan_host", "tell", tmp_path)
+        finding = house.start(1, "tests.p2p.lan_host", "find", tmp_path)
+        said, found = says(telling, "told"), says(finding, "echo")
     assert found == {"peer_id": said["peer_id"], "addresses": said["told"], "echo": "hello"}
     assert said["told"][0].startswith("/ip4/192.168.77.1/tcp/")

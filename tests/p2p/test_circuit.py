@@ -1,0 +1,171 @@
+"""A host that nobody can dial is reached through a relay, within the relay's limits."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
+from nodeapp.network.circuit import HOP, Relay, RelayLimits
+from nodeapp.network.host import Libp2pHost
+from nodeapp.network.settings import NetworkSettings
+from nodeapp.p2p.relays import Reservations
+from nodeapp.wire.addresses import is_public, tcp_endpoint
+from tests.fakes.clock import FakeClock
+from tests.p2p.hosts import ECHO, until
+
+LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+
+
+async def echo(stream):
+    while (frame := await stream.read_frame(1 << 20)) is not None:
+        await stream.write_frame(frame)
+
+
+class Three:
+    """A relay, a host that listens nowhere, and who wants it."""
+
+    def __init__(self, relay_host, hidden, asker, limits):
+        self.clock = FakeClock()
+        self.relay_host, self.hidden, self.asker = relay_host, hidden, asker
+        self.relay = Relay(relay_host, self.clock.unix_seconds, limits)
+        relay_host.set_handler(HOP, self.relay.serve)
+        hidden.set_handler(ECHO, echo)
+        self.relay_address = relay_host.addresses[0]
+        self.circuit = f"{self.relay_address}/p2p-circuit/p2p/{hidden.peer_id}"
+
+    async def says(self, text):
+        stream = await self.asker.open_stream(self.hidden.peer_id, [ECHO])
+        await stream.write_frame(text)
+        return await stream.read_frame(1 << 20, deadline_seconds=10)
+
+
+@asynccontextmanager
+async def three(tmp_path, limits=None):
+    def settings(name, listen=()):
+        return NetworkSettings(identity_path=tmp_path / name, listen=listen)
+
+    async with (
+        asyncio.timeout(28),
+        Libp2pHost.running(settings("relay", LISTEN), on_death=print) as relay_host,
+        Libp2pHost.running(settings("hidden"), on_death=print) as hidden,
+        Libp2pHost.running(settings("asker"), on_death=print) as asker,
+    ):
+        yield Three(relay_host, hidden, asker, limits)
+
+
+async def test_a_host_that_listens_nowhere_is_spoken_to_through_a_relay(tmp_path):
+    async with three(tmp_path) as net:
+        until_second = await net.hidden.reserve(net.relay_address)
+        assert until_second == net.clock.now + 3600
+        assert net.hidden.addresses == (net.circuit,)
+        assert await net.asker.connect(net.circuit) == net.hidden.peer_id
+        assert net.hidden.peer_id in net.asker.connected_peers()
+        for size in (0, 5, 70_000, 900_000):
+            assert await net.says(bytes(size)) == bytes(size)
+        assert await net.asker.connect(net.circuit) == net.hidden.peer_id
+
+
+async def test_without_a_reservation_nobody_is_reached(tmp_path):
+    async with three(tmp_path) as net:
+        with pytest.raises(Unavailable, match="status 204"):
+            await net.asker.connect(net.circuit)
+        await net.hidden.reserve(net.relay_address)
+        net.clock.now += 3601
+        with pytest.raises(Unavailable, match="status 204"):
+            await net.asker.connect(net.circuit)
+        assert net.relay.reserved == frozenset()
+
+
+async def test_a_relay_that_is_full_refuses_and_renews_for_whom_it_knows(tmp_path):
+    async with three(tmp_path, RelayLimits(reservations=1)) as net:
+        await net.hidden.reserve(net.relay_address)
+        await net.hidden.reserve(net.relay_address)
+        with pytest.raises(Unavailable, match="status 200"):
+            await net.asker.reserve(net.relay_address)
+        assert net.asker.addresses == ()
+
+
+async def test_circuits_are_counted_while_they_live(tmp_path):
+    async with three(tmp_path, RelayLimits(circuits=1)) as net:
+        await net.hidden.reserve(net.relay_address)
+        await net.asker.connect(net.circuit)
+        async with Libp2pHost.running(
+            NetworkSettings(identity_path=tmp_path / "late", listen=()), on_death=print
+        ) as late:
+            with pytest.raises(Unavailable, match="status 201"):
+                await late.connect(net.circuit)
+            await net.asker.disconnect(net.hidden.peer_id)
+            await until(lambda: not net.relay._circuits)
+            await late.connect(net.circuit)
+
+
+async def test_a_circuit_ends_when_its_bytes_are_used_up(tmp_path):
+    async with three(tmp_path, RelayLimits(circuit_bytes=200_000)) as net:
+        await net.hidden.reserve(net.relay_address)
+        await net.asker.connect(net.circuit)
+        assert await net.says(b"small") == b"small"
+        with pytest.raises(NodeError):
+            await net.says(bytes(900_000))
+        await until(lambda: not net.relay._circuits)
+
+
+async def test_a_circuit_ends_with_its_time(tmp_path):
+    async with three(tmp_path, RelayLimits(circuit_seconds=0.5)) as net:
+        await net.hidden.reserve(net.relay_address)
+        await net.asker.connect(net.circuit)
+        await until(lambda: net.hidden.peer_id not in net.asker.connected_peers())
+
+
+async def test_only_relays_of_ones_own_choice_bring_connections(tmp_path):
+    """Anybody may open the stream; who did not make the reservation there does not take it."""
+    async with three(tmp_path) as net:
+        await net.hidden.reserve(net.relay_address)
+        net.hidden.give_up(net.relay_host.peer_id)
+        assert net.hidden.addresses == ()
+        with pytest.raises(Unavailable):
+            await net.asker.connect(net.circuit)
+
+
+@pytest.mark.parametrize("rest", ["", "/p2p/nonsense", "/p2p/{relay}/p2p-circuit/p2p/{relay}"])
+async def test_a_circuit_address_without_one_peer_is_refused(tmp_path, rest):
+    async with three(tmp_path) as net:
+        rest = rest.format(relay=net.relay_host.peer_id)
+        with pytest.raises((InvalidRequest, Unavailable)):
+            await net.asker.connect(f"{net.relay_address}/p2p-circuit{rest}")
+
+
+async def test_reservations_are_kept_renewed_and_given_up(tmp_path):
+    async with three(tmp_path) as net:
+        kept = Reservations((net.relay_address,), net.clock)
+        await kept.look(net.hidden, is_needed=True)
+        assert kept.sentence == "reachable through 1 of 1 relays"
+        first = dict(net.relay._reserved)
+        await kept.look(net.hidden, is_needed=True)
+        assert net.relay._reserved == first
+        net.clock.now += 1801
+        await kept.look(net.hidden, is_needed=True)
+        assert net.relay._reserved[net.hidden.peer_id] == first[net.hidden.peer_id] + 1801
+        await net.hidden.disconnect(net.relay_host.peer_id)
+        await until(lambda: not net.hidden.connected_peers())
+        net.clock.now += 1
+        await kept.look(net.hidden, is_needed=True)
+        assert net.relay._reserved[net.hidden.peer_id] == first[net.hidden.peer_id] + 1802
+        await kept.look(net.hidden, is_needed=False)
+        assert (net.hidden.addresses, kept.sentence) == ((), "none of 1 relays takes this host")
+
+
+async def test_a_relay_that_is_gone_is_told_to_the_operator(tmp_path):
+    async with three(tmp_path) as net:
+        nobody = f"/ip4/127.0.0.1/tcp/9/p2p/{net.asker.peer_id}"
+        kept = Reservations((nobody,), net.clock)
+        await kept.look(net.hidden, is_needed=True)
+        assert kept.sentence == "none of 1 relays takes this host"
+    assert Reservations((), FakeClock()).sentence == ""
+
+
+def test_a_relays_address_is_dialled_by_the_rules_of_its_own_and_is_no_endpoint_of_ours():
+    relay = "/ip4/{}/tcp/9000/p2p/relay/p2p-circuit/p2p/hidden"
+    assert is_public(relay.format("8.8.8.8"))
+    assert not is_public(relay.format("192.168.1.1"))
+    assert tcp_endpoint(relay.format("8.8.8.8")) is None
