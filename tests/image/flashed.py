@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from appliance.disk_image import Damaged, check_bootable, partitions
 from nodeapp.updater.helper import Tools, commands
+from tests.image.disks import Fat
 from tests.image.releases import ROOT, Factory
 from tests.image.toolroot import Room
 
@@ -109,19 +110,8 @@ def entries(disk: Path) -> dict[str, bytes]:
     """The UKIs on the ESP."""
     with disk.open("rb") as file:
         (esp,) = (one for one in partitions(file) if one.type == "esp")
-    image = f"{disk}@@{esp.offset}"
-    environment = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
-    listed = subprocess.run(
-        ["mdir", "-b", "-i", image, "::/EFI/Linux"],
-        env=environment, capture_output=True, text=True, check=False, timeout=20,
-    )  # fmt: skip
-    names = [line for line in listed.stdout.splitlines() if line.endswith(".efi")]
-    found = {}
-    for name in names:
-        read = ["mcopy", "-n", "-i", image, name, "-"]
-        done = subprocess.run(read, env=environment, capture_output=True, check=False, timeout=20)
-        found[name.rsplit("/", 1)[-1]] = done.stdout
-    return found
+        found = Fat(file, esp.offset).files("/EFI/Linux")
+    return {name: body for name, body in found.items() if name.endswith(".efi")}
 
 
 def bootable(disk: BinaryIO, kernels: dict[str, bytes]) -> set[str]:

@@ -9,6 +9,7 @@ import pytest
 from tests.image.flashed import bootable_on, copied, entries, flashed
 from tests.image.write_log import epochs, logged, read_log, rebuilt
 
+pytestmark = [pytest.mark.usefixtures("fuse"), pytest.mark.timeout(180)]
 A = "fabstir-node_0.1.0.efi"
 B = "fabstir-node_0.2.0+3-0.efi"
 SEED = 6

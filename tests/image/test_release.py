@@ -18,6 +18,8 @@ from tests.fakes.release_repository import published
 from tests.image.disks import content_digest
 from tests.image.releases import SIGNER
 
+pytestmark = pytest.mark.timeout(180)
+
 
 def test_a_release_has_its_files_and_their_sums(release):
     files = Files("0.2.0", usrhash((release / "fabstir-node_0.2.0.efi").read_bytes()))
@@ -88,6 +90,14 @@ def test_the_flash_image_is_the_disk(factory, release):
     assert content_digest(flashed) == content_digest(release.parent / "disk.raw")
     with flashed.open("rb") as disk:
         check_bootable(disk, (release / "fabstir-node_0.2.0.efi").read_bytes())
+
+
+def test_the_boot_partition_reads_as_mtools_reads_it(factory, release):
+    disk = release.parent / "disk.raw"
+    read = ["mcopy", "-n", "-i", f"{disk}@@{1 << 20}", "::/EFI/Linux/fabstir-node_0.2.0.efi", "-"]
+    done = subprocess.run(read, capture_output=True, check=True, timeout=20)
+    assert entries(disk) == {"fabstir-node_0.2.0.efi": done.stdout}
+    assert done.stdout == (release / "fabstir-node_0.2.0.efi").read_bytes()
 
 
 def test_a_disk_and_a_uki_that_do_not_belong_together_are_no_release(factory, release, tmp_path):

@@ -14,6 +14,7 @@ from nodeapp.core.errors import InvalidRequest
 from tests.image.flashed import bootable_on, copied, duplicate, entries, flashed
 
 MORE_PARTS = ("verity", "efi", "SHA256SUMS.gpg")
+pytestmark = [pytest.mark.usefixtures("fuse"), pytest.mark.timeout(180)]
 A = "fabstir-node_0.1.0.efi"
 B = "fabstir-node_0.2.0+3-0.efi"
 

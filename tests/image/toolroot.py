@@ -159,14 +159,14 @@ def why_not(packages: tuple[str, ...] = TOOLS) -> str:
         return f"no tool root yet: run `{COMMAND}{' --qemu' if packages != TOOLS else ''}`"
     if not Path("/dev/loop-control").exists():
         return "no loop devices here"
-    tried = subprocess.run(
-        ["unshare", "-m", "--propagation", "private", "true"],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=False,
-    )
-    return f"no mount namespaces here: {tried.stderr.strip()}" if tried.returncode else ""
+    for command, what in (
+        (["unshare", "-m", "--propagation", "private", "true"], "mount namespaces"),
+        (["losetup", "-f"], "free loop device"),
+    ):
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        if tried.returncode:
+            return f"no {what} here: {tried.stderr.strip()}"
+    return ""
 
 
 def require_tools(packages: tuple[str, ...] = TOOLS) -> Path:
