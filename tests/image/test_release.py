@@ -16,6 +16,7 @@ from appliance.release import MANIFEST, SIGNATURE, SUMS, XZ, ZSTD, Files, check,
 from nodeapp.updater.channel import Channel
 from tests.fakes.release_repository import published
 from tests.image.disks import content_digest
+from tests.image.flashed import duplicate, entries
 from tests.image.releases import SIGNER
 
 pytestmark = pytest.mark.timeout(180)
@@ -140,6 +141,7 @@ def test_a_store_with_one_bit_changed_is_no_release(factory, release, tmp_path):
 
 def test_the_signature_is_of_the_release_key_and_the_same_every_time(factory, release, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    release = duplicate(release, "signed")
     signed = []
     for _ in range(2):
         sign(release, SIGNER, factory.base / "gpg")
