@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 OPEN = """set -eu
@@ -90,9 +91,10 @@ def confine(config: dict, binds: Mapping[str, tuple[Path, str]]) -> dict:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One that runs."""
+    """One that runs; `user` is the image's, as uid:gid."""
 
     name: str
+    user: str
     state: Path
     child: subprocess.Popen[bytes]
     output: Path
@@ -109,7 +111,7 @@ class Container:
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A further program inside, as an engine's health check does."""
-        words = [*self._crun(), "exec", self.name, *command]
+        words = [*self._crun(), "exec", "--user", self.user, self.name, *command]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
@@ -118,6 +120,10 @@ class Container:
         """The stop signal; the exit code."""
         subprocess.run([*self._crun(), "kill", self.name, "TERM"], check=True, timeout=20)
         return self.child.wait(STOP_SECONDS)
+
+    def pids(self) -> list[int]:
+        """All processes inside, as seen from outside."""
+        return [one.pid for one in psutil.Process(self.child.pid).children(recursive=True)]
 
     def listed(self) -> list[dict[str, object]]:
         """What crun still knows."""
@@ -144,7 +150,8 @@ def container(bundle: Path, config: dict, place: Path, name: str) -> Iterator[Co
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT
         )
-    running = Container(name, state, child, output)
+    user = config["process"]["user"]
+    running = Container(name, f"{user['uid']}:{user['gid']}", state, child, output)
     try:
         yield running
     finally:
