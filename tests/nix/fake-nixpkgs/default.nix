@@ -105,6 +105,7 @@ named [
   "restic"
   "shellcheck"
   "systemd"
+  "tini"
   "xz"
   "zlib"
   "zstd"
@@ -140,7 +141,6 @@ named [
   _cuda.lib.allowUnfreeCudaPredicate = _: false;
   cacert = package "cacert";
   dockerTools = {
-    fakeNss = package "fake-nss";
     buildLayeredImage =
       {
         name,
@@ -162,6 +162,14 @@ named [
       inherit name text;
       passAsFile = [ "text" ];
       installPhase = "cp $textPath $out";
+    };
+  writeTextDir =
+    path: text:
+    mkDerivation {
+      inherit text;
+      name = baseNameOf path;
+      passAsFile = [ "text" ];
+      installPhase = "mkdir -p $out/${dirOf path}; cp $textPath $out/${path}";
     };
   linkFarm =
     name: entries:
