@@ -183,8 +183,10 @@ class Decoder:
         failure = "decode thread ended by a bug"
         try:
             if self._limits.has_speculation:
-                self._cost = SpeculationCost(self._model.row_cost())
-                self._metrics.row_cost.set(self._cost.row)
+                most = self._limits.scheduler.prefill_tokens
+                sizes = [1 + length for length in DRAFT_LENGTHS if length < most]
+                self._cost = SpeculationCost(self._model.batch_costs(sizes or [2]))
+                self._metrics.row_cost.set((self._cost.of(8) - 1) / 7)
             while self._take_commands():
                 self._turn()
             failure = ""

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from nodeapp.inference.scheduler import MAX_DRAFT_TOKENS, Rows
 _CONTROL_ATTRIBUTES = 1 | 8
 """LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL: parsed out of text as special tokens."""
 _NO_SLOT, _ABORTED = 1, 2
-_TIMED_BATCHES = 5
+_TIMED_ROUNDS = 3
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 Saved = NDArray[np.uint8]
@@ -271,15 +272,17 @@ class LlamaModel:
         self.decode((Rows(0, 0, 0, (0,), is_last=True),))
         self.remove(0, 0)
 
-    def row_cost(self) -> float:
-        """What a further row adds to a batch, as a part of what a batch of one row takes; timed.
+    def batch_costs(self, sizes: Sequence[int]) -> tuple[tuple[int, float], ...]:
+        """(rows, time by that of one row) for batches of one row and of these many; timed.
 
-        For the thread that owns the context, while it is empty.
+        Never falling: what else the machine does must not make a larger batch look cheaper. For
+        the thread that owns the context, while it is empty.
         """
-        rows = 8
-        pairs = [(self._time(1), self._time(rows)) for _ in range(_TIMED_BATCHES)]
-        one, many = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
-        return max(0.0, (many - one) / (rows - 1) / one)
+        wanted = (1, *sizes)
+        rounds = [[self._time(rows) for rows in wanted] for _ in range(_TIMED_ROUNDS)]
+        best = [min(times) for times in zip(*rounds, strict=True)]
+        ratios = accumulate((seconds / best[0] for seconds in best), max)
+        return tuple(zip(wanted, ratios, strict=True))
 
     def _time(self, rows: int) -> float:
         began = time.perf_counter()

@@ -41,7 +41,7 @@ def text(prompt, *, max_tokens=32, **more):
 async def cheap_rows(running):
     """Guessing pays as on a quiet machine, whatever this one does just now."""
     await running.ask(text("hi", max_tokens=1))
-    running.engine._decoder._cost = SpeculationCost(0.2)
+    running.engine._decoder._cost = SpeculationCost.of_row(0.2)
 
 
 async def test_guessing_changes_nothing_but_the_number_of_steps(engine_on):

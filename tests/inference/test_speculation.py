@@ -37,14 +37,25 @@ def test_the_rate_follows_what_came_up_to_the_first_wrong_guess():
 
 
 def test_guessing_pays_where_a_row_is_cheap_and_guesses_come_true():
-    small_machine, gpu = SpeculationCost(0.35), SpeculationCost(0.02)
+    small_machine, gpu = SpeculationCost.of_row(0.35), SpeculationCost.of_row(0.02)
     assert small_machine.best_length(0.95, 1, 15) == 7
     assert small_machine.best_length(0.4, 1, 15) == 0
     assert small_machine.best_length(0.8, 8, 15) == 0
     assert gpu.best_length(0.95, 8, 15) == 15
     assert gpu.best_length(0.5, 8, 15) in DRAFT_LENGTHS
-    assert SpeculationCost(1.0).best_length(0.98, 1, 15) == 0
-    assert gpu.best_length(0.95, 1, 2) == 0
+    assert SpeculationCost.of_row(1.0).best_length(0.98, 1, 15) == 0
+    assert gpu.best_length(0.95, 1, 0) == 0
+    assert gpu.best_length(0.95, 1, 2) == 1
+
+
+def test_the_time_of_a_batch_is_read_off_the_measured_curve():
+    cost = SpeculationCost(((1, 1.0), (2, 1.9), (4, 3.0), (8, 3.4)))
+    assert [cost.of(rows) for rows in (1, 2, 3, 4, 6, 8)] == [1.0, 1.9, 2.45, 3.0, 3.2, 3.4]
+    assert cost.of(16) == pytest.approx(4.2)
+    # Two rows cost nearly two steps, eight hardly more than four: few guesses do not pay.
+    assert cost.best_length(0.9, 1, 3) == 3
+    assert cost.best_length(0.6, 1, 3) == 0
+    assert cost.best_length(0.9, 1, 15) == 15
 
 
 @given(
@@ -54,7 +65,7 @@ def test_guessing_pays_where_a_row_is_cheap_and_guesses_come_true():
     room=st.integers(0, 20),
 )
 def test_a_draft_always_fits_the_room(row, rate, sequences, room):
-    length = SpeculationCost(row).best_length(rate, sequences, room)
+    length = SpeculationCost.of_row(row).best_length(rate, sequences, room)
     assert length == 0 or length in DRAFT_LENGTHS
     assert length <= room
 
