@@ -155,15 +155,12 @@ def test_the_sample_settings_file_shows_the_defaults(tmp_path):
 
 
 def test_check_takes_credentials_and_remote_signers_for_what_they_are(tmp_path):
-    named = "\n".join(
-        (
-            "[node]",
-            'processes = ["chain"]',
-            "[chain]",
-            'keystore_file = "credential:keystore"',
-            'password_file = "credential:password"',
-        )
-    )
+    named = """[node]
+processes = ["chain"]
+[chain]
+keystore_file = "credential:keystore"
+password_file = "credential:password"
+"""
     file = tmp_path / "node.toml"
     file.write_text(named)
     settings = load_settings(file, environment={})
