@@ -34,6 +34,12 @@ let
       Documentation = words unit.documentation;
       After = words unit.after;
       Wants = words unit.wants;
+      # NixOS: a store path of the same text, so that another text restarts the unit.
+      X-Restart-Triggers =
+        if unit.restartTriggers == [ ] then
+          null
+        else
+          builtins.hashString "sha256" (toString unit.restartTriggers);
       StartLimitBurst = unit.startLimitBurst;
       StartLimitIntervalSec = unit.startLimitIntervalSec;
     }
