@@ -202,8 +202,10 @@ def running_container(  # noqa: PLR0913  # one line a part of a machine
         _mount(tools, mounted, "-t", "tmpfs", "-o", "mode=0755", "tmpfs", _made(shop, root))
         shutil_inside = shop.inside(tree / TEMPLATE)
         tools.run("sh", "-c", f"cp -a {shutil_inside}/. {shop.inside(root)}/")
-        tools.run("mkdir", "-p", f"{shop.inside(root)}/usr", f"{shop.inside(root)}/state")
         inside = shop.inside(root)
+        tools.run("mkdir", "-p", f"{inside}/usr")
+        # There is no screen here.
+        tools.run("ln", "-s", "/dev/null", f"{inside}/etc/systemd/system/fabstir-console.service")
         _mount(tools, mounted, "-o", "loop,ro", shop.inside(image.store), f"{inside}/usr")
         _mount(tools, mounted, "-o", "loop,ro", shop.inside(data), f"{inside}{DATA_PLACE}")
         tools.run(

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from image.test.release import Workshop
@@ -27,6 +27,8 @@ STARTS = re.compile(r"image (\d+\.\d+\.\d+) starts")
 POLL_SECONDS = 0.5
 GUEST = ("setpriv", "--pdeathsig", "KILL", "nice", "-n", "5")
 """It ends with the campaign, and lets others work."""
+EXTRA = "systemd.mask=fabstir-console.service"
+"""The operator's screen costs a minute of emulation at every boot, and nobody looks."""
 HOST = "10.0.2.2"
 """This side, as QEMU's user network shows it to the guest."""
 
@@ -53,7 +55,8 @@ class Machine:
     serial: Path
     port: Path
     began: float
-    marks: dict[str, float] = field(default_factory=dict)
+    patience: float = 1.0
+    """Every wait is so many times as long: for a computer that others use, too."""
 
     def said(self) -> str:
         """All of the serial line so far."""
@@ -67,6 +70,10 @@ class Machine:
         """Since it was switched on."""
         return time.monotonic() - self.began
 
+    def deadline(self, seconds: float) -> float:
+        """When a wait that begins now is over."""
+        return time.monotonic() + self.patience * seconds
+
     def until_boot(self, count: int, seconds: float) -> str:
         """Wait until so many systems were started; the last one's version."""
         self._until(lambda: len(self.boots()) >= count, f"boot number {count}", seconds)
@@ -74,7 +81,7 @@ class Machine:
 
     def until_answers(self, seconds: float) -> None:
         """Wait until commands can be run."""
-        end = time.monotonic() + seconds
+        end = self.deadline(seconds)
         while True:
             with contextlib.suppress(OSError, Silent):
                 if self.run("true", seconds=min(20.0, seconds)).code == 0:
@@ -83,7 +90,7 @@ class Machine:
 
     def until_true(self, *command: str, seconds: float) -> Answer:
         """Repeat a command until it ends with 0."""
-        end = time.monotonic() + seconds
+        end = self.deadline(seconds)
         while True:
             with contextlib.suppress(OSError, Silent):
                 answer = self.run(*command)
@@ -101,7 +108,7 @@ class Machine:
         number = time.monotonic_ns()
         asked = json.dumps({"id": number, "command": command, "seconds": seconds}).encode()
         with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(seconds + 10)
+            line.settimeout(self.patience * (seconds + 10))
             line.connect(str(self.port))
             # An end of line first: what a request that was given up left behind is no request.
             line.sendall(b"\n" + asked + b"\n")
@@ -118,7 +125,7 @@ class Machine:
     def until_off(self, seconds: float) -> None:
         """Wait for its end."""
         try:
-            self.process.wait(seconds)
+            self.process.wait(self.patience * seconds)
         except subprocess.TimeoutExpired as error:
             raise Silent(f"still on after {seconds:g} s: {self.said()[-300:]}") from error
 
@@ -129,7 +136,7 @@ class Machine:
         self.process.wait(10)
 
     def _until(self, look: object, what: str, seconds: float) -> None:
-        end = time.monotonic() + seconds
+        end = self.deadline(seconds)
         while not look():  # type: ignore[operator]
             self._check(end, what)
             time.sleep(POLL_SECONDS)
@@ -142,13 +149,14 @@ class Machine:
 
 
 @contextlib.contextmanager
-def running_machine(
+def running_machine(  # noqa: PLR0913  # one line a part of a machine
     shop: Workshop,
     disk: Path,
     serial: Path,
     *,
     data: Path,
     forwards: Mapping[int, int],
+    patience: float = 1.0,
     processors: int = 2,
 ) -> Iterator[Machine]:
     """Switch it on; it is off at the end of the block.
@@ -159,6 +167,7 @@ def running_machine(
         serial: where its console goes; appended to.
         data: disk beside it, read-only.
         forwards: port of loopback here → port inside.
+        patience: see Machine.
         processors: threads that emulate.
     """
     variables = disk.with_suffix(".vars")
@@ -183,6 +192,7 @@ def running_machine(
         *("-drive", f"if=virtio,format=raw,readonly=on,file={shop.inside(data)}"),
         *("-chardev", f"socket,id=agent,path={shop.inside(port)},server=on,wait=off"),
         *("-device", "virtio-serial", "-device", "virtserialport,chardev=agent,name=fabstir.test"),
+        *("-smbios", f"type=11,value=io.systemd.stub.kernel-cmdline-extra={EXTRA}"),
         *("-netdev", f"user,id=net{forwarded}", "-device", "virtio-net-pci,netdev=net"),
     ]
     with serial.with_suffix(".qemu").open("wb") as errors:
@@ -192,7 +202,7 @@ def running_machine(
             stdout=errors,
             stderr=errors,
         )
-    machine = Machine(process, serial, port, time.monotonic())
+    machine = Machine(process, serial, port, time.monotonic(), patience)
     try:
         yield machine
     finally:

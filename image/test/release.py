@@ -35,6 +35,7 @@ CONTENT = {
 }
 """What the committed definitions do not say: where the files are."""
 KEY = "campaign@example.org"
+PACKING = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ def make_release(image: Image, out: Path, home: Path) -> Path:
     """
     shutil.rmtree(out, ignore_errors=True)
     disk = image.store.with_name("disk.raw")
-    pack(image.version, disk, image.uki, out, notes=f"release {image.version}", flash=False)
+    notes = f"release {image.version}"
+    pack(image.version, disk, image.uki, out, notes=notes, flash=False, level=PACKING)
     sign(out, KEY, home)
     return out
 

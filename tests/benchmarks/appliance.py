@@ -121,6 +121,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=ROOT / "build/reports/appliance.json")
     parser.add_argument("--stages", default=",".join(STAGES), help="some of these, by commas")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="times as long on a busy machine"
+    )
     parser.add_argument("--job", type=Path, default=layout().cache / "appliance" / "job")
     given = parser.parse_args()
     stages = given.stages.split(",")
@@ -140,6 +143,7 @@ def main() -> int:
                 {version: built.release(version) for version in VERSIONS[1:]},
                 built.data,
                 logs,
+                patience=given.patience,
             ),
         }
         for stage in STAGES:
