@@ -63,7 +63,7 @@ class Factory:
             "--quick-gen-key", SIGNER, "ed25519", "sign", "never",
         )  # fmt: skip
         self.inside.run(*gpg, "-o", "/job/keyring.gpg", "--export")
-        self.inside.run("gpgconf", "--homedir", "/job/gpg", "--kill", "all")
+        self._stop_agent()
         return home
 
     def sign(self, release: Path) -> None:
@@ -74,6 +74,11 @@ class Factory:
             "--local-user", SIGNER, "--output", f"{at}/{SIGNATURE}", "--detach-sign",
             f"{at}/SHA256SUMS",
         )  # fmt: skip
+        self._stop_agent()
+
+    def _stop_agent(self) -> None:
+        # gpg starts one, which would outlive the room.
+        self.inside.run("gpgconf", "--homedir", "/job/gpg", "--kill", "all")
 
     def _contents(self, place: Path, partition: str, copied: str) -> None:
         more = place / "definitions" / f"{partition}.conf.d"
