@@ -142,10 +142,12 @@ def load_keystore(path: Path, password_file: Path) -> Wallet:
         keystore = json.loads(text)
         if not isinstance(keystore, dict) or "crypto" not in keystore:
             raise InvalidRequest(f"{path} is not a V3 keystore")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} is not a V3 keystore") from error
     try:
         key = Account.decrypt(keystore, password)
+    except (KeyError, TypeError, NotImplementedError) as error:
+        raise InvalidRequest(f"{path} is not a V3 keystore: {error!r}") from error
     except ValueError as error:
         raise Unauthorised(f"password file {password_file} does not open {path}") from error
     return Wallet(Account.from_key(key))
@@ -178,3 +180,5 @@ def _read_private(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise NotFound(f"{path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path} is not UTF-8") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -56,11 +57,13 @@ def load_identity(path: Path) -> Identity:
         Corrupt: wrong form, key halves that do not belong together, or readable by others.
     """
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            stored = file.read(_FILE_BYTES + 1)
+        # Provisioning reads it as well: a pipe that was put there must not keep the boot waiting.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            stored = file.read(_FILE_BYTES + 1) if stat.S_ISREG(status.st_mode) else b""
     except OSError as error:
         raise Unavailable(f"identity file {path}: {error.strerror}") from error
+    mode = status.st_mode & 0o777
     if mode & 0o077:
         raise Corrupt(f"identity file {path} has mode {mode:04o}: chmod 600 it")
     if len(stored) != _FILE_BYTES or not stored.startswith(_PRIVATE_KEY_PREFIX):

@@ -1,6 +1,7 @@
 """Takes over a CONFIG when it is right and changed, puts to use what counts, tells how it went.
 
-Needs no network. A CONFIG that is not right changes nothing: what was taken over before goes on.
+Needs no network. A CONFIG that is not right changes nothing: what was taken over before goes on,
+and is put to use before CONFIG is looked at: nothing on a medium keeps a machine off its network.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nodeapp.provision.findings import Finding
 from nodeapp.provision.generations import Held, digest_of, empty_stage, prune, publish, read_held
 from nodeapp.provision.identities import Identities, make_identities
 from nodeapp.provision.medium import Medium, read_medium, wipe
+from nodeapp.provision.parts import is_asked_for
 from nodeapp.provision.places import Account, Places
 from nodeapp.store.atomic import write_whole
 from nodeapp.wire.ipc_provision import Outcome, ProvisionReport
@@ -46,20 +48,31 @@ def apply_config(places: Places, media: Path | None, account: Account | None) ->
     run = _Run(places, account)
     places.told.mkdir(mode=0o755, parents=True, exist_ok=True)
     identities: Identities | None = None
-    held = read_held(places)
+    before = held = read_held(places)
+    activated = activate(places, held) if held is not None else []
     try:
         identities = make_identities(places, account)
         held = _take_over(run, media, held, identities)
         # No secret of an older, a refused or an interrupted CONFIG stays.
-        prune(places, held.directory if held else None)
+        prune(places, held)
     except NodeError as error:
-        run.outcome = "refused"
-        run.findings.append(Finding("this machine", error.message, "see docs/provisioning.md"))
-    if held is not None:
-        run.notes += activate(places, held)
+        _refuse(run, error.message)
+    except OSError as error:
+        _refuse(run, f"{error.filename}: {error.strerror}")
+    if held is not None and held.damage:
+        _refuse(run, held.damage, "start it with a whole CONFIG, wallet and passwords included")
+    if held is not None and held is not before:
+        activated = activate(places, held)
+    run.notes += activated
     if identities is not None:
+        run.notes += [identities.trouble] if identities.trouble else []
         run.notes += set_machine_id(places, identities.machine_id)
     return _tell(run, held, identities)
+
+
+def _refuse(run: _Run, problem: str, remedy: str = "see docs/provisioning.md") -> None:
+    run.outcome = "refused"
+    run.findings.append(Finding("this machine", problem, remedy))
 
 
 def _take_over(
@@ -72,8 +85,12 @@ def _take_over(
     kept = held.secrets() if held else {}
     opened, found = open_sealed_parts(medium.files, identities.sealing_key)
     run.findings += [*medium.findings, *found]
+    run.notes += medium.notes
     for name in sorted(medium.being_wiped - kept.keys()):
-        run.findings.append(Finding(name, "is not text", "write it again"))
+        if is_asked_for(name):
+            run.findings.append(Finding(name, "is not text", "write it again"))
+        else:
+            run.notes.append(f"{name} is not read: it is not text")
     merged = {**kept, **opened}
     if run.findings:
         run.outcome = "refused"

@@ -24,6 +24,7 @@ from nodeapp.provision.machine import (
     network_text,
     read_machine,
 )
+from nodeapp.provision.medium import plain_text
 from nodeapp.provision.parts import (
     APPLIANCE_DEFAULTS,
     AUTHORIZED_KEYS,
@@ -33,6 +34,7 @@ from nodeapp.provision.parts import (
     MACHINE,
     NETWORK_SUFFIX,
     NODE,
+    RESERVED,
     SEALED_SUFFIX,
     UPDATER_FILES,
     SettingFile,
@@ -44,6 +46,7 @@ from nodeapp.service.settings import Settings
 
 BARE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SEAL_CONTEXT = b"fabstir/provision/"
+SUFFIXES = (NETWORK_SUFFIX, SEALED_SUFFIX)
 Tree = Mapping[str, object]
 
 
@@ -60,11 +63,15 @@ def open_sealed_parts(
             continue
         try:
             box = base64.b64decode(content, validate=False)
-            opened[plain] = open_sealed(box, private_key, context=SEAL_CONTEXT + plain.encode())
+            text = open_sealed(box, private_key, context=SEAL_CONTEXT + plain.encode())
         except (InvalidRequest, ValueError):
             problem = "was not sealed for this machine"
             remedy = "seal it to the key that its console shows (`fabstir-node provision make`)"
             found.append(Finding(name, problem, remedy))
+            continue
+        opened[plain], finding = plain_text(plain, text)
+        if finding is not None:
+            found.append(finding)
     return opened, found
 
 
@@ -124,7 +131,7 @@ def _read_machine(files: Mapping[str, bytes], checked: Checked) -> None:
 def _tree(content: bytes, checked: Checked) -> Tree | None:
     try:
         return tomli.loads(content.decode())
-    except tomli.TOMLDecodeError as error:
+    except (tomli.TOMLDecodeError, RecursionError) as error:
         checked.need(NODE, f"is not TOML: {error}", "correct this place")
         return None
 
@@ -176,7 +183,7 @@ def _named(
         return setting.name if is_default else ""
     name = value.lower()
     where = f"{section}.{setting.key}"
-    if BARE_NAME.fullmatch(value) is None:
+    if BARE_NAME.fullmatch(value) is None or name in RESERVED or name.endswith(SUFFIXES):
         checked.need(NODE, f"{value!r} is no file name", f"such as {setting.name}", where)
     elif _is_there(name, files):
         return name

@@ -17,7 +17,8 @@ import msgspec
 
 from nodeapp.core.errors import Unavailable
 from nodeapp.provision.checked import Checked
-from nodeapp.provision.parts import AUTHORIZED_KEYS, MACHINE, NETWORK_SUFFIX
+from nodeapp.provision.machine import NETWORK_PREFIX
+from nodeapp.provision.parts import AUTHORIZED_KEYS, MACHINE, NETWORK_SUFFIX, SECRETS
 from nodeapp.provision.places import Account, Places
 from nodeapp.store.atomic import swap_link, sync_directory, sync_file_system, write_whole
 
@@ -29,15 +30,15 @@ NAME_CHARACTERS = 16
 _ROOT_ONLY = (MACHINE, AUTHORIZED_KEYS, MANIFEST)
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of one generation."""
+class Manifest(msgspec.Struct, frozen=True):
+    """Of one generation. A release that was gone back to passes over what a newer one added."""
 
-    digest: str
-    secrets: tuple[str, ...]
-    keep_secrets: bool
-    hostname: str
-    networks: dict[str, str]
-    wallet: str
+    digest: str = ""
+    secrets: tuple[str, ...] = ()
+    keep_secrets: bool = True
+    hostname: str = ""
+    networks: dict[str, str] = {}
+    wallet: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Held:
 
     directory: Path
     manifest: Manifest
+    damage: str = ""
+    """Why the manifest could not be read; then it is what the other files tell."""
 
     def secrets(self) -> dict[str, bytes]:
         """Its secret files. Raises: Unavailable."""
@@ -62,13 +65,35 @@ def digest_of(files: Mapping[str, bytes]) -> str:
 
 
 def read_held(places: Places) -> Held | None:
-    """None: nothing was taken over yet, or it cannot be read and CONFIG is to be taken anew."""
+    """None: nothing was taken over yet.
+
+    A damaged manifest is no reason to give up what lies beside it: the wallet is nowhere else.
+    """
     try:
         directory = places.current.resolve(strict=True)
-        content = (directory / MANIFEST).read_bytes()
-        return Held(directory, msgspec.json.decode(content, type=Manifest))
-    except (OSError, msgspec.MsgspecError):
+    except OSError:
         return None
+    path = directory / MANIFEST
+    try:
+        return Held(directory, msgspec.json.decode(path.read_bytes(), type=Manifest))
+    except OSError as error:
+        return Held(directory, _guessed(directory), f"{path} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:  # msgspec's own, and those of what it calls
+        return Held(directory, _guessed(directory), f"{path} is damaged: {error}")
+
+
+def _guessed(directory: Path) -> Manifest:
+    """Without a digest: the next CONFIG is taken over anew, with the secrets that lie here."""
+    try:
+        names = sorted(path.name for path in directory.iterdir() if path.is_file())
+        networks = {
+            f"{NETWORK_PREFIX}{name}": (directory / name).read_text("utf-8")
+            for name in names
+            if name.endswith(NETWORK_SUFFIX)
+        }
+    except (OSError, UnicodeDecodeError):
+        return Manifest()
+    return Manifest(secrets=tuple(name for name in names if name in SECRETS), networks=networks)
 
 
 def empty_stage(places: Places) -> Path:
@@ -105,6 +130,9 @@ def publish(
         wallet=checked.wallet,
     )
     directory = places.config / digest[:NAME_CHARACTERS]
+    if directory.name == _name_of_current(places):
+        # It counts until the link is swapped, and holds what was wiped from CONFIG.
+        directory = places.config / digest[NAME_CHARACTERS : 2 * NAME_CHARACTERS]
     try:
         write_whole(stage / MANIFEST, msgspec.json.encode(manifest), mode=0o600)
         _own(places, stage, account)
@@ -119,14 +147,23 @@ def publish(
     return Held(directory, manifest)
 
 
-def prune(places: Places, kept: Path | None) -> None:
-    """Remove stages and every other generation. Raises: Unavailable."""
+def prune(places: Places, held: Held | None) -> None:
+    """Remove stages and every other generation.
+
+    Where `current` leads stays even when it cannot be read. Raises: Unavailable.
+    """
+    counts = held.directory.name if held else _name_of_current(places)
     try:
         for path in places.config.iterdir() if places.config.exists() else ():
-            if path != kept and path.is_dir() and not path.is_symlink():
+            if path.name != counts and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
     except OSError as error:
         raise Unavailable(f"{places.config} cannot be tidied: {error.strerror}") from error
+
+
+def _name_of_current(places: Places) -> str:
+    """Empty before the first CONFIG was taken over."""
+    return places.current.readlink().name if places.current.is_symlink() else ""
 
 
 def _own(places: Places, stage: Path, account: Account | None) -> None:

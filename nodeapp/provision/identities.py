@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from nodeapp.core.errors import Corrupt, Unavailable
+from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.network.identity import load_or_create_identity
 from nodeapp.provision.places import Account, Places, acting_as
 from nodeapp.security.wallet import public_key_of
@@ -41,6 +41,8 @@ class Identities:
     """As ssh shows it on the first connection."""
     sealing_key: bytes
     peer_id: str
+    """"" with `trouble`: the node's own user could have damaged it, that must stop nothing here."""
+    trouble: str = ""
 
     @property
     def sealing_public_key(self) -> str:
@@ -56,11 +58,13 @@ def make_identities(places: Places, account: Account | None) -> Identities:
         Corrupt: a key file was damaged.
     """
     try:
+        peer_id, trouble = _peer_id(places, account)
         return Identities(
             machine_id=_machine_id(places),
             ssh_fingerprint=_ssh_host_key(places.keys / HOST_KEY),
             sealing_key=_sealing_key(places.keys / "provision.key"),
-            peer_id=_peer_id(places, account),
+            peer_id=peer_id,
+            trouble=trouble,
         )
     except OSError as error:
         raise Unavailable(f"{error.filename}: {error.strerror}; is the state mounted?") from error
@@ -107,9 +111,15 @@ def _sealing_key(path: Path) -> bytes:
         raise Corrupt(f"{path} is damaged: remove it, and seal the secrets anew") from error
 
 
-def _peer_id(places: Places, account: Account | None) -> str:
-    places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if account is not None:
-        os.chown(places.state, account.uid, account.gid)
-    with acting_as(account):
-        return load_or_create_identity(places.state / "p2p" / "identity.key").peer_id
+def _peer_id(places: Places, account: Account | None) -> tuple[str, str]:
+    """The id, or "" and why there is none."""
+    try:
+        places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if account is not None:
+            os.chown(places.state, account.uid, account.gid)
+        with acting_as(account):
+            return load_or_create_identity(places.state / "p2p" / "identity.key").peer_id, ""
+    except NodeError as error:
+        return "", f"no peer id: {error.message}"
+    except OSError as error:
+        return "", f"no peer id: {error.filename}: {error.strerror}; is the state mounted?"

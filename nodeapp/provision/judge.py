@@ -114,7 +114,7 @@ def judge_updater(settings: Settings, checked: Checked) -> None:
 def _is_root(content: bytes) -> bool:
     try:
         return msgspec.json.decode(content, type=_Root).signed.kind == "root"
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return False
 
 

@@ -50,7 +50,7 @@ def read_machine(text: str) -> tuple[MachineConfig, list[Finding]]:
     """machine.toml as values; with findings, the values are the defaults."""
     try:
         config = msgspec.convert(tomli.loads(text), MachineConfig)
-    except tomli.TOMLDecodeError as error:
+    except (tomli.TOMLDecodeError, RecursionError) as error:
         return MachineConfig(), [Finding(MACHINE, f"is not TOML: {error}", "correct this place")]
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")

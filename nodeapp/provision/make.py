@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.provision.check import SEAL_CONTEXT, check, toml_text
 from nodeapp.provision.checked import Checked
 from nodeapp.provision.machine import MachineConfig
-from nodeapp.provision.medium import read_medium, write_image
-from nodeapp.provision.parts import LABEL, MACHINE, NODE, SEALED_SUFFIX, SECRETS
+from nodeapp.provision.medium import MAX_FILE_BYTES, plain_text, read_medium, write_image
+from nodeapp.provision.parts import LABEL, MACHINE, NODE, SEALED_SUFFIX, SECRETS, is_asked_for
 from nodeapp.provision.places import Places
 from nodeapp.security.sealed import seal
 from nodeapp.store.atomic import write_whole
-
-MAX_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +46,10 @@ def check_medium(path: Path) -> Checked:
     """
     medium = read_medium(path)
     checked = check_files(medium.files)
+    checked.notes += medium.notes
     for name in sorted(medium.being_wiped):
-        checked.need(name, "is not text", "write it again")
+        if is_asked_for(name):
+            checked.need(name, "is not text", "write it again")
     checked.findings[:0] = medium.findings
     return checked
 
@@ -132,11 +131,15 @@ def sealed_files(
 def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise InvalidRequest(f"{path} is larger than 1 MiB")
-            return file.read()
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise InvalidRequest(f"{path} is larger than 1 MiB")
+    text, finding = plain_text(str(path), content)
+    if finding is not None:
+        raise InvalidRequest(finding.text())
+    return text
 
 
 def _tree(settings: Sequence[str]) -> dict[str, dict[str, object]]:

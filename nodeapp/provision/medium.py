@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.provision.findings import Finding
+from nodeapp.provision.parts import is_asked_for
 from nodeapp.store.atomic import sync_directory
 
 MAX_FILE_BYTES = 1 << 20
@@ -28,6 +29,8 @@ class Medium:
 
     files: Mapping[str, bytes]
     findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Files that nothing asks for and that cannot be read: a picture, Windows' own."""
     being_wiped: frozenset[str] = frozenset()
     """Files that an interrupted wipe left behind: they count as gone."""
     paths: Mapping[str, Path] = field(default_factory=dict)
@@ -47,7 +50,7 @@ def read_medium(path: Path) -> Medium:
     with tempfile.TemporaryDirectory(prefix="fabstir-config-") as copy:
         _run_mtools("mcopy", "-n", "-Q", "-i", str(path), "::*", copy)
         read = read_directory(Path(copy))
-    return Medium(read.files, read.findings, read.being_wiped)
+    return replace(read, paths={})
 
 
 def read_directory(directory: Path) -> Medium:
@@ -55,24 +58,28 @@ def read_directory(directory: Path) -> Medium:
     files: dict[str, bytes] = {}
     paths: dict[str, Path] = {}
     found: list[Finding] = []
+    notes: list[str] = []
     wiped: set[str] = set()
     try:
-        entries = [one for one in sorted(directory.iterdir()) if _counts(one)]
+        entries = [one for one in directory.iterdir() if _counts(one)]
     except OSError as error:
         return Medium({}, (Finding("CONFIG", f"cannot be read ({error.strerror})", "try another"),))
+    entries.sort(key=lambda path: (not is_asked_for(path.name.lower()), path.name))
     if len(entries) > MAX_FILES:
-        found.append(Finding("CONFIG", f"has {len(entries)} files", f"at most {MAX_FILES}"))
+        notes.append(f"CONFIG has {len(entries)} files: only {MAX_FILES} were looked at")
     for path in entries[:MAX_FILES]:
         name = path.name.lower()
         paths[name] = path
         text, finding = _text(path)
-        if finding is not None:
-            found.append(finding)
-        elif b"\0" in text:
+        if finding is None and b"\0" in text:
             wiped.add(name)
-        else:
+        elif finding is None:
             files[name] = text
-    return Medium(files, tuple(found), frozenset(wiped), paths)
+        elif is_asked_for(name):
+            found.append(finding)
+        else:
+            notes.append(f"{name} is not read: it {finding.problem}")
+    return Medium(files, tuple(found), tuple(notes), frozenset(wiped), paths)
 
 
 def _counts(path: Path) -> bool:
@@ -88,12 +95,17 @@ def _text(path: Path) -> tuple[bytes, Finding | None]:
         return b"", Finding(path.name, problem, "write it again, or use another medium")
     if len(content) > MAX_FILE_BYTES:
         return b"", Finding(path.name, "is larger than 1 MiB", "take it off CONFIG")
+    return plain_text(path.name, content)
+
+
+def plain_text(name: str, content: bytes) -> tuple[bytes, Finding | None]:
+    """UTF-8 with line feeds and without a mark, whichever editor wrote it; or why it is none."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return b"", Finding(path.name, "is UTF-16", "save it as UTF-8")
+        return b"", Finding(name, "is UTF-16", "save it as UTF-8")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        return b"", Finding(path.name, "is not UTF-8", "save it as UTF-8")
+        return b"", Finding(name, "is not UTF-8", "save it as UTF-8")
     return content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n"), None
 
 

@@ -42,6 +42,8 @@ UPDATER_FILES = (
 )
 KNOWN = (NODE, MACHINE, AUTHORIZED_KEYS, *(one.name for one in CHAIN_FILES + UPDATER_FILES))
 SECRETS = frozenset(one.name for one in CHAIN_FILES + UPDATER_FILES if one.is_secret)
+RESERVED = frozenset({NODE, "node.toml.d", "manifest.json", MACHINE, AUTHORIZED_KEYS})
+"""No setting's file is called so: a generation has them for itself."""
 APPLIANCE_DEFAULTS: dict[str, dict[str, str]] = {
     "node": {
         "state_dir": "/var/lib/fabstir",
@@ -52,6 +54,11 @@ APPLIANCE_DEFAULTS: dict[str, dict[str, str]] = {
     "updater": {"backend": "sysupdate"},
 }
 """What is right for a flashed machine where node.toml leaves it out."""
+
+
+def is_asked_for(name: str) -> bool:
+    """By its name alone; a setting may ask for others."""
+    return name in KNOWN or name.endswith((NETWORK_SUFFIX, SEALED_SUFFIX))
 
 
 def nearest_known(name: str) -> str:
