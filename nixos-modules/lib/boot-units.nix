@@ -88,8 +88,8 @@ let
       Service = confined // {
         Type = "oneshot";
         ExecStart = "${command} provision apply --media ${media}";
-        # Only systemd may change the name of the machine that runs.
-        ExecStartPost = "-+${hostname} --file /etc/hostname";
+        # Only systemd may change the name of the machine that runs; also after a CONFIG was refused.
+        ExecStopPost = "-+${hostname} --file /etc/hostname";
         TimeoutStartSec = 300;
         # Files of root and of the node's user; nothing else of root's power.
         CapabilityBoundingSet = "CAP_CHOWN CAP_SETGID CAP_SETUID";
@@ -118,7 +118,8 @@ let
         ExecStart = "${command} health --boot ${options}";
         # Longer than any verdict: only a hang comes here.
         TimeoutStartSec = 1800;
-        ReadWritePaths = "/var/lib/fabstir";
+        # A state that is missing is told by the gate: a unit that cannot start would reboot for ever.
+        ReadWritePaths = "-/var/lib/fabstir";
       };
       Install.RequiredBy = "boot-complete.target";
     };

@@ -44,11 +44,11 @@ def health(
     """
     import asyncio
 
-    is_gone = boot and config is not None and not config.exists()
-    settings = settings_of(None if is_gone else config, state_dir, flags)
-    failure = asyncio.run(
-        _boot(settings, config if is_gone else None) if boot else _now(settings, seconds)
-    )
+    if boot:
+        settings, trouble = _settings_at_boot(config, state_dir, flags)
+        failure = asyncio.run(_boot(settings, trouble))
+    else:
+        failure = asyncio.run(_now(settings_of(config, state_dir, flags), seconds))
     if failure:
         sys.stderr.write(f"not healthy: {failure}\n")
         raise typer.Exit(EXIT_UNHEALTHY)
@@ -65,18 +65,30 @@ async def _now(settings: Settings, seconds: float) -> str:
     return await gate.failure(version.slot or version.version, 0)
 
 
-async def _boot(settings: Settings, gone: Path | None) -> str:
-    """Args: `gone` is a settings file that should be there; then only a trial fails."""
+def _settings_at_boot(
+    config: Path | None, state_dir: Path | None, flags: list[str] | None
+) -> tuple[Settings, str]:
+    """Defaults, and why, where the node could not start: only a trial may fail for that."""
+    from nodeapp.core.errors import InvalidRequest
+
+    try:
+        return settings_of(config, state_dir, flags), ""
+    except InvalidRequest as error:
+        return settings_of(None, state_dir, flags), error.message
+
+
+async def _boot(settings: Settings, trouble: str) -> str:
+    """Args: `trouble` is why these are not the node's own settings; then only a trial fails."""
     from nodeapp.service.logs import configure_logs
     from nodeapp.service.paths import resolve_paths
-    from nodeapp.updater.boot_health import BootHealth, SettingsGone
+    from nodeapp.updater.boot_health import BootHealth, SettingsUnusable
     from nodeapp.updater.gate import TreeGate
     from nodeapp.updater.sysupdate import SysupdateBackend
     from nodeapp.updater.update_journal import UpdateJournal
     from nodeapp.updater.updates import journal_path
     from nodeapp.updater.version import running_version
 
-    if gone is None and settings.updater.backend != "sysupdate":
+    if not trouble and settings.updater.backend != "sysupdate":
         return ""  # judged elsewhere: by the launcher, or by the updater
     configure_logs("health", settings.node)
     paths = resolve_paths(settings.node)
@@ -85,6 +97,6 @@ async def _boot(settings: Settings, gone: Path | None) -> str:
     judge = BootHealth(
         UpdateJournal(journal_path(settings.updater, paths)),
         SysupdateBackend(running_version().slot),
-        TreeGate(paths, allowed, settle) if gone is None else SettingsGone(gone),
+        SettingsUnusable(trouble) if trouble else TreeGate(paths, allowed, settle),
     )
     return await judge.failure()

@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from nodeapp.core.errors import Corrupt, NodeError
+from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.core.update import (
     TRIAL,
     Bless,
@@ -33,14 +32,14 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class SettingsGone:
+class SettingsUnusable:
     """The gate of a release that cannot even read its settings."""
 
-    path: Path
+    reason: str
 
     async def failure(self, version: str, least_gpus: int) -> str:  # noqa: ARG002 (a Gate)
         """Always."""
-        return f"{self.path} is gone: provisioning put no settings there"
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class BootHealth:
         """Why this boot is not to be blessed; "" when it is, or when nothing is on trial.
 
         Raises:
-            Unavailable: the journal cannot be written.
+            Corrupt, Unavailable: the verdict on a trial cannot be kept.
         """
         state = await asyncio.to_thread(self._begin)
         version = self.backend.running()
@@ -69,17 +68,24 @@ class BootHealth:
         return failure
 
     def _begin(self) -> UpdateState | None:
-        """None: nothing is on trial, or the journal cannot tell."""
+        """None: nothing is on trial, or the journal cannot tell.
+
+        Whatever is wrong with the journal is no reason to reboot a release that was blessed: the
+        next boot would find the same.
+        """
+        running = self.backend.running()
+        is_trial = False
         try:
             state = self.journal.read()
-        except Corrupt as error:
+            is_trial = state.candidate is not None and state.candidate.version == running
+            # The updater says so as well when it starts; a release in which it does not start
+            # is judged all the same.
+            return self._advance(Started(running)) if state.phase in TRIAL else None
+        except (Corrupt, Unavailable) as error:
+            if is_trial:
+                raise
             _log.error("update journal is given up", error=error.message)
             return None
-        if state.phase not in TRIAL:
-            return None
-        # The updater says so as well when it starts; a release in which it does not start
-        # is judged all the same.
-        return self._advance(Started(self.backend.running()))
 
     def _advance(self, change: Started | GatePassed | GateFailed) -> UpdateState:
         state, effects = self.journal.advance(change)

@@ -38,12 +38,17 @@ class UpdateJournal:
 
         Raises:
             Corrupt: the file is damaged, or of a schema that this release does not know.
+            Unavailable: it cannot be read: it is root's, or the disk is failing.
         """
         try:
-            with self._path.open("rb") as file:
-                content = file.read(MAX_BYTES)
+            # Not waiting for what a pipe would bring: the boot's judge reads it as well.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                content = file.read(MAX_BYTES) or b""
         except FileNotFoundError:
             return UpdateState(current="")
+        except OSError as error:
+            raise Unavailable(f"{self._path} cannot be read: {error.strerror}") from error
         try:
             held = msgspec.json.decode(content, type=_File)
             if held.schema != SCHEMA:
@@ -51,7 +56,7 @@ class UpdateJournal:
             if hashlib.sha256(bytes(held.state)).hexdigest() != held.sha256:
                 raise Corrupt(f"{self._path} is damaged: its hash does not match")
             return msgspec.json.decode(held.state, type=UpdateState)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:  # msgspec's own, and of what it calls
             raise Corrupt(f"{self._path} is damaged: {error}") from error
 
     def write(self, state: UpdateState) -> None:

@@ -1,6 +1,9 @@
 """One verdict on a booted release: the gate says it, the journal keeps it, the exit code passes it on."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -13,7 +16,7 @@ from nodeapp.core.update import Phase, UpdateState
 from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Settings, StorageSettings
 from nodeapp.service.tree import start_tree
-from nodeapp.updater.boot_health import BootHealth, SettingsGone
+from nodeapp.updater.boot_health import BootHealth, SettingsUnusable
 from nodeapp.updater.gate import TreeGate
 from nodeapp.updater.sysupdate import SysupdateBackend
 from nodeapp.updater.update_journal import UpdateJournal
@@ -110,10 +113,52 @@ async def test_a_damaged_journal_makes_no_machine_reboot(journal, tmp_path):
     assert await judge(journal, Gate("no"), Helper()).failure() == ""
 
 
-async def test_a_trial_whose_settings_are_gone_fails(journal, tmp_path):
-    gate = SettingsGone(tmp_path / "node.toml")
-    assert "is gone" in await judge(journal, gate, Helper()).failure()
+async def test_a_trial_whose_settings_cannot_be_used_fails(journal):
+    gate = SettingsUnusable("node.toml does not exist")
+    assert "does not exist" in await judge(journal, gate, Helper()).failure()
     assert journal.read().phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize("content", [b"\xff{", b'{"schema":"\xff"}', b'{"x":' + b"[" * 100_000])
+async def test_no_bytes_in_the_journal_make_a_machine_reboot(journal, tmp_path, content):
+    (tmp_path / "update.json").write_bytes(content)
+    assert await judge(journal, Gate("no"), Helper()).failure() == ""
+
+
+async def test_a_journal_that_cannot_be_read_makes_no_machine_reboot(journal, tmp_path):
+    path = tmp_path / "update.json"
+    path.unlink()
+    os.mkfifo(path)
+    assert await judge(journal, Gate("no"), Helper()).failure() == ""
+    path.unlink()
+    path.mkdir()
+    assert await judge(journal, Gate("no"), Helper()).failure() == ""
+
+
+async def test_only_a_trial_needs_a_journal_that_can_be_written(journal, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert await judge(journal, Gate("no"), Helper(), running=OLD).failure() == ""
+    with pytest.raises(Unavailable):
+        await judge(journal, Gate(""), Helper()).failure()
+
+
+BAD_SETTINGS = '[updater]\nbackend = "sysupdate"\n[node]\nof_a_newer_release = 1\n'
+
+
+def health_at_boot(tmp_path, config):
+    words = [sys.executable, "-m", "nodeapp.cli.main", "health", "--boot"]
+    words += ["--config", str(config), "--state-dir", str(tmp_path / "state")]
+    return subprocess.run(words, capture_output=True, text=True, timeout=25, check=False)
+
+
+def test_settings_that_a_release_gone_back_to_does_not_know_make_no_machine_reboot(tmp_path):
+    config = tmp_path / "node.toml"
+    config.write_text(BAD_SETTINGS)
+    done = health_at_boot(tmp_path, config)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_who_write_the_journal_lose_nothing(journal):

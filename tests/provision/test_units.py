@@ -90,3 +90,15 @@ def test_the_commands_of_the_units_exist():
                 command = command.commands[rest.pop(0)]
             options = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in rest if word.startswith("--")} <= options
+
+
+def test_the_name_is_set_also_after_a_config_was_refused():
+    """ExecStartPost is not run when the command fails."""
+    assert "ExecStopPost=-+/usr/bin/hostname --file /etc/hostname" in lines(
+        "fabstir-provision.service"
+    )
+
+
+def test_a_missing_state_keeps_the_health_gate_from_nothing():
+    """systemd would fail the unit before its command, and its failure reboots."""
+    assert "ReadWritePaths=-/var/lib/fabstir" in lines("fabstir-health.service")
