@@ -27,8 +27,12 @@ STARTS = re.compile(r"image (\d+\.\d+\.\d+) starts")
 POLL_SECONDS = 0.5
 GUEST = ("setpriv", "--pdeathsig", "KILL", "nice", "-n", "5")
 """It ends with the campaign, and lets others work."""
-EXTRA = "systemd.mask=fabstir-console.service"
-"""The operator's screen costs a minute of emulation at every boot, and nobody looks."""
+EXTRA = (
+    "systemd.mask=fabstir-console.service"
+    " systemd.default_device_timeout_sec=900 systemd.default_timeout_start_sec=900"
+)
+"""What emulation needs: no operator's screen, which costs a minute at every boot, and time for
+disks and daemons (with the 90 s of a real machine a busy host ended in the emergency shell)."""
 HOST = "10.0.2.2"
 """This side, as QEMU's user network shows it to the guest."""
 
