@@ -12,7 +12,8 @@ packages=$(echo "${environment:?}"/lib/python3.*/site-packages)
 printf 'import site; site.addsitedir("%s")\n%s\n' "$packages" "$root" > "$site/fabstir-node.pth"
 
 # By content, not by time: in the Nix store every file is of 1970.
-"$root/.venv/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$root/nodeapp" "$root/appliance"
+PYTHONHASHSEED=0 "$root/.venv/bin/python" -m compileall -q --invalidation-mode unchecked-hash \
+  "$root/nodeapp" "$root/appliance"
 
 # Name of the command, module whose main it calls.
 write_command() {

@@ -4,6 +4,9 @@
 # taken from the lock as wheels), $tools, $common (tools.sh).
 # shellcheck source=tools.sh
 source "${common:?}"
+# Two builds are the same bytes: no debug information with the builder's paths, and no module is
+# compiled by the way, with the time in it.
+export CFLAGS=-g0 PYTHONDONTWRITEBYTECODE=1
 python3 -m venv --without-pip "${out:?}"
 into() { pip --python "$out/bin/python" install --no-deps --no-compile "$@"; }
 
@@ -22,7 +25,8 @@ mkdir "$built"
 pip wheel --no-deps --no-build-isolation -w "$built" "$packages"/*.tar.gz
 into "$built"/*.whl "${llama:?}"/*.whl
 
-# By content, not by time: in the Nix store every file is of 1970. A few packages ship files for
-# other versions of Python; those do not compile and are never imported.
-"$out/bin/python" -m compileall -q -j "${NIX_BUILD_CORES:-1}" \
-  --invalidation-mode unchecked-hash "$out/lib" > "$NIX_BUILD_TOP/uncompiled" || true
+# By content, not by time: in the Nix store every file is of 1970. In one process and with one seed,
+# or the same sources compile to other bytes. A few packages ship files for other versions of
+# Python; those do not compile and are never imported.
+PYTHONHASHSEED=0 "$out/bin/python" -m compileall -q -f --invalidation-mode unchecked-hash "$out/lib" \
+  > "$NIX_BUILD_TOP/uncompiled" || true
