@@ -73,7 +73,8 @@ def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str
             _check_newer(version, tools)
             return [_sysupdate(tools, "boot", version), ["bootctl", "set-default", ""]]
         case "prefer":
-            return [["bootctl", "set-default", f"fabstir-node_{version}*.efi"]]
+            # With or without tries left, but 0.1.1 is neither 0.1.10 nor 0.1.1-rc.1.
+            return [["bootctl", "set-default", f"fabstir-node_{version}[.+]*"]]
         case "nixos-build" | "nixos-boot":
             return [_nixos_rebuild(verb.removeprefix("nixos-"), version, tools)]
         case "nixos-back":
@@ -92,7 +93,9 @@ def _check_newer(version: str, tools: Tools) -> None:
         raise InvalidRequest(f"{tools.os_release} cannot be read: {error.strerror}") from error
     named = (line.partition("=")[2] for line in lines if line.startswith("IMAGE_VERSION="))
     running = next(named, "").strip("\"'")
-    if running and not is_newer(version, running):
+    if not running:
+        raise InvalidRequest(f"{tools.os_release} names no IMAGE_VERSION: this is no flashed image")
+    if not is_newer(version, running):
         raise InvalidRequest(f"{version} is not newer than {running}, which runs")
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def test_a_verb_without_a_version_takes_none(verb):
 def test_what_each_verb_runs(tmp_path):
     source = tmp_path / "release-source"
     source.write_text("github:example/fabstir-node\n")
-    tools = Tools(nixos_source=source)
+    os_release = tmp_path / "os-release"
+    os_release.write_text("IMAGE_VERSION=0.1.0\n")
+    tools = Tools(nixos_source=source, os_release=os_release)
     sysupdate = "/usr/lib/systemd/systemd-sysupdate --no-pager --definitions=/etc/fabstir/sysupdate"
     assert [" ".join(one) for one in commands("fill", ["0.2.0"], tools)] == [
         f"{sysupdate}/slot update 0.2.0"
@@ -74,7 +77,7 @@ def test_what_each_verb_runs(tmp_path):
         "bootctl set-default ",
     ]
     assert commands("prefer", ["0.1.0"], tools) == [
-        ["bootctl", "set-default", "fabstir-node_0.1.0*.efi"]
+        ["bootctl", "set-default", "fabstir-node_0.1.0[.+]*"]
     ]
     assert commands("reboot", [], tools) == [["systemctl", "reboot"]]
     override = "--override-input fabstir-node github:example/fabstir-node/v0.2.0"
@@ -86,6 +89,22 @@ def test_what_each_verb_runs(tmp_path):
         "nix-env",
         "/nix/var/nix/profiles/system/bin/switch-to-configuration",
     ]
+
+
+def test_the_release_that_is_preferred_is_no_other_that_begins_like_it():
+    """The failed 0.1.10 would come first: systemd-boot takes the newest that fits."""
+    pattern = commands("prefer", ["0.1.1"], Tools())[0][-1]
+    names = ("0.1.1", "0.1.1+3-0", "0.1.10", "0.1.10+2-1", "0.1.1-rc.1", "0.1.11")
+    fits = [name for name in names if fnmatchcase(f"fabstir-node_{name}.efi", pattern)]
+    assert fits == ["0.1.1", "0.1.1+3-0"]
+
+
+@pytest.mark.parametrize("verb", ["fill", "arm"])
+def test_a_machine_that_does_not_say_what_runs_installs_nothing(tmp_path, verb):
+    os_release = tmp_path / "os-release"
+    os_release.write_text("ID=debian\n")
+    with pytest.raises(InvalidRequest, match="no IMAGE_VERSION"):
+        commands(verb, ["0.2.0"], Tools(os_release=os_release))
 
 
 def test_the_tool_is_found_where_nixos_and_where_others_have_it(tmp_path):
