@@ -40,7 +40,7 @@ class FrameWriter:
         self._progress = trio.Event()
 
     async def write(self, frame: bytes) -> None:
-        """What the library calls: in order; data and ends of streams are waited for.
+        """What the library calls: in order; data waits for room, the end of a stream until it left.
 
         Raises:
             ConnectionClosedError: of the library, whose callers know it.
@@ -49,7 +49,8 @@ class FrameWriter:
         mine = self._added_bytes
         _version, kind, flags, _stream, _length = HEADER.unpack_from(frame)
         if flags or kind not in (WINDOW_UPDATE, PING):
-            while self._sent_bytes < mine and self._failure is None:
+            ahead = 0 if flags or kind != DATA else ROOM_BYTES
+            while self._sent_bytes + ahead < mine and self._failure is None:
                 await self._progress.wait()
         await trio.lowlevel.checkpoint()
         if self._failure is not None:

@@ -129,7 +129,7 @@ def test_data_beyond_window_room_or_the_end_of_the_stream_is_left_to_the_library
     run(work)
 
 
-def test_whoever_writes_data_waits_and_a_window_update_does_not():
+def test_data_waits_for_room_the_end_of_a_stream_until_it_left_a_window_update_not_at_all():
     async def work():
         async with writing() as (writer, muxed), trio.open_nursery() as nursery:
             muxed.secured_conn.gate = trio.Event()
@@ -137,17 +137,20 @@ def test_whoever_writes_data_waits_and_a_window_update_does_not():
             await writer.write(frame(PING))
             done = []
 
-            async def last(flags):
-                await writer.write(frame(flags=flags))
-                done.append(flags)
+            async def last(name, flags, body=b""):
+                await writer.write(frame(flags=flags, body=body))
+                done.append(name)
 
-            nursery.start_soon(last, 0)
-            nursery.start_soon(last, FIN)
+            nursery.start_soon(last, "small", 0, b"x")
             await trio.testing.wait_all_tasks_blocked()
-            assert done == []
+            nursery.start_soon(last, "end", FIN)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(last, "large", 0, bytes(ROOM_BYTES))
+            await trio.testing.wait_all_tasks_blocked()
+            assert done == ["small"]
             muxed.secured_conn.gate.set()
             await trio.testing.wait_all_tasks_blocked()
-            assert sorted(done) == [0, FIN]
+            assert sorted(done) == ["end", "large", "small"]
 
     run(work)
 
@@ -157,7 +160,7 @@ def test_cancelling_a_writer_cuts_no_frame():
         async with writing() as (writer, muxed):
             muxed.secured_conn.gate = trio.Event()
             with trio.move_on_after(0.05):
-                await writer.write(frame(body=b"whole"))
+                await writer.write(frame(flags=FIN, body=b"whole"))
             assert writer.try_data(Yamux(), b"next")
             muxed.secured_conn.gate.set()
             await trio.testing.wait_all_tasks_blocked()
@@ -172,7 +175,7 @@ def test_a_write_that_fails_closes_the_connection_and_tells_everybody_who_waits(
         async with writing() as (writer, muxed):
             muxed.secured_conn.failure = OSError("gone")
             with pytest.raises(ConnectionClosedError, match="gone"):
-                await writer.write(frame(body=b"x"))
+                await writer.write(frame(flags=FIN, body=b"x"))
             await trio.testing.wait_all_tasks_blocked()
             assert muxed.is_closed
             assert not writer.try_data(Yamux(), b"more")
@@ -188,7 +191,7 @@ def test_a_connection_that_takes_nothing_is_closed():
             muxed.secured_conn.gate = trio.Event()
             begun = trio.current_time()
             with pytest.raises(ConnectionClosedError, match="took nothing"):
-                await writer.write(frame(body=b"x"))
+                await writer.write(frame(flags=FIN, body=b"x"))
             assert trio.current_time() - begun == pytest.approx(STALL_SECONDS)
             await trio.testing.wait_all_tasks_blocked()
             assert muxed.is_closed
@@ -205,7 +208,7 @@ def test_who_waits_is_told_when_the_connection_ends():
 
         async def write():
             try:
-                await writer.write(frame(body=b"x"))
+                await writer.write(frame(flags=FIN, body=b"x"))
             except ConnectionClosedError:
                 told.append(True)
 
