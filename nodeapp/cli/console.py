@@ -13,10 +13,12 @@ from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 
 if TYPE_CHECKING:
     from nodeapp.console.status import ConsoleStatus
-    from nodeapp.console.terminal import Terminal
+    from nodeapp.console.terminal import Line
     from nodeapp.wire.ipc_chain import SessionView
 
 LOOK_SECONDS = 5.0
+LOOKS_A_DRAWING = 12
+"""A screen is drawn anew so often: messages of the kernel have scrolled it."""
 SESSIONS_SECONDS = 60.0
 """A host has many of them."""
 
@@ -97,32 +99,29 @@ class _Look:
 
 async def _follow(look: _Look, paths: list[Path]) -> None:
     import asyncio
+    import itertools
 
-    terminals = _terminals(paths)
-    if not terminals:
+    lines = _lines(paths)
+    if not lines:
         from nodeapp.core.errors import Unavailable
 
         raise Unavailable("no console to write to: name one with --tty")
-    while True:
+    for number in itertools.count():
         status = await look.now()
-        for terminal in terminals:
-            terminal.show(status)
+        for line in lines:
+            trouble = line.show(status, again=number % LOOKS_A_DRAWING == 0)
+            sys.stderr.write(f"{trouble}\n" if trouble else "")
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _terminals(paths: list[Path]) -> list[Terminal]:
+def _lines(paths: list[Path]) -> list[Line]:
     from nodeapp.console.look import active_consoles
-    from nodeapp.console.terminal import Terminal
+    from nodeapp.console.terminal import Line, Terminal
 
     if not paths and sys.stdout.isatty():
-        return [Terminal(sys.stdout.fileno(), is_screen=True)]
-    found = []
-    for path in paths or active_consoles():
-        try:
-            found.append(Terminal.opened(path))
-        except OSError as error:
-            sys.stderr.write(f"{path} cannot be written to: {error.strerror}\n")
-    return found
+        here = Terminal(sys.stdout.fileno(), is_screen=True)
+        return [Line(Path("/dev/stdout"), here)]
+    return [Line(path) for path in paths or active_consoles()]
 
 
 def _print(status: ConsoleStatus, *, plain: bool, as_json: bool) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import segno
 
@@ -44,6 +46,7 @@ def code_lines(text: str) -> tuple[str, ...]:
 
 def screen(status: ConsoleStatus, *, width: int, height: int) -> tuple[str, ...]:
     """At most `height` lines of at most `width` columns; short of room, without code."""
+    status = _printable(status)
     code = code_lines(status.code)
     text_columns = width - (len(code[0]) + 2 if code else 0)
     if code and text_columns >= LEAST_TEXT_COLUMNS and height > PHASE_LINE + 2 + len(code):
@@ -54,7 +57,26 @@ def screen(status: ConsoleStatus, *, width: int, height: int) -> tuple[str, ...]
     lines = [*_head(status, width), *_body(status, width)]
     if len(lines) > height:
         lines = [*lines[: height - 1], "…"]
-    return tuple(lines)
+    return tuple(line[:width] for line in lines)
+
+
+def _printable(status: ConsoleStatus) -> ConsoleStatus:
+    """A process or a file may have said it: no text moves the cursor or writes elsewhere."""
+    return replace(
+        status,
+        title=_plain_text(status.title),
+        hostname=_plain_text(status.hostname),
+        detail=_plain_text(status.detail),
+        facts=tuple((label, _plain_text(value)) for label, value in status.facts),
+        next_steps=tuple(map(_plain_text, status.next_steps)),
+    )
+
+
+def _plain_text(text: str) -> str:
+    return "".join(
+        one if one.isprintable() and unicodedata.east_asian_width(one) not in "WF" else "?"
+        for one in " ".join(text.split())
+    )
 
 
 def _head(status: ConsoleStatus, width: int) -> Iterator[str]:
@@ -85,7 +107,8 @@ def _body(status: ConsoleStatus, width: int) -> Iterator[str]:
 
 def _wrapped(text: str, width: int, label: str | None = None) -> Iterator[str]:
     indent = "" if label is None else " " * LABEL_COLUMNS
-    lines = textwrap.wrap(text, width - len(indent), break_on_hyphens=False) or [""]
+    columns = max(1, width - len(indent))
+    lines = textwrap.wrap(text, columns, break_on_hyphens=False) or [""]
     for number, line in enumerate(lines):
         first = "" if label is None else label.ljust(LABEL_COLUMNS)
         yield (indent if number else first) + line
@@ -109,8 +132,8 @@ def coloured(lines: Sequence[str], phase: Phase) -> str:
 
 def plain_lines(before: ConsoleStatus | None, now: ConsoleStatus) -> tuple[str, ...]:
     """What a line-by-line console is told: everything at first, then what is new."""
-    known = set() if before is None else set(_plain(before))
-    return tuple(f"fabstir: {line}" for line in _plain(now) if line not in known)
+    known = set() if before is None else set(_plain(_printable(before)))
+    return tuple(f"fabstir: {line}" for line in _plain(_printable(now)) if line not in known)
 
 
 def _plain(status: ConsoleStatus) -> Iterator[str]:

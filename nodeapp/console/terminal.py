@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,17 @@ class Terminal:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         return cls(descriptor, is_screen=is_screen(path))
 
-    def show(self, status: ConsoleStatus) -> None:
-        """Nothing is written when nothing changed. Raises: OSError."""
+    def show(self, status: ConsoleStatus, *, again: bool = False) -> None:
+        """Nothing is written when nothing changed. Raises: OSError.
+
+        Args:
+            status: what is to be read there.
+            again: draw a screen all the same: the kernel's own messages scroll it.
+        """
         if self.is_screen:
             width, height = self._size()
             text = coloured(screen(status, width=width, height=height), status.phase)
-            if text != self._shown:
+            if again or text != self._shown:
                 self._write(text)
             self._shown = text
             return
@@ -55,6 +61,35 @@ class Terminal:
                 left = left[os.write(self.descriptor, left) :]
             except BlockingIOError:
                 return  # what a stalled line did not take is lost
+
+
+@dataclass(slots=True)
+class Line:
+    """A device that may be missing, hang up and come back; the others do not suffer from it."""
+
+    path: Path
+    terminal: Terminal | None = None
+    _trouble: str = ""
+
+    def show(self, status: ConsoleStatus, *, again: bool = False) -> str:
+        """As Terminal.show; returns what is wrong with the device, once."""
+        trouble = ""
+        try:
+            if self.terminal is None:
+                self.terminal = Terminal.opened(self.path)
+            self.terminal.show(status, again=again)
+        except OSError as error:
+            trouble = f"{self.path} cannot be written to: {error.strerror}"
+            self._close()
+        told = trouble if trouble != self._trouble else ""
+        self._trouble = trouble
+        return told
+
+    def _close(self) -> None:
+        if self.terminal is not None:
+            with contextlib.suppress(OSError):
+                os.close(self.terminal.descriptor)
+        self.terminal = None
 
 
 def is_screen(path: Path) -> bool:

@@ -13,7 +13,7 @@ from nodeapp.cli.main import app
 from nodeapp.console.look import active_consoles, look, look_at_machine, unit_state
 from nodeapp.console.screen import BORDER, code_lines, plain_lines, screen
 from nodeapp.console.status import Phase, UnitState, earned, status_of
-from nodeapp.console.terminal import Terminal, is_screen
+from nodeapp.console.terminal import Line, Terminal, is_screen
 from nodeapp.service.config import load_settings
 from nodeapp.service.paths import resolve_paths
 from tests.console.samples import HOST, NATIVE, SAMPLES, SERVING, but, session
@@ -40,7 +40,10 @@ def test_serial_lines_are_the_golden_ones(name):
     assert all("\x1b" not in line for line in lines)
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (20, 5), (132, 43), (300, 90)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(80, 24), (40, 12), (20, 5), (132, 43), (300, 90), (11, 3), (5, 2), (1, 1)],
+)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_nothing_is_wider_or_longer_than_the_screen(name, width, height):
     lines = screen(status_of(SAMPLES[name]), width=width, height=height)
@@ -174,3 +177,40 @@ async def test_a_serving_node_is_seen_as_such(world):
     assert facts["wallet"].startswith("0x")
     assert "registered on the marketplace" in facts["chain"]
     assert "sessions" in facts["earned"]
+
+
+def test_what_others_said_cannot_move_the_cursor():
+    """A process that was taken over has no terminal, but its words are shown on one."""
+    detail = "\x1b[2J\x1b]0;x\x07all\r\nis \u202ewell \u9b5a"
+    seen = but(SERVING, "p2p", ready=None, state="FATAL", detail=detail)
+    status = status_of(seen)
+    for line in (*screen(status, width=80, height=24), *plain_lines(None, status)):
+        assert all(one.isprintable() for one in line), line
+    assert any("all is ?well ?" in line for line in plain_lines(None, status))
+
+
+def test_a_screen_is_drawn_anew_where_the_kernel_scrolled_it():
+    reader, writer = pty.openpty()
+    terminal = Terminal(writer, is_screen=True)
+    terminal.show(status_of(SERVING))
+    first = os.read(reader, 1 << 16)
+    terminal.show(status_of(SERVING), again=True)
+    assert os.read(reader, 1 << 16) == first
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_line_that_hangs_up_is_told_once_and_taken_up_again(tmp_path):
+    reader, writer = pty.openpty()
+    line = Line(Path(os.ttyname(writer)))
+    assert line.show(status_of(SERVING)) == ""
+    os.close(writer)
+    os.close(reader)
+    status = status_of(SAMPLES["loading"])
+    assert "cannot be written to" in line.show(status)
+    line.path = tmp_path / "gone"
+    line.show(status)
+    assert line.show(status) == ""
+    line.path.touch()
+    assert line.show(status) == ""
+    assert "fabstir: " in line.path.read_text("utf-8")

@@ -121,7 +121,10 @@ def owner(machine, path):
 def test_without_config_it_waits_knows_itself_and_starts_no_node(machine):
     machine.until_state("fabstir-provision.service", "inactive", 60)
     assert machine.show("fabstir-provision.service", "Result") == "success"
-    assert report(machine)["outcome"] == "waiting"
+    found = report(machine)
+    assert found["outcome"] == "waiting"
+    machine_id = machine.run("cat", "/etc/machine-id").stdout.strip()
+    assert machine_id == found["machine_id"], found["notes"]
     assert machine.state(NODE_UNIT) == "inactive"
     assert machine.show(NODE_UNIT, "ConditionResult") == "no"
     assert owner(machine, "/var/lib/fabstir/p2p/identity.key") == "fabstir:fabstir 600"
@@ -156,8 +159,10 @@ def test_a_config_is_taken_over_inside_the_sandbox_and_the_node_starts(machine):
 
 def test_a_refused_config_keeps_what_counts(machine):
     (machine.root / "medium" / "node.toml").write_text("[nod]\n")
+    machine.run("hostname", "lost-by-a-reboot")
     machine.run("systemctl", "start", "fabstir-provision.service", check=False, timeout_seconds=60)
     assert machine.state("fabstir-provision.service") == "failed"
+    assert machine.run("hostname").stdout.strip() == "fabstir-07"
     assert report(machine)["is_configured"]
     assert machine.state(NODE_UNIT) == "active"
     (machine.root / "medium" / "node.toml").write_text(SETTINGS)
