@@ -41,15 +41,19 @@ class Beat:
         """What an answer waits for before it sends again; whoever cannot wait ends the future.
 
         Args:
-            sent_at: loop time of its last batch.
+            sent_at: loop time at which its last batch began to leave.
         Returns:
             None when it may send now.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self._period == 0 or (self._answers <= FEW and now - sent_at >= self._period):
+        is_alone = self._answers <= FEW
+        if self._period == 0 or (is_alone and now >= sent_at + self._period):
             return None
         future = loop.create_future()
+        if is_alone:
+            loop.call_at(sent_at + self._period, _end, future)
+            return future
         if not self._resting:
             loop.call_at((math.floor(now / self._period) + 1) * self._period, self._strike)
         self._resting.append(future)
@@ -58,5 +62,9 @@ class Beat:
     def _strike(self) -> None:
         resting, self._resting = self._resting, []
         for future in resting:
-            if not future.done():
-                future.set_result(None)
+            _end(future)
+
+
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -203,8 +203,8 @@ class Relay:
             if not answer.pieces or not self._fits(answer):
                 await self._wait(answer)
             elif await self._rest(answer, sent_at):
-                await self._send_batch(answer)
                 sent_at = asyncio.get_running_loop().time()
+                await self._send_batch(answer)
                 if is_first:
                     is_first = False
                     self._on_first_token()

@@ -28,8 +28,10 @@ async def test_an_answer_alone_does_not_wait_when_its_last_batch_is_a_period_ago
     assert beat.rest(now - 0.06) is None
     rest = beat.rest(now - 0.01)
     assert rest is not None
+    assert beat.resting == 0
     async with asyncio.timeout(5):
         await rest
+    assert asyncio.get_running_loop().time() - now >= 0.035
 
 
 async def test_the_pace_of_a_crowd_ends_with_the_crowd():
