@@ -80,7 +80,8 @@ let
           "run-media-CONFIG.mount"
           "network-pre.target"
         ];
-        After = "local-fs.target run-media-CONFIG.mount";
+        # The last one lifts the machine id of this boot off the place of the lasting one.
+        After = "local-fs.target run-media-CONFIG.mount systemd-machine-id-commit.service";
         Before = "network-pre.target systemd-networkd.service ssh.service sshd.service fabstir-node.service fabstir-health.service fabstir-console.service shutdown.target";
         Conflicts = "shutdown.target";
         RequiresMountsFor = "/var/lib/fabstir /var/lib/fabstir-keys";

@@ -75,11 +75,17 @@ def register(app: typer.Typer) -> None:
 def apply(root: Root = Path("/"), media: Media = MEDIA, as_json: Json = False) -> None:
     """Take over the mounted CONFIG, on the machine itself. Exit code 3: it was refused."""
     from nodeapp.provision.apply import apply_config
+    from nodeapp.provision.medium import labelled
+    from nodeapp.provision.parts import LABEL
     from nodeapp.provision.places import Places, service_account
 
-    account = service_account() if root == Path("/") else None
-    place = media if media.is_dir() else None
-    report = apply_config(Places.under(root), place, account)
+    is_here = root == Path("/")
+    report = apply_config(
+        Places.under(root),
+        media if media.is_dir() else None,
+        service_account() if is_here else None,
+        partitions=labelled(LABEL) if is_here else (),
+    )
     _show(report, as_json=as_json)
     if report.outcome == "refused":
         raise typer.Exit(EXIT_REFUSED)

@@ -35,9 +35,15 @@ def set_machine_id(places: Places, machine_id: str) -> list[str]:
     try:
         if path.exists() and path.read_text("ascii", errors="replace").strip() == machine_id:
             return []
-        write_whole(path, f"{machine_id}\n".encode(), mode=0o444)
+        if path.exists() and path.stat().st_dev != path.parent.stat().st_dev:
+            # On a root that forgets, systemd lays the one of this boot over it: it is not replaced.
+            path.chmod(0o644)
+            path.write_text(f"{machine_id}\n", "ascii")
+            path.chmod(0o444)
+        else:
+            write_whole(path, f"{machine_id}\n".encode(), mode=0o444)
     except OSError as error:
-        return [f"{path} cannot be read: {error.strerror}"]
+        return [f"{path} cannot be changed: {error.strerror}"]
     except NodeError as error:
         return [error.message]
     return []

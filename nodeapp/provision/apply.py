@@ -6,7 +6,7 @@ and is put to use before CONFIG is looked at: nothing on a medium keeps a machin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,13 +34,20 @@ class _Run:
     notes: list[str] = field(default_factory=list)
 
 
-def apply_config(places: Places, media: Path | None, account: Account | None) -> ProvisionReport:
+def apply_config(
+    places: Places,
+    media: Path | None,
+    account: Account | None,
+    *,
+    partitions: Sequence[str] = (),
+) -> ProvisionReport:
     """One run.
 
     Args:
         places: of this machine.
         media: the mounted CONFIG; None, or an empty directory: there is none.
         account: who owns the node's files; None: whoever runs this.
+        partitions: all that are labelled CONFIG; of two, chance would choose the one that is read.
 
     Raises:
         Unavailable: not even the report can be written.
@@ -52,7 +59,14 @@ def apply_config(places: Places, media: Path | None, account: Account | None) ->
     activated = activate(places, held) if held is not None else []
     try:
         identities = make_identities(places, account)
-        held = _take_over(run, media, held, identities)
+        if len(partitions) > 1:
+            _refuse(
+                run,
+                f"{' and '.join(partitions)} are both labelled CONFIG",
+                "take one out, or give it another label; none was read",
+            )
+        else:
+            held = _take_over(run, media, held, identities)
         # No secret of an older, a refused or an interrupted CONFIG stays.
         prune(places, held)
     except NodeError as error:

@@ -21,6 +21,8 @@ from nodeapp.store.atomic import sync_directory
 MAX_FILE_BYTES = 1 << 20
 MAX_FILES = 64
 MTOOLS_SECONDS = 30.0
+UDEV = Path("/run/udev/data")
+SYSFS = Path("/sys/dev/block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,28 @@ def plain_text(name: str, content: bytes) -> tuple[bytes, Finding | None]:
     except UnicodeDecodeError:
         return b"", Finding(name, "is not UTF-8", "save it as UTF-8")
     return content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n"), None
+
+
+def labelled(label: str, database: Path = UDEV, devices: Path = SYSFS) -> tuple[str, ...]:
+    """Block devices whose file system has this label, as udev found them; none without udev."""
+    found = []
+    for path in sorted(database.glob("b*:*")):
+        try:
+            lines = path.read_text("utf-8", errors="replace").splitlines()
+        except OSError:
+            continue  # it was pulled out just now
+        if f"E:ID_FS_LABEL={label}" in lines:
+            found.append(_device_name(devices, path.name[1:]))
+    return tuple(found)
+
+
+def _device_name(devices: Path, number: str) -> str:
+    try:
+        lines = (devices / number / "uevent").read_text("utf-8").splitlines()
+    except OSError:
+        return number
+    names = (line.removeprefix("DEVNAME=") for line in lines if line.startswith("DEVNAME="))
+    return next(names, number)
 
 
 def wipe(medium: Medium, names: Iterable[str]) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ import base64
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -411,3 +413,50 @@ def test_a_full_disk_is_a_finding_and_the_rest_goes_on(machine, config, monkeypa
     assert "No space left on device" in report.findings[0]
     assert report.is_configured
     assert (machine.places.told / "authorized_keys").exists()
+
+
+def test_two_partitions_called_config_are_told_and_none_is_read(machine, config, tmp_path):
+    from nodeapp.provision.apply import apply_config
+    from nodeapp.provision.medium import labelled
+
+    database, devices = tmp_path / "udev", tmp_path / "block"
+    for number, name, label in (("8:1", "sda1", "CONFIG"), ("8:17", "sdb1", "CONFIG"),
+                                ("8:2", "sda2", "CONFIG2")):  # fmt: skip
+        (devices / number).mkdir(parents=True)
+        (devices / number / "uevent").write_text(f"MAJOR=8\nDEVNAME={name}\n")
+        database.mkdir(exist_ok=True)
+        (database / f"b{number}").write_text(f"S:disk/x\nE:ID_FS_LABEL={label}\n")
+    partitions = labelled("CONFIG", database, devices)
+    assert partitions == ("sda1", "sdb1")
+    report = apply_config(machine.places, config, None, partitions=partitions)
+    assert report.outcome == "refused"
+    assert "sda1 and sdb1 are both labelled CONFIG" in report.findings[0]
+    assert (config / "wallet.json").exists()
+    (database / "b8:17").unlink()
+    partitions = labelled("CONFIG", database, devices)
+    assert apply_config(machine.places, config, None, partitions=partitions).outcome == "applied"
+    assert labelled("CONFIG", tmp_path / "none") == ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_the_machine_id_is_set_where_systemd_laid_another_over_it(tmp_path):
+    etc, over = tmp_path / "etc", tmp_path / "run"
+    etc.mkdir()
+    over.mkdir()
+    (etc / "machine-id").write_text("uninitialized\n")
+    script = f"""set -e
+mount -t tmpfs tmpfs {over}
+echo {"b" * 32} > {over}/machine-id
+chmod 0444 {over}/machine-id
+mount --bind {over}/machine-id {etc}/machine-id
+{sys.executable} -c 'from pathlib import Path
+from nodeapp.provision.activate import set_machine_id
+from nodeapp.provision.places import Places
+print(set_machine_id(Places(etc=Path("{etc}")), "{"a" * 32}"))'
+cat {etc}/machine-id
+"""
+    words = ["unshare", "-m", "sh", "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=25, check=False)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout.splitlines() == ["[]", "a" * 32], done.stderr

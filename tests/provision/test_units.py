@@ -57,7 +57,10 @@ def test_config_is_read_before_the_network_and_the_node():
     assert {"network-pre.target", "systemd-networkd.service", "fabstir-node.service"} <= set(
         before.removeprefix("Before=").split()
     )
-    assert "After=local-fs.target run-media-CONFIG.mount" in unit
+    (after,) = [line for line in unit if line.startswith("After=")]
+    assert {"local-fs.target", "run-media-CONFIG.mount"} <= set(after[6:].split())
+    # Else the machine id that lasts is written below the one that systemd laid over it.
+    assert "systemd-machine-id-commit.service" in after
     # Missing or wrong, it keeps nothing else from starting.
     assert not [line for line in unit if line.startswith(("Requires=", "FailureAction="))]
     assert "Where=/run/media/CONFIG" in lines("run-media-CONFIG.mount")
