@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from nodeapp.chain.gate import Gate
 from nodeapp.chain.ledger import Entry, Ledger
@@ -12,6 +13,7 @@ from nodeapp.core.errors import (
     Corrupt,
     NodeError,
     PaymentRequired,
+    Rejected,
     TooLarge,
     Unauthorised,
 )
@@ -34,6 +36,8 @@ from nodeapp.service.clock import Clock
 from nodeapp.wire import ipc_chain as wire
 from nodeapp.wire.ipc import Empty, ErrorBody, error_body
 from nodeapp.wire.signed import domain_separator, receipt_digest
+
+Asked = TypeVar("Asked", wire.ProducedRequest, wire.ReceiptRequest)
 
 CONFIRMATION_SECONDS = 15.0
 """How long a renter's new session is waited for before it is called unknown."""
@@ -100,24 +104,15 @@ class Desk:
 
     async def produced_together(self, batch: wire.ProducedBatch) -> wire.ProducedReply:
         """Journal batches of several sessions in one write; a refused one stops no other."""
-        try:
-            await self._ledger.decide(lambda: self._all_batches(batch.requests))
-        except NodeError:
-            return wire.ProducedReply(
-                tuple([await _said(self.produced(request)) for request in batch.requests])
-            )
-        for request in batch.requests:
-            self._touch(request.job_id)
-        return wire.ProducedReply((None,) * len(batch.requests))
+        return wire.ProducedReply(
+            await self._together(batch.requests, self._running_batch, self.produced)
+        )
 
-    def _all_batches(self, requests: tuple[wire.ProducedRequest, ...]) -> list[Entry]:
-        entries: list[Entry] = []
-        for request in requests:
-            session = self._ledger.session(request.job_id)
-            if self._gate is not None:
-                self._gate.check_running(session)
-            entries += _batch(session, request)
-        return entries
+    def _running_batch(self, request: wire.ProducedRequest) -> list[Entry]:
+        session = self._ledger.session(request.job_id)
+        if self._gate is not None:
+            self._gate.check_running(session)
+        return _batch(session, request)
 
     async def receipt(self, request: wire.ReceiptRequest) -> wire.ReceiptAccepted:
         """Check the renter's signature and move the acknowledged count forward."""
@@ -131,30 +126,75 @@ class Desk:
 
     async def receipts(self, batch: wire.ReceiptBatch) -> wire.ReceiptReply:
         """Receipts of several sessions in one write; a refused one stops no other."""
-        errors = await self._take_receipts(batch.requests)
+        errors = await self._together(batch.requests, self._signed_receipt, self.receipt)
         found = [self._ledger.sessions.get(request.job_id) for request in batch.requests]
         acknowledged = (Tokens(0) if session is None else session.acknowledged for session in found)
         return wire.ReceiptReply(tuple(acknowledged), errors)
 
-    async def _take_receipts(
-        self, requests: tuple[wire.ReceiptRequest, ...]
-    ) -> tuple[ErrorBody | None, ...]:
-        try:
-            for request in requests:
-                _check_signature(self._ledger.session(request.job_id), request)
-            await self._ledger.decide(lambda: self._all_receipts(requests))
-        except NodeError:
-            return tuple([await _said(self.receipt(request)) for request in requests])
-        for request in requests:
-            self._touch(request.job_id)
-        return (None,) * len(requests)
+    def _signed_receipt(self, request: wire.ReceiptRequest) -> list[Entry]:
+        session = self._ledger.session(request.job_id)
+        _check_signature(session, request)
+        return _receipt(session, request)
 
-    def _all_receipts(self, requests: tuple[wire.ReceiptRequest, ...]) -> list[Entry]:
-        return [
-            entry
-            for request in requests
-            for entry in _receipt(self._ledger.session(request.job_id), request)
-        ]
+    async def _together(
+        self,
+        requests: Sequence[Asked],
+        entries: Callable[[Asked], list[Entry]],
+        alone: Callable[[Asked], Awaitable[object]],
+    ) -> tuple[ErrorBody | None, ...]:
+        """All that fit in one write; what does not is asked alone, which says why.
+
+        Whoever is refused must not cost the others a write each: anybody who pays for one session
+        can be refused as often as it likes.
+
+        Raises:
+            Unavailable: nothing could be written; it may be asked again.
+        """
+        try:
+            apart = await self._write(requests, entries, is_checked=False)
+        except Rejected:
+            apart = await self._write(requests, entries, is_checked=True)
+        errors: list[ErrorBody | None] = []
+        for place, request in enumerate(requests):
+            if place in apart:
+                errors.append(await _said(alone(request)))
+            else:
+                self._touch(request.job_id)
+                errors.append(None)
+        return tuple(errors)
+
+    async def _write(
+        self,
+        requests: Sequence[Asked],
+        entries: Callable[[Asked], list[Entry]],
+        *,
+        is_checked: bool,
+    ) -> frozenset[int]:
+        """One write; the places of those left out. All must fit unless each is checked first."""
+        apart: set[int] = set()
+
+        def choose() -> list[Entry]:
+            chosen: list[Entry] = []
+            seen: set[JobId] = set()
+            for place, request in enumerate(requests):
+                if request.job_id in seen:  # it follows what is only being written
+                    apart.add(place)
+                    continue
+                seen.add(request.job_id)
+                try:
+                    one = entries(request)
+                    if is_checked:
+                        self._ledger.check(one)
+                except Rejected:
+                    if not is_checked:
+                        raise
+                    apart.add(place)
+                else:
+                    chosen += one
+            return chosen
+
+        await self._ledger.decide(choose)
+        return frozenset(apart)
 
     async def _close_forgotten(self, session: Session, tokens: int) -> None:
         """Tokens are journalled before they are sent, so this journal is older than the receipt.

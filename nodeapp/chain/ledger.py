@@ -140,6 +140,14 @@ class Ledger:
             )
             self._publish(entries, draft)
 
+    def check(self, entries: Sequence[Entry]) -> None:
+        """Whether they fit the state as it is; nothing is written.
+
+        Raises:
+            Rejected: one does not.
+        """
+        self._draft().add(entries)
+
     def session(self, job_id: JobId) -> Session:
         """One session.
 

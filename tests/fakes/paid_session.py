@@ -57,11 +57,13 @@ def running_hash(ids: list[int] | tuple[int, ...], job_id: int = JOB) -> bytes:
     return extend_hash(initial_hash(CHAIN_ID, MARKET, JobId(job_id)), ids)
 
 
-def receipt(ids: list[int] | tuple[int, ...], secret: bytes = RENTER_SECRET) -> ReceiptRequest:
+def receipt(
+    ids: list[int] | tuple[int, ...], secret: bytes = RENTER_SECRET, job_id: int = JOB
+) -> ReceiptRequest:
     """The renter's receipt for these first tokens of the session."""
-    running = running_hash(ids)
-    signature = sign_digest(secret, receipt_digest(SEPARATOR, JOB, len(ids), running))
-    return ReceiptRequest(job_id=JOB, tokens=len(ids), running_hash=running, signature=signature)
+    job, running = JobId(job_id), running_hash(ids, job_id)
+    signature = sign_digest(secret, receipt_digest(SEPARATOR, job, len(ids), running))
+    return ReceiptRequest(job_id=job, tokens=len(ids), running_hash=running, signature=signature)
 
 
 def claim_of(session: Session, tokens: int) -> Claim:

@@ -14,6 +14,7 @@ from nodeapp.core.errors import (
     PaymentRequired,
     TooLarge,
     Unauthorised,
+    Unavailable,
 )
 from nodeapp.core.ids import JobId
 from nodeapp.core.session import ContractReceiveSessionEnded, Phase
@@ -319,3 +320,71 @@ async def test_receipts_taken_together_are_one_write_and_a_false_one_stops_no_ot
     assert counter.written == before
     assert (await counter.desk.receipts(batch(receipt([5, 6, 7])))).errors == (None,)
     assert counter.session.acknowledged == 3
+
+
+async def three_sessions(counter):
+    """Each with a request under way; and the writes of the journal from now on."""
+    jobs = [JOB, JobId(JOB + 1), JobId(JOB + 2)]
+    await counter.authorise()
+    for job_id in jobs[1:]:
+        await counter.ledger.record(opened(job_id=job_id))
+        await counter.desk.open_session(
+            wire.OpenSessionRequest(job_id=job_id, renter=RENTER, renter_key=RENTER_KEY)
+        )
+        await counter.desk.authorise(
+            wire.AuthoriseRequest(
+                job_id=job_id, request_id=ONE, max_tokens=500, sealed_prompt=b"sealed"
+            )
+        )
+    book, writes = counter.ledger._book, []
+    append = book.append
+
+    async def counted(changes):
+        writes.append(len(changes))
+        return await append(changes)
+
+    book.append = counted
+    return jobs, writes
+
+
+async def test_a_refused_batch_costs_the_others_no_write_of_their_own(counter):
+    jobs, writes = await three_sessions(counter)
+    requests = [wire.ProducedRequest(job_id, ONE, 0, (1, 2)) for job_id in jobs]
+    requests[1] = wire.ProducedRequest(jobs[1], TWO, 0, (1, 2))
+    reply = await counter.desk.produced_together(wire.ProducedBatch(tuple(requests)))
+    assert [error and error.code for error in reply.errors] == [None, InvalidRequest.code, None]
+    assert [counter.ledger.session(job_id).produced for job_id in jobs] == [2, 0, 2]
+    assert writes == [2]
+
+
+async def test_a_false_receipt_costs_the_others_no_write_of_their_own(counter):
+    jobs, writes = await three_sessions(counter)
+    for job_id in jobs:
+        await counter.desk.produced(wire.ProducedRequest(job_id, ONE, 0, (5, 6)))
+    writes.clear()
+    digests = [receipt([5, 6], job_id=job_id) for job_id in jobs]
+    digests[1] = msgspec.structs.replace(digests[0], job_id=jobs[1])
+    reply = await counter.desk.receipts(wire.ReceiptBatch(tuple(digests)))
+    assert [error and error.code for error in reply.errors] == [None, Unauthorised.code, None]
+    assert reply.acknowledged == (2, 0, 2)
+    assert writes == [2]
+
+
+async def test_one_session_twice_in_a_batch_is_journalled_once(counter):
+    await counter.authorise()
+    twice = wire.ProducedBatch((wire.ProducedRequest(JOB, ONE, 0, (1, 2)),) * 2)
+    assert (await counter.desk.produced_together(twice)).errors == (None, None)
+    assert counter.session.produced == 2
+
+
+async def test_what_cannot_be_written_together_is_told_as_such(counter):
+    jobs, _writes = await three_sessions(counter)
+
+    async def full(changes):
+        raise Unavailable("the disk is full")
+
+    counter.ledger._book.append = full
+    requests = tuple(wire.ProducedRequest(job_id, ONE, 0, (1, 2)) for job_id in jobs)
+    with pytest.raises(Unavailable, match="disk"):
+        await counter.desk.produced_together(wire.ProducedBatch(requests))
+    assert [counter.ledger.session(job_id).produced for job_id in jobs] == [0, 0, 0]
