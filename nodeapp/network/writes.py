@@ -80,6 +80,9 @@ class FrameWriter:
 
         reason = "connection has ended"
         try:
+            with trio.fail_after(STALL_SECONDS):
+                async with self._muxed._write_lock:  # noqa: SLF001 - see share_writes
+                    pass
             while True:
                 if not self._frames:
                     await self._filled.wait()
@@ -123,7 +126,8 @@ class FrameWriter:
 def share_writes(muxed: Any) -> None:  # noqa: ANN401 - untyped library
     """Have a connection that is up send through a FrameWriter; others than yamux stay as they are.
 
-    Its task lives in the connection's nursery and ends with it.
+    Its task lives in the connection's nursery and ends with it. It begins after whoever is inside
+    the library's own method, whose lock is free for good then: two at once would break the cipher.
     """
     nursery = getattr(muxed, "_nursery", None)
     if nursery is None or not hasattr(muxed, "_write_frame"):

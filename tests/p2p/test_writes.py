@@ -41,6 +41,7 @@ class Muxed:
     def __init__(self):
         self.secured_conn = Socket()
         self.is_closed = False
+        self._write_lock = trio.Lock()
 
     async def close(self):
         self.is_closed = True
@@ -225,5 +226,18 @@ def test_who_waits_is_told_when_the_connection_ends():
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
         assert told == [True]
+
+    run(work)
+
+
+def test_the_first_batch_waits_for_whoever_is_inside_the_librarys_own_method():
+    async def work():
+        async with writing() as (writer, muxed):
+            async with muxed._write_lock:
+                assert writer.try_data(Yamux(), b"after")
+                await trio.testing.wait_all_tasks_blocked()
+                assert muxed.secured_conn.writes == []
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(muxed.secured_conn.writes) == 1
 
     run(work)
