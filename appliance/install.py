@@ -27,6 +27,7 @@ MARK = HOME / ".installed"
 """Says that the directory is ours to change and to remove; lists the files that were copied."""
 SETTINGS = Path("etc/fabstir/node.toml")
 COMMAND = Path("usr/local/bin/fabstir-node")
+PROGRAM = Path("/") / HOME / ".venv/bin/fabstir-node"
 ACCOUNT = Path("etc/sysusers.d/fabstir-node.conf")
 MODULES = Path("etc/modules-load.d/fabstir-node.conf")
 UNITS = Path("etc/systemd/system")
@@ -120,7 +121,8 @@ def refuse_foreign(machine: Machine) -> None:
     ours = machine.path(MARK).exists() or home.resolve() == ROOT
     if home.is_dir() and any(home.iterdir()) and not ours:
         raise SetupFailure(f"{home} was not made by this program; move it away first")
-    if (command.exists() or command.is_symlink()) and not command.is_symlink():
+    is_link = command.is_symlink()
+    if (command.exists() and not is_link) or (is_link and command.readlink() != PROGRAM):
         raise SetupFailure(f"{command} was not made by this program; move it away first")
 
 
@@ -167,15 +169,22 @@ def _same(one: Path, other: Path) -> bool:
 
 def account(machine: Machine) -> None:
     """By systemd's own list of accounts, which adds what is missing."""
-    there = _has_account(machine.path(Path("etc/passwd")))
+    groups = _lines(machine.path(Path("etc/group")))
+    in_groups = {
+        line.split(":")[0] for line in groups if "fabstir" in line.split(":")[-1].split(",")
+    }
+    there = _has_account(machine.path(Path("etc/passwd"))) and {"video", "render"} <= in_groups
     tool, root = "systemd-sysusers", f"--root={machine.root}"
     text = "account fabstir"
     machine.do(text, there, lambda: machine.command(tool, root, machine.path(ACCOUNT)))
 
 
 def _has_account(passwd: Path) -> bool:
-    lines = passwd.read_text("utf-8").splitlines() if passwd.exists() else []
-    return any(line.startswith("fabstir:") for line in lines)
+    return any(line.startswith("fabstir:") for line in _lines(passwd))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines() if path.exists() else []
 
 
 def settings(machine: Machine) -> None:
@@ -218,7 +227,7 @@ def environment(machine: Machine, *, portable: bool) -> None:
 
 def link(machine: Machine) -> None:
     """The command for administrators."""
-    place, wanted = machine.path(COMMAND), Path("/") / HOME / ".venv/bin/fabstir-node"
+    place, wanted = machine.path(COMMAND), PROGRAM
 
     def make() -> None:
         place.unlink(missing_ok=True)
@@ -278,6 +287,10 @@ def uninstall(machine: Machine, *, purge: bool) -> None:
         remove(machine, HOME / ".venv")
         remove(machine, MARK)
     else:
+        for path in sorted(machine.path(HOME).glob("*")) + sorted(machine.path(HOME).glob(".*")):
+            if path != machine.path(MARK):
+                remove(machine, path.relative_to(machine.root), quiet=True)
+        # Last: as long as the mark is there, an interrupted removal can be done once more.
         remove(machine, HOME)
     remove(machine, BUILT)
     (forget if purge else keep)(machine)
@@ -302,14 +315,16 @@ def forget(machine: Machine) -> None:
     machine.do(text, is_gone, lambda: machine.command("userdel", *where, "fabstir"))
 
 
-def remove(machine: Machine, place: Path) -> None:
-    """A file, a link or a whole directory."""
+def remove(machine: Machine, place: Path, *, quiet: bool = False) -> None:
+    """A file, a link or a whole directory; `quiet` for the parts of one."""
     target = machine.path(place)
     is_tree = target.is_dir() and not target.is_symlink()
     there = target.exists() or target.is_symlink()
     action = (lambda: shutil.rmtree(target)) if is_tree else target.unlink
-    if there:
+    if there and not quiet:
         machine.do(f"removed: /{place}", False, action)  # noqa: FBT003
+    elif there and not machine.dry:
+        action()
 
 
 def _remove_if_empty(machine: Machine, place: Path) -> None:
@@ -330,7 +345,9 @@ PURGE = "this deletes the wallet's keys and the journal of what the node is owed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 a step failed, 2 wrong arguments."""
     chosen = _parser().parse_args(arguments)
-    machine = Machine(chosen.root.absolute(), chosen.dry_run)
+    machine = Machine(chosen.root, chosen.dry_run)
+    # The node reads the program and its settings, however careful the administrator's shell is.
+    os.umask(0o022)
     try:
         _check(machine, chosen)
         if chosen.uninstall:
@@ -362,6 +379,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(machine: Machine, chosen: argparse.Namespace) -> None:
+    if not chosen.root.is_absolute():
+        raise SetupFailure(f"--root {chosen.root}: give the whole path, from / on")
     if chosen.purge and not chosen.uninstall:
         raise SetupFailure("--purge goes with --uninstall")
     if machine.is_running and shutil.which("apt-get") is None and not chosen.uninstall:

@@ -190,3 +190,58 @@ def test_the_product_is_the_same_with_and_without_git(tmp_path):
     assert copy_files(names, copied) == len(names)
     assert copy_files(names, copied) == 0
     assert product_files(copied) == names
+
+
+@needs_root
+def test_a_careful_umask_hides_nothing_from_the_node(system):
+    words = ["sh", "-c", f'umask 077; exec sh {SCRIPT} --root "$1"', "sh", str(system)]
+    subprocess.run(words, check=True, capture_output=True, timeout=50, stdin=subprocess.DEVNULL)
+    for name in ("etc/fabstir", "opt/fabstir-node", "opt/fabstir-node/nodeapp/cli/main.py"):
+        assert stat.S_IMODE((system / name).stat().st_mode) & 0o044 == 0o044, name
+    assert stat.S_IMODE((system / "etc/fabstir").stat().st_mode) == 0o755
+
+
+def test_a_root_that_depends_on_where_one_stands_is_refused():
+    """install.sh goes into its checkout first: it would be another directory."""
+    assert "give the whole path" in run(Path("tree"), "--dry-run", code=1)
+
+
+def test_a_command_that_leads_elsewhere_is_left_alone(system):
+    command = system / "usr/local/bin/fabstir-node"
+    command.parent.mkdir(parents=True)
+    command.symlink_to("/home/someone/checkout/.venv/bin/fabstir-node")
+    for words in (["--dry-run"], ["--dry-run", "--uninstall"]):
+        assert "was not made by this program" in run(system, *words, code=1)
+
+
+@needs_root
+def test_an_account_that_was_half_made_gets_its_groups(system):
+    with (system / "etc" / "passwd").open("a") as passwd:
+        passwd.write("fabstir:x:990:990::/var/lib/fabstir:/usr/sbin/nologin\n")
+    with (system / "etc" / "group").open("a") as group:
+        group.write("fabstir:x:990:\n")
+    run(system)
+    groups = (system / "etc/group").read_text().splitlines()
+    for name in ("video", "render"):
+        assert any(line.startswith(f"{name}:") and line.endswith("fabstir") for line in groups)
+
+
+@needs_root
+def test_a_removal_that_was_interrupted_is_done_once_more(system, monkeypatch):
+    run(system)
+    machine = install.Machine(system, dry=False)
+    left = []
+
+    def interrupted(path):
+        left.append(path)
+        if len(left) == 3:
+            raise KeyboardInterrupt
+        real(path)
+
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        install.uninstall(machine, purge=False)
+    monkeypatch.undo()
+    run(system, "--uninstall")
+    assert not (system / "opt/fabstir-node").exists()
