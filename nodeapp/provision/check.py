@@ -21,6 +21,7 @@ from nodeapp.provision.machine import (
     NETWORK_PREFIX,
     OWN_NETWORK,
     network_findings,
+    network_notes,
     network_text,
     read_machine,
 )
@@ -117,6 +118,7 @@ def _read_machine(files: Mapping[str, bytes], checked: Checked) -> None:
         checked.findings += found
         if checked.machine.network and not found:
             checked.networks[OWN_NETWORK] = network_text(checked.machine.network)
+            checked.notes += network_notes(checked.machine.network)
     for name in sorted(files):
         if not name.endswith(NETWORK_SUFFIX):
             continue

@@ -15,7 +15,7 @@ from nodeapp.provision.parts import MACHINE
 
 HOSTNAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 """One label of RFC 1123."""
-INTERFACE = "^[A-Za-z0-9*?._: -]{1,100}$"
+INTERFACE = r"^[A-Za-z0-9*?._: -]{1,100}\Z"
 NETWORK_PREFIX = "40-fabstir-"
 """Comes before the image's own file, which asks for an address by DHCP on every card."""
 OWN_NETWORK = f"{NETWORK_PREFIX}machine.network"
@@ -94,17 +94,26 @@ def _gateways(network: NetworkConfig) -> Iterator[Finding]:
 
 
 def _interface(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface | None:
+    """None also for one with a scope: systemd.network(5) knows none."""
     try:
-        return ipaddress.ip_interface(text) if "/" in text else None
+        return ipaddress.ip_interface(text) if "/" in text and "%" not in text else None
     except ValueError:
         return None
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(text)
+        return None if "%" in text else ipaddress.ip_address(text)
     except ValueError:
         return None
+
+
+def network_notes(network: NetworkConfig) -> Iterator[str]:
+    """What a static network is seldom meant to be without."""
+    if network.method == "static" and not network.gateways:
+        yield f"{MACHINE} names no gateway: nothing outside its own network is reached"
+    if network.method == "static" and not network.dns:
+        yield f"{MACHINE} names no dns: endpoints are found by address only"
 
 
 def network_text(network: NetworkConfig) -> str:
@@ -112,7 +121,9 @@ def network_text(network: NetworkConfig) -> str:
     lines = ["[Match]", f"Name={network.interface}", "", "[Network]"]
     if network.method == "dhcp":
         lines.append("DHCP=yes")
-    lines += [f"Address={one}" for one in network.addresses]
+    # A netmask behind the slash is understood here, but not by systemd.
+    parsed = (_interface(text) for text in network.addresses)
+    lines += [f"Address={one.with_prefixlen}" for one in parsed if one is not None]
     lines += [f"Gateway={one}" for one in network.gateways]
     lines += [f"DNS={one}" for one in network.dns]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 import pytest
 
 from nodeapp.provision.check import check
-from nodeapp.provision.machine import read_machine
+from nodeapp.provision.machine import network_notes, network_text, read_machine
 from nodeapp.provision.make import check_medium
 
 STATIC = '[network]\nmethod = "static"\n'
@@ -222,3 +222,22 @@ def test_ssh_options_and_comments_are_allowed(config):
 def test_the_defaults_of_the_machine_are_dhcp_and_wiping():
     config, found = read_machine("[network]\n")
     assert (config.network.method, config.keep_secrets, found) == ("dhcp", False, [])
+
+
+def test_an_address_with_a_netmask_is_written_as_systemd_reads_it():
+    text = '[network]\nmethod = "static"\naddresses = ["192.0.2.10/255.255.255.0"]\n'
+    machine, found = read_machine(text)
+    assert found == []
+    assert "Address=192.0.2.10/24\n" in network_text(machine.network)
+    assert [note.split(" names ")[1].split(":")[0] for note in network_notes(machine.network)] == [
+        "no gateway",
+        "no dns",
+    ]
+
+
+@pytest.mark.parametrize("key", ["addresses", "gateways", "dns"])
+@pytest.mark.parametrize("text", ["fe80::1%eth0/64", "fe80::1%eth0", "fe80::1%x\\nDHCP=yes/64"])
+def test_an_address_with_a_scope_is_none(key, text):
+    own = "" if key == "addresses" else 'addresses = ["192.0.2.10/24"]\n'
+    _, found = read_machine(f'{STATIC}{own}{key} = ["{text}"]\n')
+    assert any("is no address" in one.text() for one in found)
