@@ -101,7 +101,7 @@ class Machine:
                 if answer.code == 0:
                     return answer
             self._check(end, " ".join(command))
-            time.sleep(2 * POLL_SECONDS)
+            time.sleep(10 * POLL_SECONDS)  # a question costs the guest half a second
 
     def run(self, *command: str, seconds: float = 60.0) -> Answer:
         """One command in the machine.
