@@ -320,7 +320,7 @@ def remove(machine: Machine, place: Path, *, quiet: bool = False) -> None:
     target = machine.path(place)
     is_tree = target.is_dir() and not target.is_symlink()
     there = target.exists() or target.is_symlink()
-    action = (lambda: shutil.rmtree(target)) if is_tree else target.unlink
+    action: Callable[[], object] = (lambda: shutil.rmtree(target)) if is_tree else target.unlink
     if there and not quiet:
         machine.do(f"removed: /{place}", False, action)  # noqa: FBT003
     elif there and not machine.dry:

@@ -26,6 +26,7 @@ from nodeapp.wire.ipc_p2p import NetworkView
 from nodeapp.wire.ipc_update import UpdateView
 
 UNIT = "fabstir-node.service"
+PROVISIONING = "fabstir-provision.service"
 PATH = "/run/current-system/sw/bin:/usr/bin:/bin"
 ASK_SECONDS = 3.0
 T = TypeVar("T")
@@ -60,7 +61,9 @@ async def look(
     report = await asyncio.to_thread(read_report, REPORT)
     unit = await asyncio.to_thread(read_unit, UNIT)
     if settings is None or paths is None:
-        return Seen(machine, unit, report)
+        # Only who told nothing is asked about.
+        ended = UnitState() if report else await asyncio.to_thread(read_unit, PROVISIONING)
+        return Seen(machine, unit, report, provisioning=ended)
     processes = await running_processes(paths, settings.node.processes)
     status = tuple(await tree_status(paths, processes))
     answering = {one.process for one in status if one.ready is not None}
@@ -131,7 +134,7 @@ def _addresses() -> list[str]:
 def read_unit(name: str) -> UnitState:
     """Empty where systemd does not answer."""
     # A unit of NixOS has no PATH of its own.
-    command = ["systemctl", "show", "-p", "ActiveState,SubState,NRestarts", name]
+    command = ["systemctl", "show", "-p", "LoadState,ActiveState,SubState,NRestarts", name]
     try:
         done = subprocess.run(
             command,
@@ -147,8 +150,10 @@ def read_unit(name: str) -> UnitState:
 
 
 def unit_state(text: str) -> UnitState:
-    """`systemctl show`'s lines as a state."""
+    """`systemctl show`'s lines as a state; empty for a unit that is not there."""
     values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if values.get("LoadState") == "not-found":
+        return UnitState()
     restarts = values.get("NRestarts", "")
     return UnitState(
         values.get("ActiveState", ""),

@@ -20,6 +20,7 @@ from nodeapp.wire.ipc_update import UpdateView
 INSTALLING = ("downloading", "verified", "installing", "draining", "snapshotting", "arming")
 ON_TRIAL = ("reboot_pending", "booted")
 OPEN_SESSIONS = ("active", "closing")
+NOT_READ = "CONFIG was not read: provisioning did not come to its end"
 USD_DECIMALS = 6
 NATIVE_DECIMALS = 18
 
@@ -69,6 +70,8 @@ class Seen:
     network: NetworkView | None = None
     host: HostView | None = None
     sessions: tuple[SessionView, ...] | None = None
+    provisioning: UnitState = UnitState()
+    """Where it left no report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +113,8 @@ def status_of(seen: Seen) -> ConsoleStatus:
 
 def _phase(seen: Seen) -> tuple[Phase, str, str]:
     if not seen.machine.has_settings:
-        findings = seen.report.findings if seen.report else ()
-        if findings:
-            return Phase.FAULT, "CONFIG was refused", ""
-        return Phase.WAITING, "", ""
+        why = _without_settings(seen)
+        return (Phase.FAULT if why else Phase.WAITING), why, ""
     if seen.update is not None and seen.update.phase in INSTALLING:
         return Phase.UPDATING, *_installing(seen.update)
     fault = _fault(seen)
@@ -128,6 +129,13 @@ def _phase(seen: Seen) -> tuple[Phase, str, str]:
     if seen.update is not None and seen.update.phase == "rolled_back":
         return Phase.ROLLED_BACK, seen.update.reason, ""
     return Phase.SERVING, "", ""
+
+
+def _without_settings(seen: Seen) -> str:
+    """Why there are none; empty when no CONFIG was there yet."""
+    if seen.report is not None and seen.report.findings:
+        return "CONFIG was refused"
+    return NOT_READ if seen.provisioning.active in ("failed", "inactive") else ""
 
 
 def _installing(update: UpdateView) -> tuple[str, str]:
@@ -206,6 +214,9 @@ def _next_steps(seen: Seen, phase: Phase) -> Iterator[str]:
             yield "on your computer: fabstir-node provision make --out CONFIG"
             yield "copy its files onto a FAT medium with the label CONFIG"
             yield "put the medium in and start this machine again"
+        case Phase.FAULT if seen.provisioning.active:
+            yield "start this machine again; is its disk whole?"
+            yield "a login tells more: journalctl -b -u fabstir-provision"
         case Phase.FAULT if not seen.machine.has_settings:
             yield "correct what is refused; fabstir-node provision check tells the same"
             yield "start this machine again"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nodeapp.cli.main import app
 from nodeapp.console.look import active_consoles, look, look_at_machine, unit_state
 from nodeapp.console.screen import BORDER, code_lines, plain_lines, screen
-from nodeapp.console.status import Phase, UnitState, earned, status_of
+from nodeapp.console.status import NOT_READ, Phase, UnitState, earned, status_of
 from nodeapp.console.terminal import Line, Terminal, is_screen
 from nodeapp.service.config import load_settings
 from nodeapp.service.paths import resolve_paths
@@ -159,6 +159,18 @@ def test_what_systemd_says_is_read():
     assert unit_state("") == UnitState()
 
 
+@pytest.mark.parametrize("active", ["failed", "inactive"])
+def test_provisioning_that_never_ended_is_no_missing_config(active):
+    """A state that cannot be mounted keeps it from starting: another medium would not help."""
+    ended = unit_state(f"LoadState=loaded\nActiveState={active}\nSubState=dead\n")
+    status = status_of(replace(SAMPLES["waiting"], report=None, provisioning=ended))
+    assert (status.phase, status.detail) == (Phase.FAULT, NOT_READ)
+    assert "journalctl" in status.next_steps[-1]
+    not_there = unit_state("LoadState=not-found\nActiveState=inactive\nSubState=dead\n")
+    waiting = replace(SAMPLES["waiting"], report=None, provisioning=not_there)
+    assert status_of(waiting).phase is Phase.WAITING
+
+
 def test_the_command_tells_of_a_machine_without_settings(tmp_path):
     config = tmp_path / "node.toml"
     result = CliRunner().invoke(app, ["console", "--config", str(config), "--plain"])
@@ -189,15 +201,16 @@ def test_what_others_said_cannot_move_the_cursor():
     assert any("all is ?well ?" in line for line in plain_lines(None, status))
 
 
-def test_a_screen_is_drawn_anew_where_the_kernel_scrolled_it():
-    reader, writer = pty.openpty()
-    terminal = Terminal(writer, is_screen=True)
-    terminal.show(status_of(SERVING))
-    first = os.read(reader, 1 << 16)
-    terminal.show(status_of(SERVING), again=True)
-    assert os.read(reader, 1 << 16) == first
-    os.close(reader)
-    os.close(writer)
+def test_a_screen_is_drawn_anew_where_the_kernel_scrolled_it(tmp_path):
+    drawn_on = tmp_path / "screen"
+    with drawn_on.open("wb", buffering=0) as file:
+        terminal = Terminal(file.fileno(), is_screen=True)
+        terminal.show(status_of(SERVING))
+        first = drawn_on.read_bytes()
+        terminal.show(status_of(SERVING))
+        assert drawn_on.read_bytes() == first
+        terminal.show(status_of(SERVING), again=True)
+    assert drawn_on.read_bytes() == first + first
 
 
 def test_a_line_that_hangs_up_is_told_once_and_taken_up_again(tmp_path):
