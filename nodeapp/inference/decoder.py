@@ -53,6 +53,8 @@ RESUME_DEBT = 8
 CPU_IDLE_ROWS = 128
 """On a CPU a cached prefix of 1000 tokens makes every other row 0.3 ms slower (2.4 ms without; 8
 rows, 135M model); to park it and to fetch it again takes 8 ms, to compute it again 1200."""
+MAX_PARKED_BYTES = 1 << 30
+"""Besides the scheduler's limit in tokens: a recurrent model's state is large however short."""
 GATHER_SECONDS = 0.025
 """Tokens between an answer's first and its last gather for so long before they are handed over:
 every hand-over wakes two processes, which on a small machine stops the threads that compute."""
@@ -309,7 +311,9 @@ class Decoder:
 
     def _apply_memory(self, step: Step) -> bool:
         """False: a sequence was lost (some models cannot drop a part of one); plan again."""
-        lost = [slot for operation in step.memory for slot in self._carry_out(operation)]
+        lost: set[int] = set()
+        for operation in step.memory:
+            self._carry_out(operation, lost)
         owners = {self._scheduler.lost(slot) for slot in lost}
         for number, found in step.reused:
             tokens = found if number not in owners else 0
@@ -319,28 +323,47 @@ class Decoder:
             request.admitted_at = self._clock.monotonic_seconds()
         return not lost
 
-    def _carry_out(self, operation: MemoryOperation) -> tuple[int, ...]:
-        """The slot that lost its cells by it."""
+    def _carry_out(self, operation: MemoryOperation, lost: set[int]) -> None:
+        """`lost`: slots that are empty now and should not be; what later ones take from them is."""
         match operation:
             case Copy(source, target, end):
-                self._model.copy(source, target, end)
+                if source in lost:
+                    lost.add(target)
+                else:
+                    self._model.copy(source, target, end)
             case Remove(slot, start):
-                if not self._model.remove(slot, start):
-                    self._cost = None  # guesses that were wrong could not be taken back
-                    self._model.remove(slot, 0)
-                    return (slot,)
+                self._remove(slot, start, lost)
             case Park(slot, key):
-                self._parked[key] = self._model.save(slot)
+                if slot not in lost:
+                    self._park(slot, key)
             case Restore(key, slot, end):
-                saved = self._parked.pop(key)
-                if not (self._model.restore(slot, saved) and self._model.remove(slot, end)):
-                    self._model.remove(slot, 0)
-                    return (slot,)
+                lost.update(self._restore(key, slot, end))
             case Forget(key):
-                del self._parked[key]
+                self._parked.pop(key, None)
             case _:
                 assert_never(operation)
-        return ()
+
+    def _remove(self, slot: int, start: int, lost: set[int]) -> None:
+        if start == 0:
+            lost.discard(slot)  # empty, as it should be
+        if not self._model.remove(slot, start):
+            self._cost = None  # guesses that were wrong could not be taken back
+            self._model.remove(slot, 0)
+            lost.add(slot)
+
+    def _park(self, slot: int, key: int) -> None:
+        """What finds no room is computed again should it be wanted."""
+        held = sum(saved.nbytes for saved in self._parked.values())
+        if held + self._model.saved_bytes(slot) <= MAX_PARKED_BYTES:
+            self._parked[key] = self._model.save(slot)
+
+    def _restore(self, key: int, slot: int, end: int) -> tuple[int, ...]:
+        """The slot when it is lost."""
+        saved = self._parked.pop(key, None)
+        if saved is not None and self._model.restore(slot, saved) and self._model.remove(slot, end):
+            return ()
+        self._model.remove(slot, 0)
+        return (slot,)
 
     def _compute(self, step: Step) -> None:
         try:

@@ -144,13 +144,18 @@ class LlamaModel:
         """Share the source's cells [0, end) with the target."""
         self._api.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
+    def saved_bytes(self, sequence: int) -> int:
+        """What `save` would take."""
+        size: int = self._api.llama_state_seq_get_size(self._context, sequence)
+        return size
+
     def save(self, sequence: int) -> Saved:
         """The sequence's cells as bytes in the host's memory.
 
         Raises:
             Corrupt: llama.cpp wrote another number of bytes than it had announced.
         """
-        size: int = self._api.llama_state_seq_get_size(self._context, sequence)
+        size = self.saved_bytes(sequence)
         saved = np.empty(size, np.uint8)
         count = self._api.llama_state_seq_get_data(
             self._context, saved.ctypes.data_as(_BYTES), size, sequence
