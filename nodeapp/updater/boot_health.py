@@ -20,6 +20,7 @@ from nodeapp.core.update import (
     FallBack,
     GateFailed,
     GatePassed,
+    Phase,
     Started,
     UpdateState,
 )
@@ -80,7 +81,10 @@ class BootHealth:
             is_trial = state.candidate is not None and state.candidate.version == running
             # The updater says so as well when it starts; a release in which it does not start
             # is judged all the same.
-            return self._advance(Started(running)) if state.phase in TRIAL else None
+            # Armed, and the power cut before that was written: it is on trial all the same.
+            is_armed = state.phase is Phase.ARMING and is_trial
+            on_trial = state.phase in TRIAL or is_armed
+            return self._advance(Started(running)) if on_trial else None
         except (Corrupt, Unavailable) as error:
             if is_trial:
                 raise

@@ -77,6 +77,20 @@ async def test_a_healthy_trial_is_blessed(journal):
     assert helper.asked == []
 
 
+async def test_a_release_that_was_armed_when_the_power_was_cut_is_judged(journal):
+    journal.write(replace(journal.read(), phase=Phase.ARMING, tries_left=0))
+    gate = Gate("chain is fatal")
+    assert await judge(journal, gate, Helper()).failure() == "chain is fatal"
+    assert journal.read().phase is Phase.ROLLED_BACK
+
+
+async def test_an_arming_that_was_cut_short_is_the_updaters_to_end(journal):
+    before = replace(journal.read(), phase=Phase.ARMING, tries_left=0)
+    journal.write(before)
+    assert await judge(journal, Gate("no"), Helper(), running=OLD).failure() == ""
+    assert journal.read() == before
+
+
 async def test_an_unhealthy_trial_is_rolled_back_and_blacklisted_with_the_reason(journal):
     gate, helper = Gate("chain is fatal"), Helper()
     assert await judge(journal, gate, helper).failure() == "chain is fatal"
