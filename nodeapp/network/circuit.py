@@ -60,6 +60,10 @@ class RelayHost(Protocol):
         """Its own, with /p2p/."""
         ...
 
+    def connected_peers(self) -> frozenset[PeerId]:
+        """Who is connected now."""
+        ...
+
     async def open_stream(
         self, peer_id: PeerId, protocol_ids: Sequence[str], deadline_seconds: float = ...
     ) -> Stream:
@@ -103,7 +107,11 @@ class Relay:
         from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 
         self._reserved = {peer: self._reserved[peer] for peer in self.reserved}
-        if peer_id not in self._reserved and len(self._reserved) >= self._limits.reservations:
+        if not self._has_place(peer_id):
+            # Ids cost nothing: one machine that comes and goes with new ones would take them all.
+            connected = self.reserved & self._host.connected_peers()
+            self._reserved = {peer: self._reserved[peer] for peer in connected}
+        if not self._has_place(peer_id):
             return _status(pb.HopMessage, pb.Status.RESERVATION_REFUSED)
         until = self._now() + self._limits.reservation_seconds
         self._reserved[peer_id] = until
@@ -111,6 +119,9 @@ class Relay:
         reply.reservation.expire = int(until)
         reply.limit.CopyFrom(self._limit())
         return reply
+
+    def _has_place(self, peer_id: PeerId) -> bool:
+        return peer_id in self._reserved or len(self._reserved) < self._limits.reservations
 
     def _limit(self) -> Any:  # noqa: ANN401 - the library's message
         from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
@@ -292,10 +303,13 @@ def acceptor(
 
     async def accept(net: Any) -> None:  # noqa: ANN401 - py-libp2p's stream
         relay = PeerId(str(net.muxed_conn.peer_id))
+        if relay not in relays():  # before anything is read: strangers hold no stream open
+            await net.reset()
+            return
         try:
             with trio.fail_after(MESSAGE_SECONDS):
                 asked = pb.StopMessage.FromString(await _read(net))
-            if relay not in relays() or asked.type != pb.StopMessage.CONNECT:
+            if asked.type != pb.StopMessage.CONNECT:
                 await net.reset()
                 return
             agreed = _status(pb.StopMessage, pb.Status.OK)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
-from nodeapp.network.circuit import HOP, Relay, RelayLimits
+from nodeapp.network.circuit import HOP, STOP, Relay, RelayLimits
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import NetworkSettings
 from nodeapp.p2p.relays import Reservations
@@ -84,6 +84,25 @@ async def test_a_relay_that_is_full_refuses_and_renews_for_whom_it_knows(tmp_pat
         with pytest.raises(Unavailable, match="status 200"):
             await net.asker.reserve(net.relay_address)
         assert net.asker.addresses == ()
+
+
+async def test_places_of_those_who_left_are_given_to_others(tmp_path):
+    async with three(tmp_path, RelayLimits(reservations=1)) as net:
+        await net.hidden.reserve(net.relay_address)
+        await net.hidden.disconnect(net.relay_host.peer_id)
+        await until(lambda: net.hidden.peer_id not in net.relay_host.connected_peers())
+        await net.asker.reserve(net.relay_address)
+        assert net.relay.reserved == {net.asker.peer_id}
+
+
+async def test_who_is_no_relay_of_ours_is_sent_away_unheard(tmp_path):
+    async with three(tmp_path) as net:
+        await net.hidden.reserve(net.relay_address)
+        net.hidden.give_up(net.relay_host.peer_id)
+        with pytest.raises(Unavailable) as told:
+            stream = await net.relay_host.open_stream(net.hidden.peer_id, [STOP])
+            await stream.read_frame(deadline_seconds=5)
+        assert "no frame" not in told.value.message
 
 
 async def test_circuits_are_counted_while_they_live(tmp_path):
