@@ -168,6 +168,29 @@ def test_the_helper_answers_a_refusal_over_its_socket(tmp_path):
     thread.join()
 
 
+def test_a_verb_that_came_too_early_is_asked_again(tmp_path):
+    """As systemd does it while the helper before is still counted: accepted, and dropped."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "h.sock"))
+    server.listen(4)
+    asked = []
+
+    def answer():
+        for is_taken in (False, False, True):
+            line, _ = server.accept()
+            with line:
+                if is_taken:
+                    asked.append(line.makefile("rb").readline())
+                    line.sendall(b"done\n")
+        server.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    ask_helper("reboot", path=tmp_path / "h.sock")
+    thread.join(10)
+    assert asked == [b"reboot\n"]
+
+
 def test_a_helper_that_is_not_there_is_told_with_what_to_do(tmp_path):
     with pytest.raises(Unavailable, match=r"fabstir-update\.socket enabled"):
         ask_helper("reboot", path=tmp_path / "none.sock")
