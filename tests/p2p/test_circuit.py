@@ -99,9 +99,13 @@ async def test_who_is_no_relay_of_ours_is_sent_away_unheard(tmp_path):
     async with three(tmp_path) as net:
         await net.hidden.reserve(net.relay_address)
         net.hidden.give_up(net.relay_host.peer_id)
-        with pytest.raises(Unavailable) as told:
+
+        async def listen():
             stream = await net.relay_host.open_stream(net.hidden.peer_id, [STOP])
             await stream.read_frame(deadline_seconds=5)
+
+        with pytest.raises(Unavailable) as told:
+            await listen()
         assert "no frame" not in told.value.message
 
 
