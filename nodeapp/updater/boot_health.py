@@ -9,8 +9,10 @@ not on trial is never judged, so that a wrong setting cannot make a machine rebo
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.core.update import (
@@ -32,6 +34,24 @@ from nodeapp.updater.update_journal import UpdateJournal
 _log = get_logger(__name__)
 
 
+BOOT_COUNT = Path(
+    "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+)
+"""Where systemd-boot names the UKI that it counted down for; not there when it was blessed."""
+_TRIES = re.compile(r"\+(\d+)(?:-\d+)?\.efi$")
+
+
+def boot_tries_left(variable: Path = BOOT_COUNT) -> int:
+    """Boots after this one that the boot loader gives the running release; 0: it counts none."""
+    try:
+        # Four bytes of attributes, then the name with its end.
+        name = variable.read_bytes()[4:].decode("utf-16-le", errors="replace").rstrip("\0")
+    except OSError:
+        return 0
+    found = _TRIES.search(name)
+    return int(found[1]) if found else 0
+
+
 @dataclass(frozen=True, slots=True)
 class SettingsUnusable:
     """The gate of a release that cannot even read its settings."""
@@ -51,6 +71,7 @@ class BootHealth:
     backend: UpdateBackend
     gate: Gate
     gpus: Callable[[], int] = count_gpus
+    tries_left: Callable[[], int] = boot_tries_left
 
     async def failure(self) -> str:
         """Why this boot is not to be blessed; "" when it is, or when nothing is on trial.
@@ -58,6 +79,9 @@ class BootHealth:
         Raises:
             Corrupt, Unavailable: the verdict on a trial cannot be kept.
         """
+        refused = await asyncio.to_thread(self._refused)
+        if refused:
+            return refused
         state = await asyncio.to_thread(self._begin)
         version = self.backend.running()
         if state is None or state.candidate is None or state.candidate.version != version:
@@ -68,11 +92,29 @@ class BootHealth:
         await asyncio.to_thread(self._advance, change)
         return failure
 
+    def _refused(self) -> str:
+        """Why it is not this release that should run; "" when it may.
+
+        The verdict was written, then the power was cut or the helper was down: the boot loader
+        starts the release once more. To pass it now would bless it.
+        """
+        running = self.backend.running()
+        try:
+            state = self.journal.read()
+        except (Corrupt, Unavailable):
+            return ""  # _begin tells it
+        reasons = [one.reason for one in state.blacklist if one.version == running]
+        is_over = state.phase is Phase.ROLLED_BACK and running != state.current
+        if not (is_over and reasons and self.tries_left()):
+            return ""
+        self._carry_out(FallBack(state.current, running))
+        return f"{running} is refused here: {reasons[0]}"
+
     def _begin(self) -> UpdateState | None:
         """None: nothing is on trial, or the journal cannot tell.
 
-        Whatever is wrong with the journal is no reason to reboot a release that was blessed: the
-        next boot would find the same.
+        Whatever is wrong with the journal is no reason to reboot where the boot loader does not
+        count: the next boot would find the same.
         """
         running = self.backend.running()
         is_trial = False
@@ -86,7 +128,7 @@ class BootHealth:
             on_trial = state.phase in TRIAL or is_armed
             return self._advance(Started(running)) if on_trial else None
         except (Corrupt, Unavailable) as error:
-            if is_trial:
+            if is_trial and self.tries_left():
                 raise
             _log.error("update journal is given up", error=error.message)
             return None

@@ -16,7 +16,7 @@ from nodeapp.core.update import Phase, UpdateState
 from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Settings, StorageSettings
 from nodeapp.service.tree import start_tree
-from nodeapp.updater.boot_health import BootHealth, SettingsUnusable
+from nodeapp.updater.boot_health import BootHealth, SettingsUnusable, boot_tries_left
 from nodeapp.updater.gate import TreeGate
 from nodeapp.updater.sysupdate import SysupdateBackend
 from nodeapp.updater.update_journal import UpdateJournal
@@ -64,8 +64,9 @@ def journal(tmp_path):
     return journal
 
 
-def judge(journal, gate, helper, running=NEW):
-    return BootHealth(journal, SysupdateBackend(running, helper), gate, lambda: 2)
+def judge(journal, gate, helper, running=NEW, tries=2):
+    backend = SysupdateBackend(running, helper)
+    return BootHealth(journal, backend, gate, lambda: 2, lambda: tries)
 
 
 async def test_a_healthy_trial_is_blessed(journal):
@@ -103,6 +104,32 @@ async def test_an_unhealthy_trial_is_rolled_back_and_blacklisted_with_the_reason
 async def test_the_verdict_stands_when_the_helper_is_down(journal):
     assert await judge(journal, Gate("no"), Helper("not there")).failure() == "no"
     assert journal.read().phase is Phase.ROLLED_BACK
+
+
+async def test_a_verdict_that_was_not_carried_out_is_so_at_the_next_boot(journal):
+    """The helper was down, or the power was cut: to let the boot pass now would bless it."""
+    await judge(journal, Gate("chain is fatal"), Helper("not there")).failure()
+    before, helper = journal.read(), Helper()
+    assert "refused here: chain is fatal" in await judge(journal, Gate(""), helper).failure()
+    assert helper.asked == [("prefer", OLD), ("reboot",)]
+    assert journal.read() == before
+    # The release before cannot be booted: the loader has no other.
+    helper = Helper()
+    assert await judge(journal, Gate(""), helper, tries=0).failure() == ""
+    assert await judge(journal, Gate(""), helper, running=OLD).failure() == ""
+    assert helper.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "tries"),
+    [("0.2.0+2-1", 2), ("0.2.0+0-3", 0), ("0.2.0-rc.1+3", 3), ("0.2.0", 0), ("", 0)],
+)
+def test_the_boot_loaders_count_is_read(tmp_path, name, tries):
+    variable = tmp_path / "LoaderBootCountPath"
+    assert boot_tries_left(variable) == 0
+    text = f"\\EFI\\Linux\\fabstir-node_{name}.efi\0"
+    variable.write_bytes(b"\6\0\0\0" + text.encode("utf-16-le"))
+    assert boot_tries_left(variable) == tries
 
 
 async def test_a_boot_that_is_no_trial_is_never_judged(journal):
@@ -157,6 +184,8 @@ async def test_only_a_trial_needs_a_journal_that_can_be_written(journal, monkeyp
     assert await judge(journal, Gate("no"), Helper(), running=OLD).failure() == ""
     with pytest.raises(Unavailable):
         await judge(journal, Gate(""), Helper()).failure()
+    # Not counted, as after a rollback: the machine would reboot for ever.
+    assert await judge(journal, Gate(""), Helper(), tries=0).failure() == ""
 
 
 BAD_SETTINGS = '[updater]\nbackend = "sysupdate"\n[node]\nof_a_newer_release = 1\n'
