@@ -28,6 +28,9 @@ from nodeapp.core.ids import Address, TxHash
 STANDARD_SCRYPT_N = 2**18
 DEVNET_SCRYPT_N = 2**10
 """Quick, for keys that guard nothing."""
+MAX_SCRYPT_BYTES = 1 << 30
+"""Four times what STANDARD_SCRYPT_N takes."""
+MAX_PBKDF2_ROUNDS = 10_000_000
 
 
 class Wallet:
@@ -145,12 +148,23 @@ def load_keystore(path: Path, password_file: Path) -> Wallet:
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} is not a V3 keystore") from error
     try:
+        _check_work(path, keystore["crypto"]["kdfparams"])
         key = Account.decrypt(keystore, password)
-    except (KeyError, TypeError, NotImplementedError) as error:
+    except (AttributeError, KeyError, TypeError, NotImplementedError) as error:
         raise InvalidRequest(f"{path} is not a V3 keystore: {error!r}") from error
     except ValueError as error:
         raise Unauthorised(f"password file {password_file} does not open {path}") from error
     return Wallet(Account.from_key(key))
+
+
+def _check_work(path: Path, parameters: Mapping[str, int]) -> None:
+    """A keystore may come from a medium: opening it must not take the machine's memory."""
+    scrypt_bytes = 128 * parameters.get("n", 1) * parameters.get("r", 1) * parameters.get("p", 1)
+    if scrypt_bytes > MAX_SCRYPT_BYTES or parameters.get("c", 1) > MAX_PBKDF2_ROUNDS:
+        raise InvalidRequest(
+            f"{path} asks for more work than any wallet does (scrypt {scrypt_bytes >> 20} MiB, at"
+            f" most {MAX_SCRYPT_BYTES >> 20}): write it anew with the usual work factor"
+        )
 
 
 def write_password(path: Path, password: str) -> None:

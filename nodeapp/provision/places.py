@@ -79,7 +79,8 @@ def acting_as(account: Account | None) -> Iterator[None]:
     if account is None:
         yield
         return
-    uid, gid = os.geteuid(), os.getegid()
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.setgroups([])
     os.setegid(account.gid)
     os.seteuid(account.uid)
     try:
@@ -87,3 +88,4 @@ def acting_as(account: Account | None) -> Iterator[None]:
     finally:
         os.seteuid(uid)
         os.setegid(gid)
+        os.setgroups(groups)

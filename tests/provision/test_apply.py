@@ -347,6 +347,9 @@ def test_what_counts_is_in_use_before_config_is_looked_at(machine, config, monke
         ("wallet.json", '{"version": 3, "crypto": []}'),
         ("wallet.json", '{"version": 3, "crypto": {}}'),
         ("wallet.json", "[" * 100_000),
+        ("wallet.json", '{"version": 3, "crypto": {"kdfparams": []}}'),
+        ("wallet.json", '{"version": 3, "crypto": {"kdfparams": {"n": 1073741824, "r": 8}}}'),
+        ("wallet.json", '{"version": 3, "crypto": {"kdfparams": {"c": 10000000000}}}'),
         ("node.toml", "a = " + "[" * 100_000),
         ("node.toml", "[" + ".".join("a" * 20_000) + "]"),
         ("machine.toml", "a = " + "{a=" * 50_000),
@@ -460,3 +463,20 @@ cat {etc}/machine-id
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(done.stderr)
     assert done.stdout.splitlines() == ["[]", "a" * 32], done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+def test_root_keeps_none_of_its_groups_among_the_nodes_files():
+    from nodeapp.provision.places import Account, acting_as
+
+    def who():
+        return os.geteuid(), os.getegid(), os.getgroups()
+
+    before = who()
+    os.setgroups([0, 4])
+    try:
+        with acting_as(Account(65534, 65533)):
+            assert who() == (65534, 65533, [])
+        assert who() == (*before[:2], [0, 4])
+    finally:
+        os.setgroups(before[2])
