@@ -336,8 +336,8 @@ class Decoder:
             case Park(slot, key):
                 if slot not in lost:
                     self._park(slot, key)
-            case Restore(key, slot, end):
-                lost.update(self._restore(key, slot, end))
+            case Restore():
+                lost.update(self._restore(operation))
             case Forget(key):
                 self._parked.pop(key, None)
             case _:
@@ -357,10 +357,13 @@ class Decoder:
         if held + self._model.saved_bytes(slot) <= MAX_PARKED_BYTES:
             self._parked[key] = self._model.save(slot)
 
-    def _restore(self, key: int, slot: int, end: int) -> tuple[int, ...]:
+    def _restore(self, wanted: Restore) -> tuple[int, ...]:
         """The slot when it is lost."""
-        saved = self._parked.pop(key, None)
-        if saved is not None and self._model.restore(slot, saved) and self._model.remove(slot, end):
+        slot, saved = wanted.slot, self._parked.get(wanted.key)
+        if not wanted.is_kept:
+            self._parked.pop(wanted.key, None)
+        is_there = saved is not None and self._model.restore(slot, saved)
+        if is_there and self._model.remove(slot, wanted.end):
             return ()
         self._model.remove(slot, 0)
         return (slot,)

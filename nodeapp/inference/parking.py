@@ -54,15 +54,17 @@ class Parking:
         for key in dropped:
             self.take(key)
         self._last_key += 1
-        self._parked[self._last_key] = Parked(
-            self._last_key, tuple(slot.tokens), slot.scope, digests
-        )
-        self._tokens += len(slot.tokens)
-        while self._tokens > self._limit:
-            oldest = next(iter(self._parked))
-            self.take(oldest)
-            dropped.append(oldest)
+        dropped += self.put_back(Parked(self._last_key, tuple(slot.tokens), slot.scope, digests))
         return self._last_key, dropped
+
+    def put_back(self, parked: Parked) -> list[int]:
+        """Park it as the newest; the keys that are forgotten for it."""
+        self._parked[parked.key] = parked
+        self._tokens += len(parked.tokens)
+        dropped: list[int] = []
+        while self._tokens > self._limit:
+            dropped.append(self.take(next(iter(self._parked))).key)
+        return dropped
 
     def take(self, key: int) -> Parked:
         """No longer parked."""

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nodeapp.inference.kv import BLOCK_TOKENS, KvCells, Prefix, Slot
-from nodeapp.inference.parking import Parking
+from nodeapp.inference.parking import Parked, Parking
 
 AGEING_TOKENS = 32
 """A waiting prefill gains this much priority with every step."""
@@ -89,11 +89,12 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Put cells [0, end) of what was saved into the empty slot, and forget what was saved."""
+    """Put cells [0, end) of what was saved into the empty slot, and forget it unless `is_kept`."""
 
     key: int
     slot: int
     end: int
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,13 +436,20 @@ class Scheduler:
                 break
             self._evict(idle)
         if parked is not None:
-            self._memory.append(Restore(parked.key, slot.index, kept))
-            self._cells.append(slot, parked.tokens[:kept])
+            self._unpark(parked, slot, kept)
         self._running[job.job_id] = _Running(
             job, waiting.prefix, slot, list(job.token_ids), self._step
         )
         self._reused.append((job.job_id, len(slot.tokens)))
         return True
+
+    def _unpark(self, parked: Parked, slot: Slot, end: int) -> None:
+        """Of another scope only what is public is shared; the rest is still wanted there."""
+        is_kept = parked.scope != slot.scope
+        self._memory.append(Restore(parked.key, slot.index, end, is_kept))
+        self._cells.append(slot, parked.tokens[:end])
+        if is_kept:
+            self._memory += [Forget(one) for one in self._parking.put_back(parked)]
 
     def _place(self, source: Slot | None, shared: int) -> Slot:
         """A slot with the shared tokens in it.

@@ -97,9 +97,9 @@ class World:
                 case Park(slot, key):
                     assert key not in self.parked
                     self.parked[key] = [token for token, _ in self.cells[slot]]
-                case Restore(key, slot, end):
+                case Restore(key, slot, end, is_kept):
                     assert not self.cells.get(slot)
-                    tokens = self.parked.pop(key)
+                    tokens = self.parked[key] if is_kept else self.parked.pop(key)
                     others = {cell for held in self.cells.values() for _, cell in held}
                     assert len(others) + len(tokens) <= self.limits.kv_tokens
                     self.cells[slot] = [(token, next(self.numbers)) for token in tokens[:end]]
@@ -589,3 +589,15 @@ def test_a_public_prefix_comes_back_for_everybody():
     after(world, 2, range(5000, 5300), "b")
     after(world, 3, [1], "b")
     assert after(world, 4, [*SYSTEM, 1], "c", public=192) == 192
+
+
+def test_whoever_takes_a_public_prefix_leaves_the_others_their_own():
+    world = parking_world(parked_tokens=1800)
+    private = [*SYSTEM, *range(900, 1000)]
+    after(world, 1, private, "a", public=192)
+    after(world, 2, range(5000, 5300), "b")
+    after(world, 3, [1], "b")
+    assert after(world, 4, [*SYSTEM[:192], *range(200)], "c", public=192) == 192
+    after(world, 5, range(6000, 6300), "b")
+    after(world, 6, [1], "b")
+    assert after(world, 7, [*private, 5], "a", public=192) == len(private)
