@@ -70,7 +70,7 @@ def read_directory(directory: Path) -> Medium:
     if len(entries) > MAX_FILES:
         notes.append(f"CONFIG has {len(entries)} files: only {MAX_FILES} were looked at")
     for path in entries[:MAX_FILES]:
-        name = path.name.lower()
+        name = _readable(path).lower()
         paths[name] = path
         text, finding = _text(path)
         if finding is None and b"\0" in text:
@@ -84,20 +84,26 @@ def read_directory(directory: Path) -> Medium:
     return Medium(files, tuple(found), tuple(notes), frozenset(wiped), paths)
 
 
+def _readable(path: Path) -> str:
+    """Its name as text that can be told: a kernel may give it in another alphabet's bytes."""
+    return os.fsencode(path.name).decode("utf-8", errors="replace")
+
+
 def _counts(path: Path) -> bool:
     return not path.name.startswith(".") and not path.is_symlink() and path.is_file()
 
 
 def _text(path: Path) -> tuple[bytes, Finding | None]:
+    name = _readable(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-        return b"", Finding(path.name, problem, "write it again, or use another medium")
+        return b"", Finding(name, problem, "write it again, or use another medium")
     if len(content) > MAX_FILE_BYTES:
-        return b"", Finding(path.name, "is larger than 1 MiB", "take it off CONFIG")
-    return plain_text(path.name, content)
+        return b"", Finding(name, "is larger than 1 MiB", "take it off CONFIG")
+    return plain_text(name, content)
 
 
 def plain_text(name: str, content: bytes) -> tuple[bytes, Finding | None]:
