@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nodeapp.core.errors import InvalidRequest
 
-_VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?:-rc\.(\d{1,6}))?")
+_VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?:-rc\.(\d{1,6}))?", re.ASCII)
 _FINAL = 1 << 30
 """A release comes after every candidate of itself."""
 

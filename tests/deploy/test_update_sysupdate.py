@@ -41,6 +41,7 @@ UNITS = ROOT / "appliance" / "systemd"
         ("0.2.0", "--help"),
         ("0.2.0;reboot",),
         ("0.2.0\n",),
+        ("0.2.\u0663",),  # a digit, but not one of a label or a file name
     ],
 )
 def test_the_helper_takes_exactly_one_plain_version(verb, arguments):
