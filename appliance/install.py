@@ -253,11 +253,26 @@ def units(machine: Machine, *, start: bool) -> None:
         return
     if not machine.dry:
         machine.command("systemctl", "daemon-reload")
-    if start:
+    trouble = settings_trouble(machine) if _is_active() else ""
+    if trouble and start and not machine.dry:
+        raise SetupFailure(f"the node runs on and was not restarted, settings: {trouble}")
+    if trouble:
+        machine.say("note", f"the node runs on; do not restart it before this is right: {trouble}")
+    elif start:
         words = ("systemctl", "restart", SERVICE)
         machine.do("node started", False, lambda: machine.command(*words))  # noqa: FBT003
     elif _is_active():
         machine.say("note", f"the node runs on; systemctl restart {SERVICE} takes what changed")
+
+
+def settings_trouble(machine: Machine) -> str:
+    """Why the installed version would not start with these settings; empty when it would."""
+    program = machine.path(PROGRAM.relative_to("/"))
+    words = (program, "config", "check", "--config", machine.path(SETTINGS))
+    if not program.exists():
+        return ""
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    return "" if done.returncode == 0 else "; ".join((done.stderr or done.stdout).splitlines()[-3:])
 
 
 def _is_active() -> bool:

@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,16 @@ def test_a_removal_that_was_interrupted_is_done_once_more(system, monkeypatch):
     monkeypatch.undo()
     run(system, "--uninstall")
     assert not (system / "opt/fabstir-node").exists()
+
+
+def test_a_running_node_is_not_restarted_into_settings_it_does_not_know(system):
+    machine = install.Machine(system, dry=False)
+    assert install.settings_trouble(machine) == ""
+    program = system / "opt/fabstir-node/.venv/bin/fabstir-node"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m nodeapp.cli.main "$@"\n')
+    program.chmod(0o755)
+    settings = system / "etc/fabstir/node.toml"
+    settings.parent.mkdir()
+    settings.write_text("[node]\nof_an_older_version = 1\n")
+    assert "unknown key node.of_an_older_version" in install.settings_trouble(machine)
