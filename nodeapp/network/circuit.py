@@ -19,6 +19,7 @@ import trio
 
 from nodeapp.core.errors import NodeError, ProtocolViolation, Unavailable
 from nodeapp.core.ids import PeerId
+from nodeapp.core.peer_score import subnet_of
 from nodeapp.network.streams import Stream
 from nodeapp.wire.framing import encode_frame
 
@@ -40,6 +41,7 @@ class RelayLimits:
         reservation_seconds: after which a peer asks again, or is forgotten.
         circuits: at a time, all together.
         circuits_per_peer: to one peer, and of one asker.
+        circuits_per_subnet: of the askers of one subnet (/24, /48); private ones are exempt.
         circuit_seconds: of one connection.
         circuit_bytes: of one connection, each way.
     """
@@ -48,6 +50,7 @@ class RelayLimits:
     reservation_seconds: float = 3600.0
     circuits: int = 64
     circuits_per_peer: int = 8
+    circuits_per_subnet: int = 16
     circuit_seconds: float = 7200.0
     circuit_bytes: int = 64 << 20
 
@@ -83,6 +86,7 @@ class Relay:
         self._limits = limits or RelayLimits()
         self._reserved: dict[PeerId, float] = {}
         self._circuits: Counter[PeerId] = Counter()
+        self._subnets: Counter[str] = Counter()
 
     @property
     def reserved(self) -> frozenset[PeerId]:
@@ -134,12 +138,14 @@ class Relay:
         from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 
         peer_id, source = PeerId(ID(target).to_base58()), asking.remote_peer_id
-        refusal = self._refusal(source, peer_id)
+        subnet = subnet_of(asking.remote_address)
+        refusal = self._refusal(source, peer_id, subnet)
         if refusal:
             await asking.write_frame(_status(pb.HopMessage, refusal).SerializeToString())
             await asking.close()
             return
         self._circuits.update((source, peer_id))
+        self._subnets[subnet] += 1
         try:
             answering = await self._open(asking, peer_id)
             if answering is not None:
@@ -148,14 +154,18 @@ class Relay:
         finally:
             self._circuits.subtract((source, peer_id))
             self._circuits = +self._circuits
+            self._subnets.subtract((subnet,))
+            self._subnets = +self._subnets
 
-    def _refusal(self, source: PeerId, target: PeerId) -> int:
+    def _refusal(self, source: PeerId, target: PeerId, subnet: str) -> int:
         from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb
 
         if target not in self.reserved:
             return int(pb.Status.NO_RESERVATION)
         most = self._limits.circuits_per_peer
-        is_full = self._circuits.total() // 2 >= self._limits.circuits
+        is_full = self._circuits.total() // 2 >= self._limits.circuits or (
+            subnet != "" and self._subnets[subnet] >= self._limits.circuits_per_subnet
+        )
         if is_full or self._circuits[source] >= most or self._circuits[target] >= most:
             return int(pb.Status.RESOURCE_LIMIT_EXCEEDED)
         return 0

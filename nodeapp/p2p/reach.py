@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nodeapp.core.errors import NodeError, ProtocolViolation, Rejected
+from nodeapp.core.errors import InvalidRequest, NodeError, ProtocolViolation, Rejected
 from nodeapp.core.ids import PeerId
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.streams import Stream
@@ -61,6 +61,8 @@ async def serve_dial_back(stream: Stream, admission: Admission) -> None:
             if not 1 <= len(ports) <= MAX_PORTS or not all(1 <= port <= 65535 for port in ports):
                 raise ProtocolViolation(f"dial_back_request takes 1 to {MAX_PORTS} TCP ports")
             address = stream.remote_address
+            if not address:
+                raise InvalidRequest("a relayed connection has no address to be dialled back")
             reasons = [await _dial(address, port) for port in ports]
             results = [
                 pb.DialBackResult(port=port, reachable=not reason, reason=reason)

@@ -4,12 +4,18 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+from libp2p.peer.id import ID
+from libp2p.relay.circuit_v2.pb import circuit_pb2 as pb2
 
 from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
 from nodeapp.network.circuit import HOP, STOP, Relay, RelayLimits
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import NetworkSettings
+from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.reach import REACH_PROTOCOL, serve_dial_back
 from nodeapp.p2p.relays import Reservations
+from nodeapp.wire import envelope
+from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.addresses import is_public, tcp_endpoint
 from tests.fakes.clock import FakeClock
 from tests.p2p.hosts import ECHO, until
@@ -192,3 +198,72 @@ def test_a_relays_address_is_dialled_by_the_rules_of_its_own_and_is_no_endpoint_
     assert is_public(relay.format("8.8.8.8"))
     assert not is_public(relay.format("192.168.1.1"))
     assert tcp_endpoint(relay.format("8.8.8.8")) is None
+
+
+async def test_nobody_is_dialled_back_who_came_through_a_relay(tmp_path):
+    """There is no address of its own, and "" must never become one of ours."""
+    async with three(tmp_path) as net:
+        admission = Admission(handshakes_per_minute=30, max_streams_per_peer=4)
+        net.hidden.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, admission))
+        await net.hidden.reserve(net.relay_address)
+        await net.asker.connect(net.circuit)
+        stream = await net.asker.open_stream(net.hidden.peer_id, [REACH_PROTOCOL])
+        question = pb.DialBackRequest(ports=[22])
+        await stream.write_frame(envelope.encode(dial_back_request=question))
+        reply = envelope.decode(await stream.read_frame(1 << 16, deadline_seconds=10))
+        assert "relayed" in envelope.error_of(reply.error).message
+
+
+class Asking:
+    """A stream of somebody at an address, who stays until let go."""
+
+    def __init__(self, peer_id, address, target):
+        self.remote_peer_id, self.remote_address = peer_id, address
+        message = pb2.HopMessage(type=pb2.HopMessage.CONNECT)
+        message.peer.id = ID.from_base58(target).to_bytes()
+        self._question, self.told = message.SerializeToString(), []
+
+    async def read_frame(self, _most, _seconds):
+        return self._question
+
+    async def write_frame(self, frame):
+        self.told.append(pb2.HopMessage.FromString(frame).status)
+
+    async def close(self):
+        pass
+
+
+class Slow:
+    """A host that never gets through to its peers."""
+
+    def __init__(self, peer_id):
+        self.peers = frozenset([peer_id])
+
+    def connected_peers(self):
+        return self.peers
+
+    async def open_stream(self, _peer_id, _protocols):
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_one_subnet_does_not_get_every_circuit():
+    targets = [str(ID(bytes([0, 1, number]))) for number in range(9)]
+    relay = Relay(Slow(targets[0]), lambda: 0.0, RelayLimits(circuits_per_subnet=2))
+    relay._reserved = dict.fromkeys(targets, 60.0)
+
+    async def ask(tasks, number, address):
+        asking = Asking(f"asker {number}", address, targets[number])
+        task = tasks.create_task(relay.serve(asking))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return asking.told, task
+
+    async with asyncio.TaskGroup() as tasks:
+        asked = [await ask(tasks, number, f"8.8.8.{number}") for number in range(3)]
+        other = await ask(tasks, 4, "9.9.9.9")
+        assert [told for told, _ in asked] == [[], [], [pb2.Status.RESOURCE_LIMIT_EXCEEDED]]
+        assert other[0] == []
+        for _told, task in (*asked, other):
+            task.cancel()
+    assert not relay._circuits
+    assert not relay._subnets
