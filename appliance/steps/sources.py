@@ -12,7 +12,9 @@ from appliance.steps.layout import ROOT
 
 LEFT_OUT = ("tests", "image", "nixos-modules", ".ci")
 """Not needed to run a node."""
-_MADE_HERE = (".git", ".venv", "build", "__pycache__", "node_modules")
+_MADE_HERE = (".git", ".venv", "__pycache__", "node_modules")
+_MADE_AT_THE_TOP = ("build",)
+"""appliance/repart/build is written by hand."""
 
 
 def product_files(root: Path = ROOT) -> list[Path]:
@@ -34,9 +36,8 @@ def _tracked(root: Path) -> list[Path]:
 
 def _walked(root: Path) -> Iterator[Path]:
     for directory, below, files in os.walk(root):
-        below[:] = [
-            name for name in below if name not in _MADE_HERE and not name.endswith("_cache")
-        ]
+        made = _MADE_HERE + (_MADE_AT_THE_TOP if Path(directory) == root else ())
+        below[:] = [name for name in below if name not in made and not name.endswith("_cache")]
         for name in files:
             yield (Path(directory) / name).relative_to(root)
 
