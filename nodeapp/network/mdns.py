@@ -20,6 +20,7 @@ from typing import Final
 
 import ifaddr
 import structlog
+from zeroconf import Error as ZeroconfFailure
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -133,8 +134,12 @@ class LanPeers:
         """Ask for the addresses behind the names; never returns."""
         while True:
             name = await self._names.get()
-            info = AsyncServiceInfo(SERVICE, name)
-            await info.async_request(zeroconf, ASK_MILLISECONDS)
+            try:
+                info = AsyncServiceInfo(SERVICE, name)
+                await info.async_request(zeroconf, ASK_MILLISECONDS)
+            except ZeroconfFailure as error:  # anybody may give itself a name that is none
+                _log.info("bad name on the local network", error=str(error)[:200])
+                continue
             self._take(name, info.text or b"")
 
     def _take(self, name: str, text: bytes) -> None:

@@ -6,6 +6,8 @@ import ipaddress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from zeroconf import IPVersion, ServiceStateChange
+from zeroconf.asyncio import AsyncZeroconf
 
 from nodeapp.core.errors import Unavailable
 from nodeapp.network import mdns
@@ -131,3 +133,23 @@ def test_two_hosts_on_a_cable_find_each_other_and_talk(tmp_path):
         said, found = says(telling, "told"), says(finding, "echo")
     assert found == {"peer_id": said["peer_id"], "addresses": said["told"], "echo": "hello"}
     assert said["told"][0].startswith("/ip4/192.168.77.1/tcp/")
+
+
+@pytest.mark.parametrize(
+    "label", ["\ufffd" * 63, "\ufffd" * 30, "\x00\n", "a.b"], ids=["63", "30", "control", "dot"]
+)
+async def test_a_name_that_is_none_does_not_end_the_listening(label):
+    """What is no UTF-8 in a name of 63 bytes comes as three times as many."""
+    zeroconf = AsyncZeroconf(interfaces=list(LOOPBACK), ip_version=IPVersion.V4Only)
+    peers = LanPeers(find_link(LOOPBACK), "")
+    for name in (f"{label}.{mdns.SERVICE}", f"next.{mdns.SERVICE}"):
+        peers.note(zeroconf.zeroconf, mdns.SERVICE, name, ServiceStateChange.Added)
+    try:
+        asking = asyncio.ensure_future(peers.ask(zeroconf.zeroconf))
+        async with asyncio.timeout(10):
+            while not (asking.done() or peers._names.empty()):
+                await asyncio.sleep(0.01)
+        assert not asking.done()
+        asking.cancel()
+    finally:
+        await zeroconf.async_close()
