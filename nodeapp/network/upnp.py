@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -26,6 +26,9 @@ CALL_SECONDS: Final = 30.0
 OTHER_PORTS: Final = 4
 """Tried after the port itself, when another machine of the network has it."""
 NAME: Final = "fabstir-node"
+PERMANENT_ONLY: Final = ("OnlyPermanentLeasesSupported", "Invalid Args")
+"""The library's texts for 725, and for what older routers say instead of it (402). For no other
+refusal is a forward left open for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +132,32 @@ class PortForward:
                 " another router or the provider's NAT is in front of it"
             )
         reason = ""
-        for port, lease in self._choices():
-            try:
-                self._router.addportmapping(
-                    port, "TCP", self._router.lanaddr, self._port, NAME, "", lease
-                )
-            except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-                reason = reason or str(error)
-            else:
+        for port in self._ports():
+            refusal = self._add(port, self._lease_seconds)
+            if refusal in PERMANENT_ONLY:
+                refusal = self._add(port, 0)
+            if not refusal:
                 return Forward(address, port)
+            reason = reason or refusal
         raise Unavailable(
             f"UPnP: the router refuses to forward TCP port {self._port} ({reason}):"
             " allow UPnP in the router, or forward it by hand"
         )
 
-    def _choices(self) -> Iterator[tuple[int, int]]:
-        """Ports and leases, best first; some routers know permanent ones only."""
+    def _add(self, port: int, lease_seconds: int) -> str:
+        """Why the router does not; "" when it does."""
+        router = self._router
+        try:
+            router.addportmapping(port, "TCP", router.lanaddr, self._port, NAME, "", lease_seconds)
+        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            return str(error) or type(error).__name__
+        return ""
+
+    def _ports(self) -> Sequence[int]:
+        """Best first; the one there is stays."""
         if self._forward is not None:
-            yield self._forward.port, self._lease_seconds
-            yield self._forward.port, 0
-            return
-        for port in range(self._port, min(self._port + 1 + OTHER_PORTS, 65536)):
-            yield port, self._lease_seconds
-            yield port, 0
+            return (self._forward.port,)
+        return range(self._port, min(self._port + 1 + OTHER_PORTS, 65536))
 
 
 def port_to_forward(listen: Sequence[str]) -> int:

@@ -37,6 +37,7 @@ class Router:
     taken: set[int] = field(default_factory=set)
     refuses: int = 0
     permanent_only: bool = False
+    refuses_leases: bool = False
     asked: list[str] = field(default_factory=list)
     is_silent: bool = False
 
@@ -61,6 +62,7 @@ class Router:
         port, lease = int(fields["NewExternalPort"]), int(fields["NewLeaseDuration"])
         refusal = self.refuses or (718 if port in self.taken else 0)
         refusal = refusal or (725 if self.permanent_only and lease else 0)
+        refusal = refusal or (606 if self.refuses_leases and lease else 0)
         if refusal:
             return refusal, ERRORS[refusal]
         machine = (fields["NewInternalClient"], int(fields["NewInternalPort"]), lease)

@@ -114,3 +114,10 @@ def test_a_port_that_no_router_can_lead_to_is_refused(listen):
 
 def test_the_port_of_the_first_address_that_can_be_reached_is_forwarded():
     assert port_to_forward(("/ip4/127.0.0.1/tcp/1", "/ip4/0.0.0.0/tcp/9000")) == 9000
+
+
+async def test_no_forward_is_left_for_ever_because_one_with_a_lease_was_refused_once(router):
+    router.refuses_leases = True
+    with pytest.raises(Unavailable, match="refuses to forward"):
+        await forward().open()
+    assert router.mappings == {}
