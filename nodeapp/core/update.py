@@ -93,6 +93,8 @@ class UpdateState:
     """GPUs seen by the last blessed start: fewer fail the gate."""
     reason: str = ""
     """Why the last attempt ended; "" when it went well."""
+    boot: str = ""
+    """Of the machine when its restart was asked for last; see `awaits_restart`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class StepDone:
     """The step of this phase is finished and on disk."""
 
     phase: Phase
+    boot: str = ""
+    """The boot in which it was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,8 @@ class Started:
     """The node starts and this version runs it: ends what an interruption left open."""
 
     version: str
+    boot: str = ""
+    """"": whoever says it knows that the machine was restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +276,11 @@ def why_not(state: UpdateState, release: Release) -> str:
     return ""
 
 
+def awaits_restart(state: UpdateState, boot: str) -> bool:
+    """Whether the machine still has to go down for the trial: only the updater was restarted."""
+    return state.phase is Phase.REBOOT_PENDING and boot != "" and state.boot == boot
+
+
 def apply(state: UpdateState, change: Change) -> Next:
     """One step.
 
@@ -281,12 +292,12 @@ def apply(state: UpdateState, change: Change) -> Next:
             return _asked(state, change)
         case ReleaseFound(release):
             return _found(state, release)
-        case StepDone(phase):
-            return _done(state, phase)
+        case StepDone(phase, boot):
+            return _done(state, phase, boot)
         case StepFailed():
             return _failed(state, change)
-        case Started(version):
-            return _started(state, version)
+        case Started(version, boot):
+            return _started(state, version, boot)
         case TrialBegan() | GatePassed() | GateFailed():
             return _trial(state, change)
         case _:
@@ -340,7 +351,7 @@ def _found(state: UpdateState, release: Release | None) -> Next:
     return replace(state, phase=Phase.IDLE, available=offered, reason=reason), ()
 
 
-def _done(state: UpdateState, phase: Phase) -> Next:
+def _done(state: UpdateState, phase: Phase, boot: str) -> Next:
     _require(state, phase)
     release = state.candidate
     if release is None or phase not in STEPS[:-1]:
@@ -355,7 +366,7 @@ def _done(state: UpdateState, phase: Phase) -> Next:
         Phase.REBOOT_PENDING: (Restart(),),
     }
     tries = MAX_TRIES if following is Phase.REBOOT_PENDING else 0
-    return replace(state, phase=following, tries_left=tries), effects[following]
+    return replace(state, phase=following, tries_left=tries, boot=boot), effects[following]
 
 
 def _failed(state: UpdateState, change: StepFailed) -> Next:
@@ -372,8 +383,10 @@ def _failed(state: UpdateState, change: StepFailed) -> Next:
     return ended, effects
 
 
-def _started(state: UpdateState, version: str) -> Next:
+def _started(state: UpdateState, version: str, boot: str) -> Next:
     """`version` decides: the boot loader may have started either slot."""
+    if awaits_restart(state, boot):
+        return state, (Restart(),)
     candidate = state.candidate.version if state.candidate else ""
     if state.phase in (*TRIAL, Phase.ARMING) and version == candidate != state.current:
         return replace(state, phase=Phase.BOOTED, tries_left=max(0, state.tries_left - 1)), ()

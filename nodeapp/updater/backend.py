@@ -28,6 +28,10 @@ class UpdateBackend(Protocol):
         """The version that runs now; "" when it is not one of its releases."""
         ...
 
+    def boot(self) -> str:
+        """What another start of the machine, or of the launcher, makes another; "" if unknown."""
+        ...
+
     def install(self, release: Release, files: tuple[Path, ...]) -> None:
         """Fill the slot that does not run; nothing that starts at the next boot changes.
 

@@ -25,6 +25,7 @@ from nodeapp.core.update import (
     Phase,
     Started,
     UpdateState,
+    awaits_restart,
 )
 from nodeapp.service.logs import get_logger
 from nodeapp.updater.backend import UpdateBackend
@@ -126,7 +127,8 @@ class BootHealth:
             # Armed, and the power cut before that was written: it is on trial all the same.
             is_armed = state.phase is Phase.ARMING and is_trial
             on_trial = state.phase in TRIAL or is_armed
-            return self._advance(Started(running)) if on_trial else None
+            is_due = on_trial and not awaits_restart(state, self.backend.boot())
+            return self._advance(Started(running)) if is_due else None
         except (Corrupt, Unavailable) as error:
             if is_trial and self.tries_left():
                 raise

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nodeapp.core.release import Release, is_newer
 from nodeapp.updater.root_helper import Ask, ask_helper
+from nodeapp.updater.version import boot_id
 
 
 class NixosBackend:
@@ -28,6 +29,10 @@ class NixosBackend:
     def running(self) -> str:
         """The version of this package."""
         return self._version
+
+    def boot(self) -> str:
+        """The kernel's name of it."""
+        return boot_id()
 
     def install(self, release: Release, files: tuple[Path, ...]) -> None:  # noqa: ARG002
         """Build the generation; it is not the default yet. Nix fetches, `files` are not needed."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from nodeapp.core.release import Release, is_newer
 from nodeapp.updater.backend import ReleaseUnusable
 from nodeapp.updater.root_helper import Ask, ask_helper
+from nodeapp.updater.version import boot_id
 
 REQUIRED = ("SHA256SUMS", "SHA256SUMS.gpg")
 
@@ -32,6 +33,10 @@ class SysupdateBackend:
     def running(self) -> str:
         """The image that was booted."""
         return self._image_version
+
+    def boot(self) -> str:
+        """The kernel's name of it."""
+        return boot_id()
 
     def install(self, release: Release, files: tuple[Path, ...]) -> None:
         """Fill the partitions of the slot that does not run."""

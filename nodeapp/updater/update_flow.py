@@ -46,6 +46,9 @@ from nodeapp.updater.update_journal import UpdateJournal
 
 _log = get_logger(__name__)
 Act = Callable[[], Awaitable[None]]
+RESTART_SECONDS = 60.0
+MAX_RESTART_SECONDS = 900.0
+"""First and longest pause before a restart that did not come is asked for again."""
 RESERVE_BYTES = 256 << 20
 """Left free for the journal and the logs when a release is fetched."""
 
@@ -70,6 +73,8 @@ class UpdateFlow:
         channel: Channel,
         downloads: Path,
         verbs: NodeVerbs,
+        *,
+        restart_seconds: float = RESTART_SECONDS,
     ) -> None:
         self._journal = journal
         self._backend = backend
@@ -79,6 +84,8 @@ class UpdateFlow:
         # Guards the journal between a request and the step that runs.
         self._busy = asyncio.Lock()
         self._begun: asyncio.Queue[tuple[Effect, ...]] = asyncio.Queue(maxsize=1)
+        self._restart_seconds = restart_seconds
+        self._owes_restart = False
         self.progress = Progress(0, 0, 0)
 
     def state(self) -> UpdateState:
@@ -100,7 +107,13 @@ class UpdateFlow:
         if not version or self.state().phase is Phase.BOOTED:
             # A trial is judged by whoever started it.
             return self.state()
-        return await self._advance_all(Started(version))
+        state, effects = await self._advance(Started(version, self._backend.boot()))
+        if state.phase is Phase.REBOOT_PENDING:
+            # Asked before this process was restarted, and nothing went down: `run` asks again.
+            self._begun.put_nowait(effects)
+        else:
+            await self.work(effects)
+        return state
 
     async def judge(self, failure: str, gpus: int) -> UpdateState:
         """The verdict on a trial where the node itself gives it ("" = healthy)."""
@@ -134,6 +147,16 @@ class UpdateFlow:
         """Work off what was begun, for ever."""
         while True:
             await self.work(await self._begun.get())
+            await self._restart_again()
+
+    async def _restart_again(self) -> None:
+        """Until it ends this process: the helper may refuse, and a machine may stay up."""
+        pause = self._restart_seconds
+        while self._owes_restart:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_RESTART_SECONDS)
+            _log.warning("restart for the update is asked for again")
+            await self.work((Drain(), Restart()))
 
     async def work(self, effects: tuple[Effect, ...]) -> None:
         """Run effects and those that follow from them."""
@@ -185,7 +208,7 @@ class UpdateFlow:
             is_over = isinstance(effect, Restart | Resume | Bless | FallBack)
             return None if is_over else StepFailed(error.message)
 
-    async def _step(self, effect: Effect) -> Change | None:  # noqa: C901, PLR0912  # one line an effect
+    async def _step(self, effect: Effect) -> Change | None:  # noqa: C901  # one line an effect
         match effect:
             case FetchMetadata():
                 return None
@@ -203,10 +226,9 @@ class UpdateFlow:
                 return StepDone(Phase.SNAPSHOTTING)
             case Arm(version):
                 await asyncio.to_thread(self._backend.arm, version)
-                return StepDone(Phase.ARMING)
+                return StepDone(Phase.ARMING, self._backend.boot())
             case Restart():
-                if not await asyncio.to_thread(self._backend.restart):
-                    await self._verbs.resume()
+                await self._restart()
             case Resume():
                 await self._verbs.resume()
             case Bless(version, previous):
@@ -214,6 +236,17 @@ class UpdateFlow:
             case FallBack(version, failed):
                 await asyncio.to_thread(self._backend.fall_back, version, failed)
         return None
+
+    async def _restart(self) -> None:
+        """Raises: Unavailable: not now; the node serves until it is asked for again."""
+        try:
+            self._owes_restart = await asyncio.to_thread(self._backend.restart)
+        except NodeError:
+            self._owes_restart = True
+            await self._verbs.resume()
+            raise
+        if not self._owes_restart:
+            await self._verbs.resume()
 
     def _files(self, release: Release) -> tuple[Path, ...]:
         return tuple(self._file(artefact) for artefact in release.artefacts)

@@ -13,6 +13,7 @@ so at every moment it leads to a whole one; which release is on trial stands in 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from nodeapp.core.release import Release, version_key
 from nodeapp.service.config import process_environment
 from nodeapp.store.atomic import swap_link, sync_directory, sync_file_system, write_whole
 from nodeapp.updater.backend import ReleaseUnusable
+from nodeapp.updater.version import boot_id
 
 MAX_UNPACKED_BYTES = 4 << 30
 MAX_MEMBERS = 200_000
@@ -138,6 +140,10 @@ class VenvBackend:
         """The journal does it; here only what it says is checked."""
         if not self._layout.is_complete(version):
             raise Unavailable(f"release {version} is not complete in {self._layout.releases}")
+
+    def boot(self) -> str:
+        """The tree's: the launcher starts another one for a trial."""
+        return f"{boot_id()} {os.getppid()}"
 
     def restart(self) -> bool:
         """End the tree; the launcher goes on. Nobody would when this is no release of its own."""

@@ -10,6 +10,7 @@ import nodeapp
 from nodeapp.wire.ipc_updater import VersionView
 
 OS_RELEASE = Path("/etc/os-release")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def running_version(os_release: Path = OS_RELEASE) -> VersionView:
@@ -20,6 +21,14 @@ def running_version(os_release: Path = OS_RELEASE) -> VersionView:
         environment=sys.prefix,
         slot=_image_version(os_release),
     )
+
+
+def boot_id(file: Path = BOOT_ID) -> str:
+    """Another one after every start of the machine; "" where the kernel tells none."""
+    try:
+        return file.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 def _image_version(os_release: Path) -> str:

@@ -168,6 +168,15 @@ def test_the_slot_that_was_booted_decides_on_an_image():
     assert (fell_back.phase, fell_back.blacklist[0].version) == (Phase.ROLLED_BACK, "0.2.0")
 
 
+def test_an_updater_that_is_restarted_before_the_machine_asks_for_the_restart_again():
+    state = after(offered(), ApplyAsked(), *(StepDone(step, "boot 1") for step in STEPS[:-1]))
+    assert apply(state, Started("0.1.0", "boot 1")) == (state, (Restart(),))
+    assert after(state, Started("0.1.0", "boot 2")).phase is Phase.ROLLED_BACK
+    assert after(state, Started("0.2.0", "boot 2")).phase is Phase.BOOTED
+    # Written by a release that did not keep it.
+    assert after(pending(), Started("0.1.0", "")).phase is Phase.ROLLED_BACK
+
+
 def test_only_one_update_at_a_time():
     busy = after(offered(), ApplyAsked())
     for change in (CheckAsked(), ApplyAsked(), RollbackAsked()):
