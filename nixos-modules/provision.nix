@@ -45,6 +45,8 @@ in
   };
 
   networking.useNetworkd = true;
+  # Name servers come with the network; before, /etc/resolv.conf already names resolved.
+  services.resolved.enable = true;
   networking.useDHCP = false;
   networking.hostName = lib.mkDefault "";
   # Where CONFIG says nothing about the network; appliance/network/80-fabstir.network says the same.

@@ -128,6 +128,21 @@ def spare_window_updates() -> None:
     YamuxStream._auto_tune_and_send_window_update = at_half_window  # type: ignore[method-assign]  # noqa: SLF001 - as above
 
 
+def look_up_no_names() -> None:
+    """Let the library start where there is no name server; names are for resolve.py.
+
+    0.8.1 reads /etc/resolv.conf at its import and for every host, and has none where it names no
+    server.
+    """
+    import dns.asyncresolver
+    from multiaddr.resolvers import DNSResolver
+
+    def without_servers(self: Any) -> None:  # noqa: ANN401 - untyped library
+        self._resolver = dns.asyncresolver.Resolver(configure=False)
+
+    DNSResolver.__init__ = without_servers
+
+
 def remote_ip(muxed: Any) -> str:  # noqa: ANN401 - a muxed stream or connection
     """Where the other end is, "" when the library does not tell."""
     found = muxed.get_remote_address()
@@ -136,6 +151,7 @@ def remote_ip(muxed: Any) -> str:  # noqa: ANN401 - a muxed stream or connection
 
 def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # noqa: ANN401 - untyped library
     """A host as the settings say, not yet listening: TCP, noise and yamux only."""
+    look_up_no_names()  # its import alone needs it
     from libp2p import new_host
     from libp2p.crypto.ed25519 import create_new_key_pair
     from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair

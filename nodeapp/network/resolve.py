@@ -33,7 +33,9 @@ async def text_records(name: str) -> Sequence[str]:
         Unavailable: no answer, or there are none.
     """
     try:
-        found = await dns.asyncresolver.resolve(name, "TXT", lifetime=LOOKUP_SECONDS)
+        # Read anew: the name servers come with the network, and are others after it changed.
+        resolver = dns.asyncresolver.Resolver()
+        found = await resolver.resolve(name, "TXT", lifetime=LOOKUP_SECONDS)
     except dns.exception.DNSException as error:
         raise Unavailable(f"dns has no txt records of {name}: {type(error).__name__}") from error
     return [b"".join(record.strings).decode(errors="replace") for record in found]

@@ -46,6 +46,7 @@ in
       useNetworkd = switch;
     };
     services.openssh = loose;
+    services.resolved = loose;
     system = {
       activationScripts = loose;
       boot.loader.ukiFile = text;
