@@ -136,8 +136,9 @@ let
         PrivateNetwork = false;
         RestrictAddressFamilies = "AF_UNIX AF_INET AF_NETLINK";
         ExecStart = "${command} console --follow ${options}";
-        Restart = "always";
-        RestartSec = 5;
+        # It ends well where the machine has no console at all.
+        Restart = "on-failure";
+        RestartSec = 60;
         DeviceAllow = [
           "char-tty rw"
           "char-ttyAMA rw"

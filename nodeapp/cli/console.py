@@ -103,9 +103,9 @@ async def _follow(look: _Look, paths: list[Path]) -> None:
 
     lines = _lines(paths)
     if not lines:
-        from nodeapp.core.errors import Unavailable
-
-        raise Unavailable("no console to write to: name one with --tty")
+        # A container, a machine without a screen: no fault, and another try finds none either.
+        sys.stderr.write("no console to write to: name one with --tty\n")
+        return
     for number in itertools.count():
         status = await look.now()
         for line in lines:

@@ -3,6 +3,8 @@
 import os
 import pty
 import select
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +161,26 @@ def test_the_kernels_consoles_are_found(tmp_path):
     listing.write_text("tty0 ttyS0\n")
     assert active_consoles(listing) == [Path("/dev/tty1"), Path("/dev/ttyS0")]
     assert active_consoles(tmp_path / "none") == []
+
+
+def test_where_no_console_is_following_one_ends_well(tmp_path):
+    """Its unit was restarted every few seconds in containers."""
+    if os.geteuid() != 0:
+        pytest.skip("another /sys needs root")
+    hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /sys/class/tty && exec "$@"', "sh"]
+    command = [sys.executable, "-m", "nodeapp.cli.main", "console", "--follow"]
+    done = subprocess.run(
+        [*hidden, *command, "--config", str(tmp_path / "none.toml")],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip(f"no mount namespace here: {done.stderr[-120:]}")
+    assert (done.returncode, done.stderr) == (0, "no console to write to: name one with --tty\n")
 
 
 def test_what_systemd_says_is_read():

@@ -102,6 +102,17 @@ def test_the_name_is_set_also_after_a_config_was_refused():
     )
 
 
+def test_a_machine_without_a_console_does_not_start_it_again_and_again():
+    unit = lines("fabstir-console.service")
+    assert {"Restart=on-failure", "RestartSec=60"} <= set(unit)
+
+
+def test_without_a_configuration_the_node_is_not_started():
+    """It ended with an error until systemd's start limit."""
+    condition = "ConditionPathExists=/etc/fabstir/node.toml"
+    assert condition in lines("fabstir-node.service.d/appliance.conf")
+
+
 def test_a_missing_state_keeps_the_health_gate_from_nothing():
     """systemd would fail the unit before its command, and its failure reboots."""
     assert "ReadWritePaths=-/var/lib/fabstir" in lines("fabstir-health.service")
