@@ -27,6 +27,8 @@ let
     "noatime"
     "nosuid"
     "nodev"
+    # The node's user deletes its own snapshots.
+    "user_subvol_rm_allowed"
     "x-systemd.growfs"
   ];
   device = "/dev/disk/by-partlabel/${label}";

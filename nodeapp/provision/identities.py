@@ -111,12 +111,27 @@ def _sealing_key(path: Path) -> bytes:
         raise Corrupt(f"{path} is damaged: remove it, and seal the secrets anew") from error
 
 
+def _hand_over(directory: Path, account: Account) -> None:
+    """Give root's directory to the node's user, which may have put a link in its place."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # no btrfs here, or not root's
+    try:
+        if os.fstat(descriptor).st_uid == 0:
+            os.fchmod(descriptor, 0o700)
+            os.fchown(descriptor, account.uid, account.gid)
+    finally:
+        os.close(descriptor)
+
+
 def _peer_id(places: Places, account: Account | None) -> tuple[str, str]:
     """The id, or "" and why there is none."""
     try:
         places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if account is not None:
             os.chown(places.state, account.uid, account.gid)
+            _hand_over(places.snapshots, account)
         with acting_as(account):
             return load_or_create_identity(places.state / "p2p" / "identity.key").peer_id, ""
     except NodeError as error:

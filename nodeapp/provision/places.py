@@ -31,6 +31,11 @@ class Places:
         return cls(*(root / part.relative_to("/") for part in parts))
 
     @property
+    def snapshots(self) -> Path:
+        """A subvolume mounted inside the state, new and root's at the first boot."""
+        return self.state / ".snapshots"
+
+    @property
     def config(self) -> Path:
         """Generations, and the link `current` to the one that counts."""
         return self.keys / "config"

@@ -94,9 +94,18 @@ class BtrfsSnapshots:
         try:
             await self._btrfs("subvolume", "delete", str(path))
         except Unavailable:
-            # Without root and `user_subvol_rm_allowed` its owner may still empty it.
-            await self._btrfs("property", "set", "-ts", str(path), "ro", "false")
-            await asyncio.to_thread(shutil.rmtree, path)
+            await self._remove_as_owner(path)
+
+    async def _remove_as_owner(self, path: Path) -> None:
+        """Without root a read-only one stays; where the mount lets nobody delete, it is emptied."""
+        await self._btrfs("property", "set", "-ts", str(path), "ro", "false")
+        try:
+            await self._btrfs("subvolume", "delete", str(path))  # user_subvol_rm_allowed
+        except Unavailable:
+            try:
+                await asyncio.to_thread(shutil.rmtree, path)
+            except OSError as error:
+                raise Unavailable(f"snapshot {path} stays: {error.strerror}") from error
 
     async def prune(self, rule: Retention) -> list[Path]:
         """Remove scheduled ones by the rule, and all but the last few made before updates."""
