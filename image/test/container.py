@@ -157,18 +157,19 @@ def make_state(shop: Workshop, file: Path, size_bytes: int = 4 << 30) -> None:
     shop.run("mkfs.btrfs", "-q", shop.inside(file))
     place = "/mnt"
     shop.run("mount", "-o", "loop", shop.inside(file), place)
-    for name, _ in subvolumes():
+    for name, *_ in subvolumes():
         shop.run("btrfs", "-q", "subvolume", "create", f"{place}/{name}")
     shop.run("umount", place)
 
 
-def subvolumes() -> list[tuple[str, str]]:
-    """(name, place) as the committed fstab has them."""
+def subvolumes() -> list[tuple[str, str, str]]:
+    """(name, place, options of mount) as the committed fstab has them."""
     found = []
     for line in (APPLIANCE / "repart/state.fstab").read_text("utf-8").splitlines():
         _, place, _, options, *_ = line.split()
         name = next(one for one in options.split(",") if one.startswith("subvol=/"))
-        found.append((name.removeprefix("subvol=/"), place))
+        known = [one for one in options.split(",") if not one.startswith("x-")]
+        found.append((name.removeprefix("subvol=/"), place, ",".join(known)))
     return found
 
 
@@ -212,10 +213,10 @@ def running_container(  # noqa: PLR0913  # one line a part of a machine
             "sh", "-c", f"printf %s '{NETWORK}' > {inside}/etc/systemd/network/10-host0.network"
         )
         binds = []
-        for name, place in subvolumes():
+        for name, place, options in subvolumes():
             where = f"/mnt/{name}"
             tools.run("mkdir", "-p", where)
-            _mount(tools, mounted, "-o", f"loop,subvol=/{name}", shop.inside(state), where)
+            _mount(tools, mounted, "-o", f"loop,{options}", shop.inside(state), where)
             binds.append(f"--bind={where}:{place}")
         shutil.chown(safe, UID, UID)
         binds.append(f"--bind={shop.inside(safe)}:{SAFE_PLACE}")

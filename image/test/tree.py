@@ -72,7 +72,7 @@ def make_tree(tree: Path, parts: Parts, tools: Room, job: Path) -> None:
         for path in tree.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     _install_node(tree, parts.node)
-    _write_settings(tree, parts.keyring)
+    write_settings(tree, parts.keyring)
     enable_units(tools, f"/job/{tree.relative_to(job)}")
     _fold(tree)
 
@@ -94,7 +94,8 @@ def _install_node(tree: Path, node: Path) -> None:
     shutil.copy(HERE / "agent.py", test)
 
 
-def _write_settings(tree: Path, keyring: Path) -> None:
+def write_settings(tree: Path, keyring: Path) -> None:
+    """Units, transfers, mounts and accounts, into a copy of the Debian root."""
     etc = tree / "etc"
     units = tree / "usr/lib/systemd/system"
     for unit in (*UNITS.glob("*.*"), *(HERE / "units").glob("*.service")):
@@ -102,14 +103,13 @@ def _write_settings(tree: Path, keyring: Path) -> None:
             shutil.copy(unit, units / unit.name)
     dropin = units / "fabstir-node.service.d"
     dropin.mkdir(exist_ok=True)
+    shutil.copy(UNITS / dropin.name / "appliance.conf", dropin)
     shutil.copy(HERE / "units/fabstir-node.slow.conf", dropin / "50-test.conf")
     (etc / "fabstir").mkdir()
     shutil.copytree(SYSUPDATE, etc / "fabstir/sysupdate")
     shutil.copy(keyring, etc / "systemd/import-pubring.gpg")
     (etc / "machine-id").write_text("")
     (etc / "resolv.conf").unlink(missing_ok=True)
-    # As where systemd-resolved runs: there is a name server, whatever it answers.
-    (etc / "resolv.conf").write_text("nameserver 127.0.0.53\n")
     (etc / "hostname").write_text("fabstir-test\n")
     state = (APPLIANCE / "repart/state.fstab").read_text("utf-8")
     (etc / "fstab").write_text(f"{state}LABEL={DATA_LABEL} {DATA_PLACE} erofs ro 0 0\n")
