@@ -92,6 +92,7 @@ def test_the_appliance_is_provisioned_before_its_node_and_judged_before_it_is_bl
         "nixosConfigurations.appliance.config",
         "c: { inherit (c.systemd) units; node = c.systemd.services.fabstir-node.unitConfig;"
         " after = c.systemd.services.fabstir-node.after; inherit (c.services) openssh;"
+        " resolved = c.services.resolved.enable;"
         ' ownFile = c.environment.etc ? "fabstir/node.toml"; }',
     )
     units = found["units"]
@@ -105,6 +106,8 @@ def test_the_appliance_is_provisioned_before_its_node_and_judged_before_it_is_bl
     assert found["node"]["ConditionPathExists"] == "/etc/fabstir/node.toml"
     assert "fabstir-provision.service" in found["after"]
     assert found["ownFile"] is False
+    # Without it /etc/resolv.conf names nobody.
+    assert found["resolved"] is True
     assert found["openssh"]["authorizedKeysFiles"] == ["/run/fabstir-provision/authorized_keys"]
 
 
