@@ -151,7 +151,9 @@ class Engine:
         yield Started(10, 8192)
         begun = math.ceil(time.monotonic() / self._period) * self._period
         for number in range(request.max_tokens):
-            await asyncio.sleep(max(0.0, begun + number * self._period - time.monotonic()))
+            # The first comes when its own prompt is computed, whatever step the others are at.
+            due = begun + number * self._period if number else 0.0
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
             yield Produced((number % 40_000,), f"{time.monotonic_ns()} ")
         yield Finished("length", request.max_tokens)
 
