@@ -55,7 +55,7 @@ CPU_IDLE_ROWS = 128
 rows, 135M model); to park it and to fetch it again takes 8 ms, to compute it again 1200."""
 MAX_PARKED_BYTES = 1 << 30
 """Besides the scheduler's limit in tokens: a recurrent model's state is large however short."""
-GATHER_SECONDS = 0.025
+GATHER_SECONDS = 0.04
 """Tokens between an answer's first and its last gather for so long before they are handed over:
 every hand-over wakes two processes, which on a small machine stops the threads that compute."""
 PUBLISH_SECONDS = 0.1
