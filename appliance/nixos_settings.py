@@ -37,7 +37,7 @@ def described_settings() -> dict[str, dict[str, object]]:
             "description": _one_line((kind.__doc__ or "").partition(":")[2]),
             "keys": {
                 key: {
-                    "schema": {name: part for name, part in entry.items() if name not in NOTES},
+                    "schema": _schema(entry),
                     "default": entry["default"],
                     "description": texts[key],
                 }
@@ -45,6 +45,14 @@ def described_settings() -> dict[str, dict[str, object]]:
             },
         }
     return found
+
+
+def _schema(entry: Mapping[str, object]) -> dict[str, object]:
+    """Bounds of a float as floats: typing keeps one of two equal annotations, so 0 may stand for 0.0."""
+    kept = {name: part for name, part in entry.items() if name not in NOTES}
+    if kept.get("type") != "number":
+        return kept
+    return {name: float(part) if isinstance(part, int) else part for name, part in kept.items()}
 
 
 def _texts_of_fields(kind: type) -> dict[str, str]:
