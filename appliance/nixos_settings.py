@@ -48,7 +48,7 @@ def described_settings() -> dict[str, dict[str, object]]:
 
 
 def _schema(entry: Mapping[str, object]) -> dict[str, object]:
-    """Bounds of a float as floats: typing keeps one of two equal annotations, so 0 may stand for 0.0."""
+    """Bounds of a float as floats: of two equal annotations typing keeps the first, 0 for 0.0."""
     kept = {name: part for name, part in entry.items() if name not in NOTES}
     if kept.get("type") != "number":
         return kept
