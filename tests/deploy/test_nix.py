@@ -3,8 +3,6 @@
 The flake: tests/nix/test_flake.py; the modules: tests/nix/test_modules.py.
 """
 
-import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,42 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.nix.expressions import evaluated, needs_nix
+
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "appliance" / "systemd" / "fabstir-node.service"
-needs_nix = pytest.mark.skipif(shutil.which("nix") is None, reason="Nix is not installed")
-
-
-@pytest.fixture
-def nix(tmp_path):
-    """Runs a Nix command on a store of its own."""
-    config = tmp_path / "nix-conf"
-    config.mkdir()
-    (config / "nix.conf").write_text(
-        "experimental-features = nix-command flakes\nbuild-users-group =\nsandbox = false\n"
-        "substituters =\nflake-registry =\n"
-    )
-    environment = {
-        **os.environ,
-        "NIX_CONF_DIR": str(config),
-        "NIX_STORE_DIR": str(tmp_path / "store"),
-        "NIX_STATE_DIR": str(tmp_path / "state"),
-        "NIX_LOG_DIR": str(tmp_path / "log"),
-        "XDG_CACHE_HOME": str(tmp_path / "xdg"),
-        "NIX_REMOTE": "local",
-    }
-
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=50, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
-
-
-def evaluate(nix: Any, expression: str) -> Any:
-    return json.loads(nix("nix-instantiate", "--eval", "--strict", "--json", "-E", expression))
 
 
 def unit_directives() -> dict[str, list[str]]:
@@ -63,10 +29,9 @@ def unit_directives() -> dict[str, list[str]]:
 
 
 @needs_nix
-def test_the_unit_is_the_same_with_and_without_nix(nix):
-    made = evaluate(
-        nix,
-        f"import {ROOT}/nixos-modules/lib/unit.nix "
+def test_the_unit_is_the_same_with_and_without_nix():
+    made = evaluated(
+        "import ./nixos-modules/lib/unit.nix "
         '{ command = "/opt/fabstir-node/.venv/bin/fabstir-node"; directory = "/opt/fabstir-node"; }',
     )
 

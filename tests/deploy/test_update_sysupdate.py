@@ -3,8 +3,6 @@
 What the real systemd-sysupdate does with them on a disk: tests/image/test_update_loop.py.
 """
 
-import json
-import os
 import re
 import shutil
 import socket
@@ -23,6 +21,7 @@ from nodeapp.updater.helper import ALONE, WITH_VERSION, Tools, commands, find_sy
 from nodeapp.updater.nixos import NixosBackend
 from nodeapp.updater.root_helper import ask_helper
 from nodeapp.updater.sysupdate import SysupdateBackend
+from tests.nix.expressions import evaluated, needs_nix
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSFERS = ROOT / "appliance" / "sysupdate"
@@ -232,31 +231,13 @@ def test_a_nixos_generation_is_built_then_made_the_default():
     assert asked == [("nixos-build", "0.3.0"), ("nixos-boot", "0.3.0"), ("nixos-back",)]
 
 
-def test_the_transfers_are_those_that_nix_renders(tmp_path):
-    nix = shutil.which("nix-instantiate")
-    if nix is None:
-        pytest.skip("Nix is not installed")
-    done = subprocess.run(
-        [nix, "--eval", "--strict", "--json", "-E", "import ./nixos-modules/lib/sysupdate.nix { }"],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "NIX_REMOTE": "local",
-            "NIX_STORE_DIR": str(tmp_path / "store"),
-            "NIX_STATE_DIR": str(tmp_path / "state"),
-            "NIX_LOG_DIR": str(tmp_path / "log"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+@needs_nix
+def test_the_transfers_are_those_that_nix_renders():
     files = {
         part: {path.name: path.read_text() for path in (TRANSFERS / part).iterdir()}
         for part in ("slot", "boot")
     }
-    assert json.loads(done.stdout) == files
+    assert evaluated("import ./nixos-modules/lib/sysupdate.nix { }") == files
 
 
 def test_systemd_takes_the_units(tmp_path):

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.image.toolroot import require_tools
+from tests.image.toolroot import require_tools, told
 
 BOOT_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -64,19 +64,8 @@ class Booted:
     ) -> subprocess.CompletedProcess[str]:
         """Run to its end, inside; a failure shows what it said."""
         enter = ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "-r", "-w"]
-        done = subprocess.run(
-            [*enter, *map(str, command)],
-            env={**ENVIRONMENT, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
-        if check and done.returncode != 0:
-            said = f"{done.stdout}{done.stderr}"[-3000:]
-            raise AssertionError(f"{command[0]} ended with {done.returncode}: {said}")
-        return done
+        environment = {**ENVIRONMENT, **(environment or {})}
+        return told([*enter, *map(str, command)], environment, timeout_seconds, check=check)
 
     def state(self, unit: str) -> str:
         """`active`, `activating`, `inactive`, `failed` …"""

@@ -5,7 +5,6 @@ makes of them a flash image, twice the same bytes, and a node's disk at the firs
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from appliance.disk_image import partitions
 from tests.image.disks import content_digest
 from tests.image.toolroot import room
+from tests.nix.expressions import evaluated, needs_nix
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS = ROOT / "appliance" / "repart"
@@ -27,39 +27,21 @@ RENDER = (
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    nix = shutil.which("nix-instantiate")
-    if nix is None:
-        pytest.skip("Nix is not installed")
-    place = tmp_path_factory.mktemp("nix")
-    done = subprocess.run(
-        [nix, "--eval", "--strict", "--json", "-E", RENDER],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "NIX_REMOTE": "local",
-            "NIX_STORE_DIR": str(place / "store"),
-            "NIX_STATE_DIR": str(place / "state"),
-            "NIX_LOG_DIR": str(place / "log"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def rendered():
+    return evaluated(RENDER)
 
 
 def committed(part):
     return {path.name: path.read_text() for path in (DEFINITIONS / part).iterdir()}
 
 
+@needs_nix
 def test_the_committed_definitions_are_those_that_nix_renders(rendered):
     assert rendered["files"]["small"] == {part: committed(part) for part in ("build", "device")}
     assert rendered["fstab"] == (DEFINITIONS / "state.fstab").read_text()
 
 
+@needs_nix
 def test_the_profiles_differ_in_sizes_only(rendered):
     def without_sizes(files):
         return {
@@ -74,6 +56,7 @@ def test_the_profiles_differ_in_sizes_only(rendered):
 
 
 @pytest.mark.parametrize("profile", ["small", "cuda"])
+@needs_nix
 def test_what_a_slot_needs_it_has(rendered, profile):
     sizes = rendered["sizes"][profile]
     assert sizes["esp"] >= 512  # under OVMF a smaller FAT32 was not bootable

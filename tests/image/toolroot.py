@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,25 @@ exec cat >/dev/null
 """
 
 
+def told(
+    command: Sequence[str], environment: Mapping[str, str], timeout_seconds: float, *, check: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run to its end; with `check` a failure shows what was said."""
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        said = f"{done.stdout}{done.stderr}"[-3000:]
+        raise AssertionError(f"{' '.join(command)} ended with {done.returncode}: {said}")
+    return done
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """Commands run in it; all of them see the same files."""
@@ -64,19 +83,8 @@ class Room:
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run to its end; a failure shows what it said."""
-        done = subprocess.run(
-            self.command(*command),
-            env={**ENVIRONMENT, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
-        if check and done.returncode != 0:
-            said = f"{done.stdout}{done.stderr}"[-2000:]
-            raise AssertionError(f"{command[0]} ended with {done.returncode}: {said}")
-        return done
+        environment = {**ENVIRONMENT, **(environment or {})}
+        return told(self.command(*command), environment, timeout_seconds, check=check)
 
     def command(self, *command: str | Path) -> list[str]:
         """What to start from outside, for a process that is to live longer than a call."""

@@ -2,7 +2,8 @@
 
 import shutil
 
-from tests.nix.modules import CONFIGURATIONS, configured, evaluated, machine
+from tests.nix.expressions import evaluated
+from tests.nix.modules import CONFIGURATIONS, configured, machine
 from tests.nix.test_modules import GOLDEN, golden_files
 
 if __name__ == "__main__":

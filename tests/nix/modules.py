@@ -6,55 +6,16 @@ tests/nix/lib.nix, once with nixpkgs' own where FABSTIR_NIXPKGS_LIB names it.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 CONFIGURATIONS = ("minimal", "full", "gpu-backups")
-needs_nix = pytest.mark.skipif(
-    shutil.which("nix-instantiate") is None, reason="Nix is not installed (apt-get install nix-bin)"
-)
 
 
 def nixpkgs_lib() -> str:
     """nixpkgs' lib, or "" where none is at hand."""
     return os.environ.get("FABSTIR_NIXPKGS_LIB", "")
-
-
-def evaluated(expression: str) -> Any:
-    """The value of a Nix expression.
-
-    Raises:
-        AssertionError: it does not evaluate; with what Nix said.
-    """
-    done = _nix("--eval", "--strict", "--json", "-E", expression)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
-def refused(expression: str) -> str:
-    """What Nix says to an expression that must not evaluate."""
-    done = _nix("--eval", "--strict", "--json", "-E", expression)
-    assert done.returncode != 0, done.stdout[:1000]
-    return done.stderr
-
-
-def _nix(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ("nix-instantiate", *arguments),
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "NIX_REMOTE": "dummy://"},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
 
 
 def machine(configuration: str, library: str = "") -> str:

@@ -2,7 +2,8 @@
 
 import sys
 
-from tests.nix.modules import HERE, evaluated
+from tests.nix.expressions import evaluated
+from tests.nix.modules import HERE
 
 if __name__ == "__main__":
     sys.stdout.write(evaluated(f"(import {HERE}/options.nix {{ }}).reference"))

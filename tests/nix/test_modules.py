@@ -16,18 +16,8 @@ from appliance.nixos_settings import settings_json
 from nodeapp.evm.deployment import Deployment
 from nodeapp.service.config import load_settings
 from tests.image.toolroot import room
-from tests.nix.modules import (
-    CONFIGURATIONS,
-    HERE,
-    ROOT,
-    configured,
-    evaluated,
-    machine,
-    needs_nix,
-    nixpkgs_lib,
-    refused,
-    with_options,
-)
+from tests.nix.expressions import ROOT, evaluated, needs_nix, refused
+from tests.nix.modules import CONFIGURATIONS, HERE, configured, machine, nixpkgs_lib, with_options
 
 GOLDEN = HERE / "golden"
 STORE_PACKAGE = "/nix/store/00000000000000000000000000000000-fabstir-node"

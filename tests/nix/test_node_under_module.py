@@ -16,7 +16,8 @@ import pytest
 from appliance.steps.layout import layout
 from tests.image.booted import Booted, booted, require_booted
 from tests.image.node_elsewhere import give, pay_for_an_answer, write_settings
-from tests.nix.modules import HERE, ROOT
+from tests.nix.expressions import ROOT
+from tests.nix.modules import HERE
 from tests.world import World, started_devnet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

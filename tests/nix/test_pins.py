@@ -15,12 +15,12 @@ from appliance.steps.console import SetupFailure
 from appliance.steps.environment import FROM_SOURCE
 from appliance.steps.llama import CMAKE_FLAGS
 from appliance.steps.model import MEMBER, SHA256
+from tests.nix.expressions import evaluated, needs_nix
 from tests.nix.flake import ROOT
 
 PINNED = json.loads(PINS.read_text("utf-8"))
 RUNTIME = {canonicalize_name(pin["pname"]): pin for pin in PINNED["runtime"]}
 FILES = ROOT / "nixos-modules" / "python" / "files.nix"
-needs_nix = pytest.mark.skipif(shutil.which("nix-instantiate") is None, reason="Nix is missing")
 FROM_NIXPKGS = {
     "libgcc_s.so.1": "stdenv.cc.cc",
     "libgomp.so.1": "stdenv.cc.cc",
@@ -124,16 +124,12 @@ def test_nixpkgs_gives_every_library_that_a_compiled_package_needs():
 
 @needs_nix
 def test_nix_says_what_set_up_says():
-    command = ["nix-instantiate", "--eval", "--strict", "--json", "-E"]
     expression = (
         f"let f = import {FILES}; p = builtins.fromJSON (builtins.readFile {PINS});"
         " in { inherit (f) fromSource llamaFlags model; names = map f.nameOf p.runtime;"
         ' version = f.versionOf "ezkl" p.runtime; }'
     )
-    done = subprocess.run(
-        [*command, expression], capture_output=True, text=True, timeout=30, check=True
-    )
-    said = json.loads(done.stdout)
+    said = evaluated(expression)
     assert said["fromSource"] == list(FROM_SOURCE)
     assert said["model"] == {"member": MEMBER, "sha256": SHA256}
     assert said["names"] == [file_name(pin) for pin in PINNED["runtime"]]

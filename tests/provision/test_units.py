@@ -1,11 +1,10 @@
 """The units of a provisioned machine are what nixos-modules/lib/boot-units.nix renders."""
 
-import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.nix.expressions import evaluated, needs_nix
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLIANCE = ROOT / "appliance"
@@ -18,29 +17,23 @@ UNITS = (
 )
 
 
+RENDER = (
+    "let b = import ./nixos-modules/lib/boot-units.nix {}; in { inherit (b) texts sshd network; }"
+)
+
+
 @pytest.fixture(scope="module")
 def rendered():
-    nix = shutil.which("nix-instantiate")
-    if nix is None:
-        pytest.skip("Nix is not installed (apt install nix-bin)")
-    file = ROOT / "nixos-modules" / "lib" / "boot-units.nix"
-    expression = f"let b = import {file} {{}}; in {{ inherit (b) texts sshd network; }}"
-    done = subprocess.run(
-        [nix, "--eval", "--strict", "--json", "-E", expression],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return evaluated(RENDER)
 
 
+@needs_nix
 def test_the_committed_units_are_the_rendered_ones(rendered):
     committed = {name: (APPLIANCE / "systemd" / name).read_text("utf-8") for name in UNITS}
     assert committed == rendered["texts"]
 
 
+@needs_nix
 def test_the_committed_settings_of_sshd_and_networkd_are_the_rendered_ones(rendered):
     assert (APPLIANCE / "ssh" / "fabstir.conf").read_text("utf-8") == rendered["sshd"]
     network = APPLIANCE / "network" / "80-fabstir.network"
