@@ -25,8 +25,8 @@ from nodeapp.core.update import (
     Phase,
     Started,
     UpdateState,
-    awaits_restart,
 )
+from nodeapp.core.update_transitions import awaits_restart
 from nodeapp.service.logs import get_logger
 from nodeapp.updater.backend import UpdateBackend
 from nodeapp.updater.gate import Gate, count_gpus

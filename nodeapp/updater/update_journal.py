@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from nodeapp.core.errors import Corrupt, Unavailable
-from nodeapp.core.update import Change, Effect, UpdateState, apply
+from nodeapp.core.update import Change, Effect, UpdateState
+from nodeapp.core.update_transitions import apply
 from nodeapp.store.atomic import write_whole
 
 SCHEMA = 1

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from nodeapp.core.errors import InvalidRequest, NodeError, Rejected
 from nodeapp.core.release import Release, is_newer, version_key
 from nodeapp.core.update import (
-    MAX_BLACKLIST,
-    MAX_TRIES,
     RESTING,
     STEPS,
     TRIAL,
@@ -37,9 +35,8 @@ from nodeapp.core.update import (
     StepFailed,
     TrialBegan,
     UpdateState,
-    apply,
-    why_not,
 )
+from nodeapp.core.update_transitions import MAX_BLACKLIST, MAX_TRIES, apply, why_not
 
 ONE = UpdateState(current="0.1.0", newest="0.1.0")
 
