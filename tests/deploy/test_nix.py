@@ -1,6 +1,6 @@
 """The unit is the same with and without Nix, and systemd accepts it.
 
-The flake: tests/nix/test_flake.py; the modules: tests/nix/test_modules.py.
+The flake: tests/nix/test_flake.py; the modules: tests/nix/test_modules.py, test_refusals.py, test_units.py.
 """
 
 import shutil

@@ -17,12 +17,11 @@ from appliance.steps.layout import layout
 from tests.image.booted import Booted, booted, require_booted
 from tests.image.node_elsewhere import give, pay_for_an_answer, write_settings
 from tests.nix.expressions import ROOT
-from tests.nix.modules import HERE
+from tests.nix.golden import GOLDEN, PACKAGE
 from tests.world import World, started_devnet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 UNIT = "fabstir-node.service"
-PACKAGE = Path("nix/store/00000000000000000000000000000000-fabstir-node")
 PYTHON = Path(sys.base_prefix)
 PACKAGES = Path(sys.prefix) / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -82,7 +81,7 @@ def test_the_node_earns_with_keys_that_only_root_can_read(machine, devnet):
         machine.run("mv", file[1], f"/run/agenix/{name}")
         machine.run("chown", "root:root", f"/run/agenix/{name}")
     (machine.root / "etc/fabstir/node.toml").write_text(settings)
-    unit = (HERE / "golden" / "minimal" / UNIT).read_text("utf-8")
+    unit = (GOLDEN / "minimal" / UNIT).read_text("utf-8")
     (machine.root / "etc/systemd/system" / UNIT).write_text(unit)
     machine.run("systemctl", "daemon-reload")
     done = machine.run("systemctl", "start", UNIT, timeout_seconds=240, check=False)

@@ -15,9 +15,9 @@ import pytest
 
 from appliance.steps.layout import layout
 from tests.image.booted import Booted, booted, require_booted
+from tests.nix.golden import GOLDEN, PACKAGE
 from tests.nix.modules import CONFIGURATIONS, HERE
 
-PACKAGE = Path("nix/store/00000000000000000000000000000000-fabstir-node")
 ACCOUNTS = {"minimal": "fabstir", "gpu-backups": "fabstir", "full": "hoster"}
 STATES = {"minimal": "/var/lib/fabstir", "gpu-backups": "/var/lib/fabstir", "full": "/data/fabstir"}
 pytestmark = pytest.mark.timeout(180)
@@ -38,7 +38,7 @@ def machine() -> Iterator[Booted]:
         (upper / PACKAGE / "lib" / "fabstir-node").mkdir(parents=True)
         units = upper / "etc" / "units"
         for configuration in CONFIGURATIONS:
-            shutil.copytree(HERE / "golden" / configuration, units / configuration)
+            shutil.copytree(GOLDEN / configuration, units / configuration)
         with booted(root, Path(name)) as running:
             yield running
 
@@ -49,12 +49,12 @@ def shell(machine: Booted, script: str) -> str:
 
 def started(machine: Booted, name: str) -> dict[str, Any]:
     """The unit of a configuration runs; what it found."""
-    unit = (HERE / "golden" / name / "fabstir-node.service").read_text("utf-8")
+    unit = (GOLDEN / name / "fabstir-node.service").read_text("utf-8")
     secrets = re.findall(r"^LoadCredential=([^:]+):(.*)$", unit, re.MULTILINE)
     account, group = (
         re.findall(rf"^{key}=(.*)$", unit, re.MULTILINE)[0] for key in ("User", "Group")
     )
-    tmpfiles = json.loads((HERE / "golden" / name / "machine.json").read_text("utf-8"))["tmpfiles"]
+    tmpfiles = json.loads((GOLDEN / name / "machine.json").read_text("utf-8"))["tmpfiles"]
     steps = [
         "systemctl stop fabstir-node.service 2>/dev/null || true",
         f"cp /etc/units/{name}/fabstir-node.service /etc/systemd/system/",
