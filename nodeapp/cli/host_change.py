@@ -16,17 +16,10 @@ import msgspec
 import typer
 
 from nodeapp.cli.host_text import done_json, done_line, named, step_lines
+from nodeapp.core.amounts import FAB_UNIT, fab, is_native
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected
 from nodeapp.core.ids import NATIVE
-from nodeapp.core.listing import (
-    ALL_MODELS,
-    FAB_UNIT,
-    Wish,
-    fab,
-    is_native,
-    parse_model,
-    parse_prices,
-)
+from nodeapp.core.listing import ALL_MODELS, Wish, parse_model, parse_prices
 from nodeapp.core.model_card import model_id
 
 if TYPE_CHECKING:

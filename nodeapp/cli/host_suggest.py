@@ -19,8 +19,9 @@ from nodeapp.cli.host_change import (
     served_model,
 )
 from nodeapp.cli.host_text import named
+from nodeapp.core.amounts import MILLION, USD_DECIMALS
 from nodeapp.core.errors import InvalidRequest
-from nodeapp.core.listing import MILLION, USD_DECIMALS, parse_model
+from nodeapp.core.listing import parse_model
 from nodeapp.core.model_card import model_id
 from nodeapp.core.price_suggestion import (
     Costs,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nodeapp.core.listing import (
+from nodeapp.core.amounts import (
     NATIVE_DECIMALS,
     USD_DECIMALS,
     amount_of,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
+from nodeapp.core.amounts import NATIVE_DECIMALS, USD_DECIMALS
 from nodeapp.service.tree import ProcessStatus
 from nodeapp.wire.ipc_chain import HostView, SessionView
 from nodeapp.wire.ipc_p2p import NetworkView
@@ -21,8 +22,6 @@ INSTALLING = ("downloading", "verified", "installing", "draining", "snapshotting
 ON_TRIAL = ("reboot_pending", "booted")
 OPEN_SESSIONS = ("active", "closing")
 NOT_READ = "CONFIG was not read: provisioning did not come to its end"
-USD_DECIMALS = 6
-NATIVE_DECIMALS = 18
 
 
 class Phase(StrEnum):

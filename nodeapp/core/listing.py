@@ -1,22 +1,21 @@
 """A host's listing on the marketplace: what the chain shows, what is wished, the steps between.
 
 plan() looks at the chain's state only, so an interrupted registration goes on where it stopped when
-it is planned again. Prices are base units per token times 1000 on chain and an amount per million
-tokens towards people; the two convert exactly or not at all.
+it is planned again. How prices are written for people is in amounts.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import assert_never
 
 import msgspec
 
+from nodeapp.core.amounts import FAB_UNIT, amount_of, asset_name, fab, is_native, price_of
 from nodeapp.core.errors import InvalidRequest, Rejected
 from nodeapp.core.ids import Address, ModelId
 from nodeapp.core.model_card import model_id
-from nodeapp.core.pricing import PRICE_PRECISION
 from nodeapp.core.units import BaseUnits, PricePerToken
 
 MAX_METADATA_BYTES = 4096
@@ -24,10 +23,6 @@ MAX_API_URL_BYTES = 256
 MAX_MODELS = 64
 ALL_MODELS = "*"
 HEX_DIGITS = frozenset("0123456789abcdef")
-MILLION = 1_000_000
-USD_DECIMALS = 6
-NATIVE_DECIMALS = 18
-FAB_UNIT = 10**18
 
 
 class ModelPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,11 +142,6 @@ class Unregister(msgspec.Struct, frozen=True, tag=True):
 ListingStep = (
     ApproveStake | Register | AddStake | SetApiUrl | SetMetadata | SetModels | SetPrice | Unregister
 )
-
-
-def is_native(asset: Address) -> bool:
-    """Whether an asset's address stands for the native coin."""
-    return int(asset, 16) == 0
 
 
 def plan(listing: Listing, wish: Wish, bounds: Bounds, purse: Purse) -> tuple[ListingStep, ...]:
@@ -318,47 +308,6 @@ def describe(step: ListingStep) -> str:  # noqa: C901  # one closed union
             return f"unregister; {fab(stake)} FAB return to the account"
         case _:
             assert_never(step)
-
-
-def fab(amount: int) -> str:
-    """Stake in whole FAB."""
-    return f"{Decimal(amount) / FAB_UNIT:f}"
-
-
-def asset_name(asset: Address) -> str:
-    """What people call it."""
-    return "native coin" if is_native(asset) else "USD"
-
-
-def amount_of(price: int, asset: Address) -> str:
-    """An on-chain price as an amount per million tokens."""
-    unit = 10 ** (NATIVE_DECIMALS if is_native(asset) else USD_DECIMALS)
-    amount = Decimal(price) * MILLION / PRICE_PRECISION / unit
-    return f"{amount.normalize():f} {asset_name(asset)}"
-
-
-def price_of(amount: str, *, native: bool) -> PricePerToken:
-    """An amount per million tokens as the on-chain price, exactly.
-
-    Args:
-        amount: decimal text, USD or native coin per million tokens; > 0.
-        native: in the native coin.
-
-    Raises:
-        InvalidRequest: not a positive number, or finer than the chain can say.
-    """
-    try:
-        value = Decimal(amount)
-    except InvalidOperation as error:
-        raise InvalidRequest(f"{amount!r} is not an amount per million tokens") from error
-    if not value.is_finite() or value <= 0 or value > 10**9:
-        raise InvalidRequest(f"{amount!r} is not an amount per million tokens")
-    unit = 10 ** (NATIVE_DECIMALS if native else USD_DECIMALS)
-    price = value * unit * PRICE_PRECISION / MILLION
-    if price != int(price):
-        step = Decimal(MILLION) / unit / PRICE_PRECISION
-        raise InvalidRequest(f"{amount} is finer than the chain's step of {step:f} per million")
-    return PricePerToken(int(price))
 
 
 def parse_model(text: str) -> ModelId:

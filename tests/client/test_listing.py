@@ -1,4 +1,4 @@
-"""The listing as plain values: steps from chain to wish, prices between people and chain."""
+"""The listing as plain values: steps from chain to wish, price lines, metadata."""
 
 from decimal import Decimal
 
@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodeapp.core.amounts import FAB_UNIT
 from nodeapp.core.errors import InvalidRequest, Rejected
 from nodeapp.core.ids import NATIVE, Address, ModelId
 from nodeapp.core.listing import (
-    FAB_UNIT,
     AddStake,
     ApproveStake,
     Bounds,
@@ -23,7 +23,6 @@ from nodeapp.core.listing import (
     SetModels,
     SetPrice,
     Wish,
-    amount_of,
     describe,
     findings,
     merge_metadata,
@@ -31,7 +30,6 @@ from nodeapp.core.listing import (
     parse_model,
     parse_prices,
     plan,
-    price_of,
 )
 from nodeapp.core.model_card import model_id
 
@@ -200,19 +198,6 @@ def test_everything_that_is_wrong_with_a_listing_is_named():
     ):
         assert text in found
     assert "host register" in findings(Listing(), WISH, BOUNDS, public_key=KEY)[0]
-
-
-@given(st.integers(min_value=1, max_value=10**17), st.booleans())
-def test_property_an_amount_that_is_shown_reads_back_as_the_same_price(price, native):
-    amount = amount_of(price, NATIVE if native else USDC).partition(" ")[0]
-    if Decimal(amount) <= 10**9:
-        assert price_of(amount, native=native) == price
-
-
-@pytest.mark.parametrize("amount", ["", "two", "-1", "0", "nan", "inf", "1e10", "0.0001"])
-def test_an_amount_that_the_chain_cannot_say_is_refused(amount):
-    with pytest.raises(InvalidRequest):
-        price_of(amount, native=False)
 
 
 def test_prices_are_read_for_all_models_or_one_and_the_later_line_wins():
