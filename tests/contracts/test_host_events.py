@@ -21,11 +21,9 @@ from nodeapp.evm.calls import (
     send_native,
 )
 from nodeapp.evm.transactions import Transactions
-from tests.contracts.world import MODEL
+from tests.contracts.world import DAY_SECONDS, FAB, MODEL
 
 DEPOSIT = 2_000_000
-FAB = 10**18
-DAY_SECONDS = 86_400
 
 
 @dataclass

@@ -1,15 +1,13 @@
 """Any sequence of calls: the contracts accept what the rules allow, and hold what they owe.
 
-A model keeps the books beside the real contracts. After every step each contract's balance is
+A model (books.py) is kept beside the real contracts. After every step each contract's balance is
 exactly what it owes: open deposits, balances of renters, fees of the treasury, credit of hosts.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 from eth_tester.exceptions import TransactionFailed
@@ -24,11 +22,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nodeapp.core.pricing import settle
 from nodeapp.core.units import Wei
 from nodeapp.evm.abi import Call, checksum
 from nodeapp.evm.calls import NATIVE, UNLIMITED, DelegateLimits, SessionTerms, approve, mint
+from tests.contracts.books import DEPOSITS, PRICES, Books, Job
 from tests.contracts.world import (
+    DAY_SECONDS,
     GAS,
     MODEL,
     NATIVE_PRICE,
@@ -40,9 +39,6 @@ from tests.contracts.world import (
 )
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "fuzz"
-FAB = 10**18
-DAY_SECONDS = 86_400
-RATE = 2000
 WHO = st.integers(0, 1)
 ASSETS = st.sampled_from(["usdc", "native"])
 SHARE = st.integers(0, 110)
@@ -50,44 +46,6 @@ SHARE = st.integers(0, 110)
 PERCENTS = st.sampled_from([99, 100, 137, 1001, 10_007, 20_011])
 """Of the host's price; below 100 must be refused, high ones make the deposit last for few tokens."""
 RARELY = st.sampled_from([False, False, False, True])
-DEPOSITS = {"usdc": (500_000, 10**12), "native": (10**14, 1000 * 10**18)}
-PRICES = {"usdc": STABLE_PRICE, "native": NATIVE_PRICE}
-
-
-@dataclass
-class Job:
-    """What the model knows of a session."""
-
-    job_id: int
-    renter: str
-    host: str
-    asset: str
-    deposit: int
-    price: int
-    interval: int
-    window: int
-    duration: int
-    started: int
-    proved: int
-    used: int = 0
-
-
-@dataclass
-class Books:
-    """What everybody is owed, by the rules."""
-
-    open: dict[int, Job] = field(default_factory=dict)
-    balances: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    earnings: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    treasury: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    stakes: dict[str, int] = field(default_factory=dict)
-    slashed_at: dict[str, int] = field(default_factory=dict)
-    slashed: int = 0
-    limits: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    """Most per session, cap, spent."""
-    min_tokens_fee: int = RULES.min_tokens_fee
-    paused: bool = False
-    hashes: int = 0
 
 
 @pytest.fixture(scope="module")
@@ -188,36 +146,18 @@ class Market(RuleBasedStateMachine):
 
     def opens(self, call: Call, sender: str, job: Job, *, is_payable: bool) -> bool:
         """Attempt a creation; it must be accepted exactly if the rules allow it."""
-        least, most = DEPOSITS[job.asset]
-        allowed = (
-            is_payable
-            and not self.books.paused
-            and job.host in self.books.stakes
-            and least <= job.deposit <= most
-            and job.price >= PRICES[job.asset]
-            and job.deposit * 1000 // job.price >= job.interval
-        )
+        allowed = is_payable and self.books.takes(job)
         job.job_id = self.world.market("nextJobId")
         assert self.attempt(call, sender) is allowed
         if allowed:
-            job.started = job.proved = self.at
-            self.books.open[job.job_id] = job
+            self.books.begin(job, self.at)
         return allowed
 
     def settles(self, job: Job, *, cancelled: bool) -> None:
         """Book the end as the rules say, and compare with what the contract did."""
-        books = self.books
-        del books.open[job.job_id]
-        split = settle(job.deposit, job.used, job.price, fee_basis_points=RULES.fee_basis_points)
-        host, refund = split.host, split.refund
-        if cancelled and job.used == 0:
-            host = min(books.min_tokens_fee * job.price // 1000, job.deposit)
-            refund = job.deposit - host
-        books.treasury[job.asset] += split.treasury
-        books.earnings[job.host, job.asset] += host
+        shares = self.books.settle(job, cancelled=cancelled)
         session = self.world.session(job.job_id)
-        assert (session["host_share"], session["refund"]) == (host, refund)
-        assert host + split.treasury + refund == job.deposit
+        assert (session["host_share"], session["refund"]) == shares
         assert session["status"] in {1, 2}
 
     # --- opening --------------------------------------------------------------------
@@ -310,13 +250,9 @@ class Market(RuleBasedStateMachine):
             deposit=job.deposit,
             terms=terms,
         )
-        limits = self.books.limits.get((job.renter, delegate))
-        is_payable = limits is not None and (
-            (limits[0] == 0 or job.deposit <= limits[0])
-            and (limits[1] == 0 or limits[2] + job.deposit <= limits[1])
-        )
-        if self.opens(call, delegate, job, is_payable=is_payable) and limits is not None:
-            limits[2] += job.deposit
+        is_payable = self.books.takes_delegate(job.renter, delegate, job.deposit)
+        if self.opens(call, delegate, job, is_payable=is_payable):
+            self.books.limits[job.renter, delegate][2] += job.deposit
 
     # --- claims and ends ---------------------------------------------------------------
 
@@ -329,28 +265,17 @@ class Market(RuleBasedStateMachine):
     )
     def claim(self, number: int, share: int, is_host: bool, again: bool) -> None:
         job, books = self.job(number), self.books
-        covered = job.deposit * 1000 // job.price
-        tokens = (covered - job.used) * share // 100
+        tokens = (job.covered - job.used) * share // 100
         is_replay = again and books.hashes > 0
         proof_hash = (books.hashes if is_replay else books.hashes + 1).to_bytes(32, "big")
         call = self.world.calls.submit_proof(
             job.job_id, tokens, proof_hash, proof_cid="p", delta_cid="d"
         )
         accepted = self.attempt(call, job.host if is_host else job.renter)
-        allowed = (
-            not books.paused
-            and is_host
-            and job.host in books.stakes
-            and tokens >= (100 if job.used else max(100, job.interval))
-            and tokens <= (self.at - job.proved) * RATE
-            and job.used + tokens <= covered
-            and not is_replay
-        )
+        allowed = is_host and not is_replay and books.takes_claim(job, tokens, self.at)
         assert accepted is allowed
         if allowed:
-            job.used += tokens
-            job.proved = self.at
-            books.hashes += 1
+            books.claim(job, tokens, self.at)
 
     @precondition(lambda self: self.books.open)
     @rule(number=st.integers(0, 9), who=st.sampled_from(["renter", "host", "other"]))
@@ -422,19 +347,13 @@ class Market(RuleBasedStateMachine):
     @rule(host=WHO, percent=st.integers(1, 52))
     def slash(self, host: int, percent: int) -> None:
         who, books = self.hosts[host], self.books
-        stake = books.stakes.get(who, 0)
-        amount = stake * percent // 100
+        amount = books.stakes.get(who, 0) * percent // 100
         call = self.world.calls.slash(who, amount, evidence_cid="e", reason="r")
         accepted = self.attempt(call, self.world.owner)
-        rested = self.at >= books.slashed_at.get(who, -DAY_SECONDS) + DAY_SECONDS
-        allowed = 0 < amount <= stake // 2 and rested
+        allowed = books.takes_slash(who, amount, self.at)
         assert accepted is allowed
         if allowed:
-            books.slashed += amount
-            books.slashed_at[who] = self.at
-            books.stakes[who] = stake - amount
-            if stake - amount < 100 * FAB:
-                del books.stakes[who]
+            books.slash(who, amount, self.at)
             self.stakes_are_held()
 
     @rule(host=WHO, really=RARELY)
@@ -466,11 +385,8 @@ class Market(RuleBasedStateMachine):
         world, books = self.world, self.books
         for asset in DEPOSITS:
             held = world.native if asset == "native" else world.usdc
-            owed = sum(job.deposit for job in books.open.values() if job.asset == asset)
-            owed += sum(left for (_, kind), left in books.balances.items() if kind == asset)
-            assert held(world.deployment.marketplace) == owed + books.treasury[asset]
-            credit = sum(left for (_, kind), left in books.earnings.items() if kind == asset)
-            assert held(world.deployment.host_earnings) == credit
+            assert held(world.deployment.marketplace) == books.owed(asset)
+            assert held(world.deployment.host_earnings) == books.credit(asset)
 
     def stakes_are_held(self) -> None:
         world, books = self.world, self.books

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contracts.world import MODEL, STAKE, World, refused, register
-
-FAB = 10**18
-DAY_SECONDS = 86_400
+from tests.contracts.world import DAY_SECONDS, FAB, MODEL, STAKE, World, refused, register
 
 
 def slash(world: World, amount: int, sender: str | None = None) -> dict[str, object]:

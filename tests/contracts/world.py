@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -30,9 +30,13 @@ OTHER_MODEL = DevnetModel("owner/other-GGUF", "other.gguf", "cd" * 32)
 RULES = Rules(fee_basis_points=1000, dispute_window_seconds=30, min_tokens_fee=100)
 STABLE_PRICE = 2_000
 NATIVE_PRICE = 1_000_000_000_000
-STAKE = 1000 * 10**18
+ETHER = 10**18
+FAB = 10**18
+DAY_SECONDS = 86_400
+STAKE = 1000 * FAB
 DEPOSIT = 2_000_000
 TERMS = SessionTerms(STABLE_PRICE, 3600, 1000, 300)
+NATIVE_TERMS = replace(TERMS, price_per_token=NATIVE_PRICE)
 METADATA = '{"publicKey":"02"}'
 SESSION_FIELDS = (
     *("id", "depositor", "host", "asset", "deposit", "price", "used", "duration", "started"),
