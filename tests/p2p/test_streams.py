@@ -4,7 +4,8 @@ import pytest
 
 from nodeapp.core.errors import NotFound, ProtocolViolation, Unavailable
 from nodeapp.network.host import INBOUND_STREAMS_PER_PEER
-from nodeapp.network.streams import READ_BYTES, READ_CREDIT_BYTES, WRITE_LIMIT_BYTES
+from nodeapp.network.pump import READ_BYTES, READ_CREDIT_BYTES
+from nodeapp.network.streams import WRITE_LIMIT_BYTES
 from tests.p2p.hosts import ECHO, pair, served, until
 
 MIB = 1 << 20
