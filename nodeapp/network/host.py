@@ -16,11 +16,12 @@ from typing import Any, Final
 import structlog
 import trio
 
-from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Unavailable
+from nodeapp.core.errors import NodeError, NotFound, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.network import circuit
 from nodeapp.network.bridge import Bridge
 from nodeapp.network.dht import Dht
+from nodeapp.network.dial import dial
 from nodeapp.network.gossip import Gossip
 from nodeapp.network.identity import Identity, IdentityLock, load_or_create_identity
 from nodeapp.network.library import (
@@ -205,7 +206,7 @@ class Libp2pHost:
             Unavailable: no connection.
         """
         return await self._bridge.call(
-            f"connect to {address[:200]}", lambda: self._connect(address), deadline_seconds
+            f"connect to {address[:200]}", lambda: dial(self._library, address), deadline_seconds
         )
 
     async def reserve(self, relay: str) -> float:
@@ -241,7 +242,9 @@ class Libp2pHost:
             Unavailable: the trio thread has ended.
         """
         await self._bridge.call(
-            f"disconnect from {peer_id}", lambda: self._disconnect(peer_id), CONNECT_SECONDS
+            f"disconnect from {peer_id}",
+            lambda: self._library.disconnect(parse_peer_id(peer_id)),
+            CONNECT_SECONDS,
         )
 
     async def open_stream(
@@ -364,46 +367,9 @@ class Libp2pHost:
             if not stream.is_closing:
                 stream.abandon()
 
-    async def _connect(self, address: str) -> PeerId:
-        from libp2p.peer.peerinfo import info_from_p2p_addr
-
-        if circuit.MARK in address:
-            return await self._connect_through(address)
-        target = parse_multiaddr(address)
-        try:
-            peer = info_from_p2p_addr(target)
-        except Exception as error:
-            raise InvalidRequest(
-                f"address {address[:200]} does not end in /p2p/<peer id>"
-            ) from error
-        if peer.peer_id == self._library.get_id():
-            raise InvalidRequest("that is this host's own address")
-        network = self._library.get_network()
-        # 0.8.1 refuses a peer id for 60 s after a failed dial, even when it is back, and dials
-        # one address per transport, the oldest first: a deliberate dial starts from scratch.
-        network.unblock_peer(peer.peer_id)
-        if peer.peer_id not in network.connections:
-            self._library.get_peerstore().clear_addrs(peer.peer_id)
-        await self._library.connect(peer)
-        return PeerId(str(peer.peer_id))
-
-    async def _connect_through(self, address: str) -> PeerId:
-        relay_address, _, rest = address.partition(circuit.MARK)
-        target = PeerId(rest.removeprefix("/p2p/"))
-        if target == self.peer_id:
-            raise InvalidRequest("that is this host's own address")
-        target_id = parse_peer_id(target)
-        if target_id not in self._library.get_network().connections:
-            relay = await self._connect(relay_address)
-            await circuit.dial(self._library, parse_peer_id(relay), target_id)
-        return target
-
     async def _accept_circuits(self) -> None:
         accept = circuit.acceptor(self._library, lambda: frozenset(self._circuits))
         self._library.set_stream_handler(circuit.STOP, accept)
-
-    async def _disconnect(self, peer_id: PeerId) -> None:
-        await self._library.disconnect(parse_peer_id(peer_id))
 
     async def _open_stream(self, peer_id: PeerId, protocol_ids: tuple[str, ...]) -> Stream:
         from libp2p.host.exceptions import StreamFailure

@@ -156,8 +156,6 @@ def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # n
     from libp2p.crypto.ed25519 import create_new_key_pair
     from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
     from libp2p.network.config import ConnectionConfig
-    from libp2p.rcmgr.connection_limits import new_connection_limits_with_defaults
-    from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
     from libp2p.security.noise.transport import Transport as NoiseTransport
 
@@ -169,7 +167,6 @@ def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # n
     key_pair = create_new_key_pair(identity.seed)
     noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
     connections = settings.max_connections
-    limits = new_connection_limits_with_defaults()
     announce = [parse_multiaddr(address) for address in settings.announce]
     return new_host(
         key_pair=key_pair,
@@ -188,18 +185,26 @@ def new_library_host(settings: NetworkSettings, identity: Identity) -> Any:  # n
             dial_timeout=10.0,
             deny_list=list(settings.deny),
         ),
-        resource_manager=ResourceManager(
-            limits=ResourceLimits(max_connections=connections, max_streams=INBOUND_STREAMS),
-            connection_limits=limits.with_max_established_per_peer(CONNECTIONS_PER_PEER),
-            cidr_limits=[("0.0.0.0/0", max(1, connections * 9 // 10))],
-            # 0.8.1: opens for good at the fifth fault of a lifetime, and then refuses everybody.
-            enable_circuit_breaker=False,
-            # It lowers the limits above while somebody floods, for everybody.
-            enable_graceful_degradation=False,
-        ),
+        resource_manager=_resource_limits(connections),
         announce_addrs=announce or None,
         addrs_factory=None if announce else _without_wildcards,
         disable_identify_address_discovery=bool(announce),
+    )
+
+
+def _resource_limits(max_connections: int) -> Any:  # noqa: ANN401 - untyped library
+    from libp2p.rcmgr.connection_limits import new_connection_limits_with_defaults
+    from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
+
+    limits = new_connection_limits_with_defaults()
+    return ResourceManager(
+        limits=ResourceLimits(max_connections=max_connections, max_streams=INBOUND_STREAMS),
+        connection_limits=limits.with_max_established_per_peer(CONNECTIONS_PER_PEER),
+        cidr_limits=[("0.0.0.0/0", max(1, max_connections * 9 // 10))],
+        # 0.8.1: opens for good at the fifth fault of a lifetime, and then refuses everybody.
+        enable_circuit_breaker=False,
+        # It lowers the limits above while somebody floods, for everybody.
+        enable_graceful_degradation=False,
     )
 
 
