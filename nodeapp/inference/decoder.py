@@ -19,23 +19,22 @@ from typing import assert_never
 
 from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.inference.admission import Load, SpeedMeter
+from nodeapp.inference.job import Job
 from nodeapp.inference.llama import Aborted, LlamaModel, NoRoom, Saved
 from nodeapp.inference.metrics import InferenceMetrics
 from nodeapp.inference.sampling import Choice, Constraint, Logits, Sampler, SamplingParameters
-from nodeapp.inference.scheduler import (
+from nodeapp.inference.scheduler import Limits, Scheduler
+from nodeapp.inference.speculation import DRAFT_LENGTHS, Guesser, SpeculationCost
+from nodeapp.inference.step import (
     Copy,
     Forget,
-    Job,
-    Limits,
     MemoryOperation,
     Park,
     Remove,
     Restore,
     Rows,
-    Scheduler,
     Step,
 )
-from nodeapp.inference.speculation import DRAFT_LENGTHS, Guesser, SpeculationCost
 from nodeapp.inference.text import Released, TextAssembler
 from nodeapp.service.clock import Clock
 from nodeapp.wire.ipc_inference import (

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from nodeapp.core.errors import Corrupt, InvalidRequest, Unavailable
 from nodeapp.inference.llama_log import error_log
 from nodeapp.inference.sampling import Logits
-from nodeapp.inference.scheduler import MAX_DRAFT_TOKENS, Rows
+from nodeapp.inference.step import MAX_DRAFT_TOKENS, Rows
 
 _CONTROL_ATTRIBUTES = 1 | 8
 """LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL: parsed out of text as special tokens."""

@@ -1,31 +1,35 @@
 """Which tokens go into the next batch: continuous batching over a shared KV cache. Pure.
 
 Rules: decode rows always first, then guesses (drafts) for them, then prefill, in one batch or in
-the next (see Limits.is_mixed). Renters take turns by weighted deficit round-robin, for a sequence
-and for prefill; inside a renter the shortest remaining prefill goes first, with ageing. A request
-is admitted when a sequence slot is free and its whole reservation (prompt + answer) fits, so a
-running one never runs out of KV cells and nothing is ever taken back; one that does not fit keeps
-its turn, so it cannot be passed for ever. A request whose prefix another is computing is held until
-that is done. Finished sequences stay as prefix cache until their cells are wanted, least recently
-used first, or until they cost more than they promise to save: every row that is computed looks at
-every cell in use. What they held may then be parked in the host's memory (parking.py).
+the next (see Limits.is_mixed). Renters take turns (fairness.py). A request is admitted when a
+sequence slot is free and its whole reservation (prompt + answer) fits, so a running one never runs
+out of KV cells and nothing is ever taken back; one that does not fit keeps its turn, so it cannot
+be passed for ever. A request whose prefix another is computing is held until that is done. Finished
+sequences stay as prefix cache until their cells are wanted, least recently used first, or until
+they cost more than they promise to save: every row that is computed looks at every cell in use.
+What they held may then be parked in the host's memory (parking.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from nodeapp.inference.fairness import PrefillTurns, WaitingJobs
+from nodeapp.inference.job import Job, Running, Waiting
 from nodeapp.inference.kv import BLOCK_TOKENS, KvCells, Prefix, Slot
 from nodeapp.inference.parking import Parked, Parking
-
-AGEING_TOKENS = 32
-"""A waiting prefill gains this much priority with every step."""
-TURN_TOKENS = 512
-"""What a renter of weight 1 may take in one turn: cells of new requests, tokens of prefill."""
-MAX_DRAFT_TOKENS = 32
-"""Guesses in one batch, of all sequences together."""
+from nodeapp.inference.step import (
+    MAX_DRAFT_TOKENS,
+    Copy,
+    Forget,
+    MemoryOperation,
+    Park,
+    Remove,
+    Restore,
+    Rows,
+    Step,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,125 +49,6 @@ class Limits:
     """Prefill shares a batch with decode rows; else the two take turns while there are both."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request: its context so far, and every KV cell it may ever need.
-
-    `scope`: who may share its prefix, "" nobody. `public`: tokens at its beginning that the
-    operator declared public, which anybody may share. `weight` >= 1.
-    """
-
-    job_id: int
-    token_ids: tuple[int, ...]
-    reserved_tokens: int
-    scope: str
-    public: int = 0
-    renter: str = ""
-    weight: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Remove:
-    """Drop the slot's cells from position `start` on."""
-
-    slot: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Share the source's cells [0, end) with the empty target."""
-
-    source: int
-    target: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Park:
-    """Save the slot's cells under the key in the host's memory; they stay in the cache."""
-
-    slot: int
-    key: int
-
-
-@dataclass(frozen=True, slots=True)
-class Restore:
-    """Put cells [0, end) of what was saved into the empty slot, and forget it unless `is_kept`."""
-
-    key: int
-    slot: int
-    end: int
-    is_kept: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """What was saved under the key is not wanted any more."""
-
-    key: int
-
-
-MemoryOperation = Remove | Copy | Park | Restore | Forget
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Consecutive tokens of one sequence.
-
-    `is_last`: the logits of the final one are wanted, and of the one before each of the `drafts`
-    guesses at the end.
-    """
-
-    job_id: int
-    slot: int
-    start: int
-    token_ids: tuple[int, ...]
-    is_last: bool
-    drafts: int = 0
-
-    @property
-    def is_decode(self) -> bool:
-        """One sure token and its guesses: no prefill."""
-        return len(self.token_ids) == 1 + self.drafts
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Memory operations in order, then one batch. `reused`: cached tokens per admitted job."""
-
-    memory: tuple[MemoryOperation, ...]
-    rows: tuple[Rows, ...]
-    reused: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(slots=True)
-class _Waiting:
-    job: Job
-    prefix: Prefix
-
-
-@dataclass(slots=True)
-class _Running:
-    job: Job
-    prefix: Prefix
-    slot: Slot
-    context: list[int]
-    admitted_at: int
-    draft: tuple[int, ...] = ()
-    is_paused: bool = False
-
-    @property
-    def remaining(self) -> int:
-        return len(self.context) - len(self.slot.tokens)
-
-
-@dataclass(slots=True)
-class _Renter:
-    waiting: deque[_Waiting] = field(default_factory=deque)
-    deficit: int = 0
-
-
 class Scheduler:
     """The one owner of sequence slots and KV cells; deterministic, no clock."""
 
@@ -171,12 +56,11 @@ class Scheduler:
         self._limits = limits
         self._cells = KvCells(limits.slots)
         self._parking = Parking(limits.parked_tokens)
-        self._renters: dict[str, _Renter] = {}
-        self._running: dict[int, _Running] = {}
+        self._waiting = WaitingJobs()
+        self._running: dict[int, Running] = {}
         self._memory: list[MemoryOperation] = []
         self._reused: list[tuple[int, int]] = []
-        self._prefill_turns: deque[str] = deque()
-        self._turn_left = 0
+        self._prefill_turns = PrefillTurns()
         self._has_no_room = False
         self._is_prefill_turn = False
         self._step = 0
@@ -185,7 +69,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests not admitted yet."""
-        return sum(len(renter.waiting) for renter in self._renters.values())
+        return len(self._waiting)
 
     @property
     def running(self) -> int:
@@ -195,10 +79,8 @@ class Scheduler:
     @property
     def prefill_tokens(self) -> int:
         """Prompt tokens of all jobs that are not computed yet."""
-        waiting = sum(
-            len(one.job.token_ids) for renter in self._renters.values() for one in renter.waiting
-        )
-        return waiting + sum(max(0, running.remaining - 1) for running in self._running.values())
+        running = sum(max(0, running.remaining - 1) for running in self._running.values())
+        return self._waiting.prefill_tokens + running
 
     @property
     def parked_tokens(self) -> int:
@@ -217,7 +99,7 @@ class Scheduler:
         if job.reserved_tokens > self._limits.kv_tokens:
             raise ValueError(f"job {job.job_id} can never fit {self._limits.kv_tokens} cells")
         prefix = Prefix.of(job.token_ids, job.scope or f"\0job {job.job_id}", job.public)
-        self._renters.setdefault(job.renter, _Renter()).waiting.append(_Waiting(job, prefix))
+        self._waiting.add(Waiting(job, prefix))
         self._has_no_room = False
 
     def pause(self, job_id: int, *, is_paused: bool) -> None:
@@ -242,7 +124,7 @@ class Scheduler:
         self._has_no_room = False
         running = self._running.pop(job_id, None)
         if running is None:
-            self._forget_waiting(job_id)
+            self._waiting.forget(job_id)
             return
         slot = running.slot
         slot.owner, slot.reserved = None, 0
@@ -292,7 +174,7 @@ class Scheduler:
             if running is not None:
                 self._cells.append(running.slot, rows.token_ids)
 
-    def _decode(self, decode: Sequence[_Running]) -> list[Rows]:
+    def _decode(self, decode: Sequence[Running]) -> list[Rows]:
         rows: list[Rows] = []
         room = min(MAX_DRAFT_TOKENS, self._limits.prefill_tokens)
         for running in decode:
@@ -305,51 +187,11 @@ class Scheduler:
             rows.append(Rows(job_id, slot.index, start, token_ids, is_last=True, drafts=len(draft)))
         return rows
 
-    def _prefill(self, prefill: list[_Running], budget: int) -> list[Rows]:
-        """Turn by turn; a turn ends when it is used up or its renter has nothing to prefill."""
-        prefill.sort(key=lambda r: r.remaining - (self._step - r.admitted_at) * AGEING_TOKENS)
-        by_renter: dict[str, list[_Running]] = {}
-        for running in prefill:
-            by_renter.setdefault(running.job.renter, []).append(running)
-        self._take_turns(by_renter)
-        taken: dict[int, int] = {}
-        order: list[_Running] = []
-        while budget > 0 and by_renter:
-            renter = self._prefill_turns[0]
-            running = by_renter[renter][0]
-            left = running.remaining - taken.get(running.job.job_id, 0)
-            count = min(budget, left, self._turn_left)
-            if running.job.job_id not in taken:
-                order.append(running)
-            taken[running.job.job_id] = taken.get(running.job.job_id, 0) + count
-            budget -= count
-            self._turn_left -= count
-            if count == left:
-                by_renter[renter].pop(0)
-            if not by_renter[renter]:
-                del by_renter[renter]
-                self._prefill_turns.popleft()
-                self._turn_left = 0
-            elif self._turn_left == 0:
-                self._prefill_turns.rotate(-1)
-            if self._turn_left == 0:
-                self._begin_turn(by_renter)
-        return [self._prefill_rows(running, taken[running.job.job_id]) for running in order]
+    def _prefill(self, prefill: list[Running], budget: int) -> list[Rows]:
+        shares = self._prefill_turns.share(prefill, budget, self._step)
+        return [self._prefill_rows(running, count) for running, count in shares.items()]
 
-    def _take_turns(self, by_renter: dict[str, list[_Running]]) -> None:
-        """Renters with prefill, in the order they came; the first one's turn goes on."""
-        first = self._prefill_turns[0] if self._prefill_turns else None
-        kept = [renter for renter in self._prefill_turns if renter in by_renter]
-        new = [renter for renter in by_renter if renter not in self._prefill_turns]
-        self._prefill_turns = deque([*kept, *new])
-        if self._prefill_turns and (self._turn_left <= 0 or self._prefill_turns[0] != first):
-            self._begin_turn(by_renter)
-
-    def _begin_turn(self, by_renter: dict[str, list[_Running]]) -> None:
-        if self._prefill_turns:
-            self._turn_left = TURN_TOKENS * by_renter[self._prefill_turns[0]][0].job.weight
-
-    def _prefill_rows(self, running: _Running, count: int) -> Rows:
+    def _prefill_rows(self, running: Running, count: int) -> Rows:
         start = len(running.slot.tokens)
         return Rows(
             running.job.job_id,
@@ -360,44 +202,17 @@ class Scheduler:
         )
 
     def _admit_all(self) -> None:
-        while (
-            self._renters
-            and len(self._running) < self._limits.max_sequences
-            and not self._has_no_room
-        ):
-            chosen = self._next()
+        while len(self._running) < self._limits.max_sequences and not self._has_no_room:
+            chosen = self._waiting.next(self._is_held)
             if chosen is None:
                 return
-            name, waiting, turns = chosen
+            waiting, rounds = chosen
             if not self._admit(waiting):
                 self._has_no_room = True
                 return
-            for renter in self._renters.values():
-                renter.deficit += turns * TURN_TOKENS * renter.waiting[0].job.weight
-            renter = self._renters[name]
-            renter.deficit -= waiting.job.reserved_tokens
-            renter.waiting.remove(waiting)
-            if not renter.waiting:
-                del self._renters[name]
-            else:
-                # Who was served goes to the end of the round.
-                self._renters[name] = self._renters.pop(name)
+            self._waiting.take(waiting, rounds)
 
-    def _next(self) -> tuple[str, _Waiting, int] | None:
-        """The renter whose deficit is enough after the fewest rounds, and that number of rounds."""
-        best: tuple[str, _Waiting, int] | None = None
-        for name, renter in self._renters.items():
-            ready = (waiting for waiting in renter.waiting if not self._is_held(waiting))
-            first = next(ready, None)
-            if first is None:
-                continue
-            missing = first.job.reserved_tokens - renter.deficit
-            turns = max(0, -(-missing // (TURN_TOKENS * first.job.weight)))
-            if best is None or turns < best[2]:
-                best = name, first, turns
-        return best
-
-    def _is_held(self, waiting: _Waiting) -> bool:
+    def _is_held(self, waiting: Waiting) -> bool:
         """Another one is computing a prefix of this one, longer than what is there already."""
         resident: int | None = None
         for running in self._running.values():
@@ -412,7 +227,7 @@ class Scheduler:
                 return True
         return False
 
-    def _admit(self, waiting: _Waiting) -> bool:
+    def _admit(self, waiting: Waiting) -> bool:
         job = waiting.job
         source, shared = self._cells.longest(waiting.prefix)
         parked, kept = self._parking.longest(waiting.prefix)
@@ -437,7 +252,7 @@ class Scheduler:
             self._evict(idle)
         if parked is not None:
             self._unpark(parked, slot, kept)
-        self._running[job.job_id] = _Running(
+        self._running[job.job_id] = Running(
             job, waiting.prefix, slot, list(job.token_ids), self._step
         )
         self._reused.append((job.job_id, len(slot.tokens)))
@@ -493,12 +308,3 @@ class Scheduler:
     def _truncate(self, slot: Slot, length: int) -> None:
         self._memory.append(Remove(slot.index, length))
         self._cells.truncate(slot, length)
-
-    def _forget_waiting(self, job_id: int) -> None:
-        for name, renter in list(self._renters.items()):
-            for waiting in renter.waiting:
-                if waiting.job.job_id == job_id:
-                    renter.waiting.remove(waiting)
-                    break
-            if not renter.waiting:
-                del self._renters[name]

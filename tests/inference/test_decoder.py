@@ -7,7 +7,8 @@ import pytest
 
 from nodeapp.inference.decoder import MAX_PARKED_BYTES, Decoder, DecoderLimits
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.scheduler import Copy, Forget, Limits, Park, Remove, Restore, Step
+from nodeapp.inference.scheduler import Limits
+from nodeapp.inference.step import Copy, Forget, Park, Remove, Restore, Step
 from nodeapp.service.clock import SystemClock
 from nodeapp.service.metrics import Metrics
 
