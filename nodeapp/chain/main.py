@@ -25,7 +25,7 @@ def main() -> int:
     section = settings.chains.get(name_of(process)) if name_of(process) else settings.chain
     if section is None:
         sys.exit(f"error: the settings have no [chains.{name_of(process)}]")
-    return run_service(process, settings.node, lambda shell: ChainNode(shell, section))
+    return run_service(process, settings.node, lambda shell: ChainNode(shell, section), section)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from nodeapp.core.audit import AuditSink, Unrecorded
 from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, NotFound, Rejected, Unavailable
 from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.engine import Engine, EngineOptions
@@ -47,7 +48,7 @@ class LoaderFiles:
 class ModelLoader:
     """The host.Loader of the inference process."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is one thing that a load needs
         self,
         settings: InferenceSettings,
         gpus: GpuGuard,
@@ -56,6 +57,7 @@ class ModelLoader:
         *,
         store: ModelStore,
         files: LoaderFiles,
+        audit: AuditSink | None = None,
     ) -> None:
         self._settings = settings
         self._gpus = gpus
@@ -63,7 +65,7 @@ class ModelLoader:
         self._clock = clock
         self._store = store
         self._digests = files.digests
-        self._prober = Prober(files.verdicts)
+        self._prober = Prober(files.verdicts, audit=audit or Unrecorded())
 
     async def check(self, model: ModelFile, report: Report) -> ModelCard:
         """See host.Loader."""

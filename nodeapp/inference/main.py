@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from nodeapp.core.audit import SandboxFailed
 from nodeapp.inference.api import InferenceApi
 from nodeapp.inference.embedding import EmbeddingEngine
 from nodeapp.inference.gpu import GpuInventory
@@ -34,6 +35,7 @@ from nodeapp.security.sandbox import (
     give_up_new_privileges,
     limit_resources,
 )
+from nodeapp.service.audit import audit_root
 from nodeapp.service.config import environment_value
 from nodeapp.service.entry import settings_from_arguments
 from nodeapp.service.lifecycle import Shell, run_service
@@ -73,6 +75,7 @@ class InferenceProcess:
             shell.clock,
             store=store,
             files=LoaderFiles(own / "digests.json", verdicts_file(shell.paths)),
+            audit=shell.audit,
         )
         self._choice = ModelChoice(settings, store, own / "chosen.json")
         self._host = ModelHost(
@@ -132,21 +135,26 @@ def embedding_file(settings: InferenceSettings) -> ModelFile | None:
     return ModelFile(path, settings.embedding_model_sha256, path.stem, path.name)
 
 
-def give_up_what_is_not_needed(settings: Settings, process: str = FIRST) -> None:
+def give_up_what_is_not_needed(settings: Settings, process: str = FIRST) -> bool:
     """Write only here, connect nowhere, gain nothing: for when a model takes the process over.
 
     Reading stays open: drivers and libraries lie in places that nobody can list beforehand.
+
+    Returns:
+        False: the kernel has no Landlock, and files and connections are as free as before.
     """
     paths = resolve_paths(settings.node)
     store = model_store(settings.inference, paths)
     verdicts = verdicts_file(paths).parent
     own = paths.process_state(FIRST)
-    for directory in (paths.run, own, paths.process_state(process), store.root, verdicts):
+    audit = audit_root(paths.state) / process
+    for directory in (paths.run, own, paths.process_state(process), store.root, verdicts, audit):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     limit_resources(ResourceLimits())
     give_up_new_privileges()
     devices = (Path("/dev"), Path("/proc"))
-    confine_files(readable=None, writable=(paths.run, own, store.root, verdicts, *devices))
+    writable = (paths.run, own, store.root, verdicts, audit, *devices)
+    return confine_files(readable=None, writable=writable)
 
 
 def pin_threads() -> None:
@@ -165,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         del given[place : place + 2]
     settings = settings_from_arguments(given)
     process = replica_process(index)
-    give_up_what_is_not_needed(settings, process)
+    is_confined = give_up_what_is_not_needed(settings, process)
     if settings.inference.pin_threads and replica_count(settings.inference) == 1:
         pin_threads()
     if device_of(settings.inference, index):
@@ -173,9 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.putenv(DEVICES_VARIABLE, device_of(settings.inference, index))
 
     def build(shell: Shell) -> InferenceProcess:
+        if not is_confined:
+            shell.audit.record(SandboxFailed("this process", "the kernel has no Landlock"))
         return InferenceProcess(shell, settings.inference, NvmlInventory())
 
-    return run_service(process, settings.node, build)
+    return run_service(process, settings.node, build, settings.inference)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from nodeapp.inference.host import ModelHost
 from nodeapp.inference.model_choice import ModelChoice
-from nodeapp.service.server import endpoint, query
+from nodeapp.service.server import endpoint, operator, query
 from nodeapp.wire.ipc import Empty
 from nodeapp.wire.ipc_inference import ModelState, UseModel
 
@@ -24,8 +24,8 @@ class ModelDesk:
     def routes(self) -> Sequence[web.RouteDef]:
         """POST /v1/models/load, POST /v1/models/unload, GET /v1/models/state."""
         return [
-            web.post("/v1/models/load", endpoint(UseModel, self._load)),
-            web.post("/v1/models/unload", endpoint(Empty, self._unload)),
+            web.post("/v1/models/load", operator(endpoint(UseModel, self._load))),
+            web.post("/v1/models/unload", operator(endpoint(Empty, self._unload))),
             web.get("/v1/models/state", query(self._state)),
         ]
 

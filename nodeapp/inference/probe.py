@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
+from nodeapp.core.audit import AuditSink, SandboxFailed, Unrecorded
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.service.config import process_environment
 from nodeapp.store.atomic import write_whole
@@ -48,6 +49,7 @@ class Prober:
 
     memory: Path
     seconds: float = SECONDS
+    audit: AuditSink = field(default_factory=Unrecorded)
 
     async def probe(self, path: Path, sha256: str) -> Verdict:
         """Load the file in a child, unless that was done before.
@@ -57,11 +59,23 @@ class Prober:
             Unavailable: the child could not be started or shut in.
         """
         known = await asyncio.to_thread(self._recall, sha256)
-        verdict = known or await self._ask(path)
+        verdict = known or await self._asked(path)
         if known is None:
             await asyncio.to_thread(self._remember, sha256, verdict)
         if verdict.error:
             raise InvalidRequest(f"model {path.name}: {verdict.error}")
+        return verdict
+
+    async def _asked(self, path: Path) -> Verdict:
+        """A file that attacks its loader, and a sandbox that does not hold, are for the record."""
+        what = f"loader of {path.name}"
+        try:
+            verdict = await self._ask(path)
+        except (InvalidRequest, Unavailable) as error:
+            self.audit.record(SandboxFailed(what, error.message))
+            raise
+        if verdict.crashed:
+            self.audit.record(SandboxFailed(what, verdict.error))
         return verdict
 
     async def _ask(self, path: Path) -> Verdict:

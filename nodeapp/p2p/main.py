@@ -12,7 +12,9 @@ from nodeapp.service.lifecycle import run_service
 def main() -> int:
     """Run until told to stop."""
     settings = settings_from_arguments(sys.argv[1:])
-    return run_service("p2p", settings.node, lambda shell: P2pNode(shell, settings.p2p))
+    return run_service(
+        "p2p", settings.node, lambda shell: P2pNode(shell, settings.p2p), settings.p2p
+    )
 
 
 if __name__ == "__main__":

@@ -135,7 +135,12 @@ def _report(step: str) -> None:
 def main() -> int:
     """Read the settings and run until told to stop."""
     settings = settings_from_arguments(sys.argv[1:])
-    return run_service("prover", settings.node, lambda shell: ProverProcess(shell, settings.prover))
+    return run_service(
+        "prover",
+        settings.node,
+        lambda shell: ProverProcess(shell, settings.prover),
+        settings.prover,
+    )
 
 
 if __name__ == "__main__":

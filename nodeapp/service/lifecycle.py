@@ -19,15 +19,17 @@ from typing import Protocol
 
 from aiohttp import web
 
+from nodeapp.core.audit import AuditSink, Unrecorded
 from nodeapp.core.errors import Corrupt, NodeError, Unavailable, leaves
+from nodeapp.service.audit import WITNESSES, AuditLog, audit_file, started, stopped, witness
 from nodeapp.service.clock import Clock, SystemClock
 from nodeapp.service.logs import configure_logs, get_logger
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.paths import Paths, resolve_paths
 from nodeapp.service.replicas import FIRST as FIRST_REPLICA
 from nodeapp.service.replicas import replica_index, replica_processes
-from nodeapp.service.server import errors_to_replies, query, same_user_only
-from nodeapp.service.settings import NodeSettings
+from nodeapp.service.server import AUDIT, errors_to_replies, query, same_user_only
+from nodeapp.service.settings import NodeSettings, Section
 from nodeapp.wire.ipc import Health, Readiness
 
 DRAIN_SECONDS = 8.0
@@ -45,6 +47,7 @@ class Shell:
     paths: Paths
     metrics: Metrics
     clock: Clock
+    audit: AuditSink = field(default_factory=Unrecorded)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str = ""
     is_serving: Callable[[], bool] = lambda: True
@@ -83,17 +86,42 @@ class Process(Protocol):
 Factory = Callable[[Shell], Process]
 
 
-def run_service(process: str, node: NodeSettings, factory: Factory) -> int:
-    """Run a process until SIGTERM or SIGINT; returns the exit code."""
+def run_service(
+    process: str, node: NodeSettings, factory: Factory, section: Section | None = None
+) -> int:
+    """Run a process until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        process: its name.
+        node: [node].
+        factory: builds its own part.
+        section: its own settings, for the audit log to say that they are others than before.
+    """
     die_with_parent()
     configure_logs(process, node)
     try:
-        metrics = process_metrics(process, node.processes)
-        shell = Shell(process, node, resolve_paths(node), metrics, SystemClock())
-        return asyncio.run(_run(shell, factory))
+        metrics, paths = process_metrics(process, node.processes), resolve_paths(node)
     except NodeError as error:
-        _log.error("process cannot run", code=error.code, error=error.message)
-        return 1
+        return _cannot_run(error)
+    clock = SystemClock()
+    audit = AuditLog(audit_file(node, paths.state, process), clock, metrics)
+    audit.record(started(node, section, os.getpid()))
+    shell = Shell(process, node, paths, metrics, clock, audit)
+    failure = "a fault of the program"
+    try:
+        code = asyncio.run(_run(shell, factory, audit))
+        failure = shell.failure
+        return code
+    except NodeError as error:
+        failure = error.message
+        return _cannot_run(error)
+    finally:
+        audit.close(stopped(failure))
+
+
+def _cannot_run(error: NodeError) -> int:
+    _log.error("process cannot run", code=error.code, error=error.message)
+    return 1
 
 
 def process_metrics(process: str, processes: Sequence[str]) -> Metrics:
@@ -104,14 +132,14 @@ def process_metrics(process: str, processes: Sequence[str]) -> Metrics:
     return Metrics(process)
 
 
-async def _run(shell: Shell, factory: Factory) -> int:
+async def _run(shell: Shell, factory: Factory, audit: AuditLog) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shell.stopping.set)
     for directory in (shell.paths.run, shell.paths.process_state(shell.process)):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = factory(shell)
-    state = _State(shell, part)
+    state = _State(shell, part, audit)
     runner = await _serve(shell, part, state)
     try:
         await _live(shell, part, state)
@@ -134,6 +162,8 @@ async def _live(shell: Shell, part: Process, state: _State) -> None:
     async with asyncio.TaskGroup() as tasks:
         stop = tasks.create_task(shell.stopping.wait())
         begin = tasks.create_task(part.start(tasks))
+        if shell.process in WITNESSES:
+            tasks.create_task(witness(shell.audit, shell.paths.state, shell.process, shell.clock))
         await asyncio.wait((stop, begin), return_when=asyncio.FIRST_COMPLETED)
         if not stop.done():
             # What was imported stays: looking through it again is a pause of 50 to 100 ms.
@@ -159,6 +189,7 @@ class _Stopped(Exception):
 class _State:
     shell: Shell
     part: Process
+    audit: AuditLog
     ready: bool = False
     started_seconds: float = 0.0
 
@@ -166,11 +197,12 @@ class _State:
         self.started_seconds = self.shell.clock.monotonic_seconds()
 
     async def healthz(self) -> Health:
-        return Health(self.shell.process, not self.shell.failure, self.shell.failure or "ok")
+        detail = self.shell.failure or self.audit.trouble or "ok"
+        return Health(self.shell.process, not self.shell.failure, detail)
 
     async def readyz(self) -> Readiness:
         uptime = self.shell.clock.monotonic_seconds() - self.started_seconds
-        detail = self.part.readiness()
+        detail = "; ".join(filter(None, (self.part.readiness(), self.audit.trouble)))
         is_ready = self.ready and self.shell.is_serving()
         return Readiness(self.shell.process, is_ready, detail, os.getpid(), round(uptime, 3))
 
@@ -194,6 +226,7 @@ async def _serve(shell: Shell, part: Process, state: _State) -> web.AppRunner:
     app = web.Application(
         middlewares=[errors_to_replies, same_user_only, gate], client_max_size=MAX_BODY_BYTES
     )
+    app[AUDIT] = shell.audit
     app.router.add_get("/healthz", query(state.healthz))
     app.router.add_get("/readyz", query(state.readyz))
     app.router.add_get("/metrics", metrics)

@@ -18,6 +18,7 @@ import structlog
 from aiohttp import web
 
 from nodeapp.core import errors
+from nodeapp.core.audit import AuditSink, OperatorAsked, SocketRefused
 from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
 from nodeapp.service.logs import get_logger
 from nodeapp.wire import ipc, openai
@@ -39,6 +40,8 @@ JSON_PATHS = ("/v1/", "/tokenize", "/detokenize", "/health")
 STREAM_BUFFER_BYTES = 4096
 """Small on purpose: back-pressure has to reach the producer."""
 
+AUDIT: web.AppKey[AuditSink] = web.AppKey("audit", AuditSink)
+_STREAM_ERROR: web.RequestKey[NodeError] = web.RequestKey("stream_error", NodeError)
 _encode = msgspec.msgpack.Encoder().encode
 _log = get_logger(__name__)
 
@@ -92,10 +95,32 @@ def stream_endpoint(
             raise
         except NodeError as error:
             _log.info("stream ended with error", code=error.code, error=error.message)
+            request[_STREAM_ERROR] = error
             body = _encode(ipc.error_body(error))
             await response.write(ipc.encode_frame(ipc.FRAME_ERROR, body))
         await response.write_eof()
         return response
+
+    return answer
+
+
+def operator(handler: Handler) -> Handler:
+    """A verb of the operator's: who asked for it and how it ended goes into the audit log."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        outcome, reason = "interrupted", ""
+        try:
+            response = await handler(request)
+            error = request.get(_STREAM_ERROR)
+            outcome, reason = (error.code, error.message) if error else ("done", "")
+            return response
+        except NodeError as error:
+            outcome, reason = error.code, error.message
+            raise
+        finally:
+            if (audit := request.config_dict.get(AUDIT)) is not None:
+                pid, uid = _peer(request) or (0, -1)
+                audit.record(OperatorAsked(request.path, uid, pid, outcome, reason))
 
     return answer
 
@@ -157,11 +182,21 @@ async def errors_to_replies(request: web.Request, handler: Handler) -> web.Strea
 @web.middleware
 async def same_user_only(request: web.Request, handler: Handler) -> web.StreamResponse:
     """SO_PEERCRED: the socket's mode is the first lock, this is the second."""
+    peer = _peer(request)
+    if peer is not None and peer[1] not in (0, os.getuid()):
+        pid, uid = peer
+        if (audit := request.config_dict.get(AUDIT)) is not None:
+            audit.record(SocketRefused(request.path, uid, pid))
+        raise errors.Unauthorised(f"user {uid} may not use this socket")
+    return await handler(request)
+
+
+def _peer(request: web.Request) -> tuple[int, int] | None:
+    """Process and user at the other end of a Unix socket, as the kernel says; None: no such."""
     transport = request.transport
     raw = transport.get_extra_info("socket") if transport is not None else None
-    if raw is not None and raw.family == socket.AF_UNIX:
-        credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _pid, uid, _gid = struct.unpack("3i", credentials)
-        if uid not in (0, os.getuid()):
-            raise errors.Unauthorised(f"user {uid} may not use this socket")
-    return await handler(request)
+    if raw is None or raw.family != socket.AF_UNIX:
+        return None
+    credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _gid = struct.unpack("3i", credentials)
+    return pid, uid

@@ -92,7 +92,9 @@ class StorageProcess:
 def main() -> int:
     """Read the settings and run until told to stop."""
     settings = settings_from_arguments(sys.argv[1:])
-    return run_service("s5", settings.node, lambda shell: StorageProcess(shell, settings.s5))
+    return run_service(
+        "s5", settings.node, lambda shell: StorageProcess(shell, settings.s5), settings.s5
+    )
 
 
 if __name__ == "__main__":

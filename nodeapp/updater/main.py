@@ -12,7 +12,9 @@ from nodeapp.updater.node import Updater
 def main() -> int:
     """Run until told to stop."""
     settings = settings_from_arguments(sys.argv[1:])
-    return run_service("updater", settings.node, lambda shell: Updater(shell, settings.updater))
+    return run_service(
+        "updater", settings.node, lambda shell: Updater(shell, settings.updater), settings.updater
+    )
 
 
 if __name__ == "__main__":

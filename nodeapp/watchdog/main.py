@@ -12,7 +12,12 @@ from nodeapp.watchdog.guard import Watchdog
 def main() -> int:
     """Run until told to stop."""
     settings = settings_from_arguments(sys.argv[1:])
-    return run_service("watchdog", settings.node, lambda shell: Watchdog(shell, settings.watchdog))
+    return run_service(
+        "watchdog",
+        settings.node,
+        lambda shell: Watchdog(shell, settings.watchdog),
+        settings.watchdog,
+    )
 
 
 if __name__ == "__main__":
