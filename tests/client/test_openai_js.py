@@ -10,7 +10,7 @@ import pytest
 
 from nodeapp.service.paths import default_cache_dir
 from tests.inference.openai_bridge import bridged
-from tests.inference.test_process import end, start, until_ready
+from tests.inference.process import end, start, until_ready
 from tests.p2p.javascript import installed_packages, require_node
 
 SOURCES = Path(__file__).parent / "js"

@@ -20,8 +20,8 @@ from nodeapp.service.clock import SystemClock
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.paths import default_cache_dir
 from nodeapp.wire.ipc_inference import ChatMessage, Finished, GenerateRequest, Produced, Started
-
-MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+from tests.inference.openai_bridge import bridged
+from tests.inference.process import MODEL_SHA256, end, start, until_ready
 
 
 @pytest.fixture(scope="session")
@@ -124,3 +124,25 @@ async def running(model_card, model_path):
     """One engine for all tests of a module that leave nothing behind."""
     async with running_engine(model_card, model_path) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def served(model_path, tmp_path_factory):
+    """An inference process of the module's own: the base URL of its OpenAI API, and its socket."""
+    directory = tmp_path_factory.mktemp("openai")
+    child = start(directory, model_path, context_length=1024)
+    path = directory / "run" / "inference.sock"
+    try:
+        until_ready(child, path)
+        with bridged(path) as url:
+            yield url, path
+    finally:
+        end(child)
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    """The official client of it."""
+    import openai  # few tests of the area wait a second for it
+
+    return openai.OpenAI(base_url=f"{served[0]}/v1", api_key="none", max_retries=0, timeout=60)

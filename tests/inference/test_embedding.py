@@ -11,7 +11,7 @@ import pytest
 
 from nodeapp.service.paths import default_cache_dir
 from tests.inference.openai_bridge import bridged
-from tests.inference.test_process import end, start, until_ready
+from tests.inference.process import end, start, until_ready
 
 NAME = "all-MiniLM-L6-v2.F32.gguf"
 SHA256 = "5ea72da0344fc5b841796f2646c76a375f77b821536584fe417044b3cac64197"

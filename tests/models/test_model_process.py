@@ -30,7 +30,7 @@ from nodeapp.service.tree import read_readiness
 from nodeapp.wire.ipc_inference import Finished
 from tests.fakes.tiny_model import tiny_model
 from tests.inference.conftest import chat
-from tests.inference.test_process import end, start, until_ready
+from tests.inference.process import end, start, until_ready
 from tests.world import CLI
 
 NAMES = ("a", "b")
