@@ -29,6 +29,10 @@ class Market:
     listing: ListingClient
     offers: OfferBook
 
+    async def offer(self, host: Libp2pHost) -> Offer:
+        """What is offered on it now; errors as of OfferBook.current."""
+        return await self.offers.current(host.peer_id, host.addresses, host.sign)
+
 
 class Markets:
     """Use as an async context manager."""
@@ -63,7 +67,7 @@ class Markets:
         sold: list[int] = []
         for market in self.all:
             try:
-                offer = await market.offers.current(host.peer_id, host.addresses, host.sign)
+                offer = await market.offer(host)
             except NodeError:
                 continue  # Not sold there now.
             if offer.record.chain_id == chain_id:

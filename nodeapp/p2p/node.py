@@ -1,4 +1,4 @@
-"""The p2p process: host, handlers, announcements; everything it needs is built here or in main."""
+"""The p2p process: host and handlers; everything it needs is built here or in main."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from functools import partial
 import stamina
 from aiohttp import web
 
-from nodeapp.core.errors import NodeError, NotFound, Unavailable
+from nodeapp.core.errors import NodeError, NotFound
 from nodeapp.core.ids import PeerId
 from nodeapp.network.host import Libp2pHost
-from nodeapp.network.mdns import announcing
 from nodeapp.network.settings import NetworkSettings
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
+from nodeapp.p2p.announce import Announcer
 from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.beat import Beat
 from nodeapp.p2p.conversation import Conversation, ConversationMetrics, Services
@@ -24,8 +24,7 @@ from nodeapp.p2p.directory import Directory, serve_capability
 from nodeapp.p2p.engines import Engines
 from nodeapp.p2p.forward import RouterForward
 from nodeapp.p2p.live import LiveConversations
-from nodeapp.p2p.markets import Market, Markets
-from nodeapp.p2p.offer import Offer
+from nodeapp.p2p.markets import Markets
 from nodeapp.p2p.reach import REACH_PROTOCOL, Reachability, ask_peers, serve_dial_back
 from nodeapp.p2p.relay import RelaySettings
 from nodeapp.p2p.relays import LOOK_SECONDS, Reservations
@@ -38,23 +37,12 @@ from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
-from nodeapp.wire.capability import DHT_NAMESPACE, GOSSIP_TOPIC, dht_key
+from nodeapp.wire.capability import DHT_NAMESPACE, GOSSIP_TOPIC
 from nodeapp.wire.ipc import Empty
 from nodeapp.wire.ipc_p2p import BanList, BanRequest, BanView, LiftRequest, NetworkView
-from nodeapp.wire.provider_key import any_host_key, provider_key
 
-ANNOUNCE_RETRY_SECONDS = 5.0
-MODEL_LOOK_SECONDS = 2.0
-GOSSIP_SECONDS = 60.0
-GOSSIP_REST_SECONDS = 5.0
-"""After a peer came or went: its stream must be open before it hears us."""
 REACH_SECONDS = 900.0
 REACH_SETTLE_SECONDS = 2.0
-LAN_RETRY_SECONDS = 60.0
-ANNOUNCE_REST_SECONDS = 15.0
-"""Between two announcements, however many renters come and go meanwhile."""
-LISTING_WAIT_SECONDS = 25.0
-"""How long one question after the listing's version stays open."""
 _log = get_logger(__name__)
 
 
@@ -66,7 +54,7 @@ class P2pNode:
         self._settings = settings
         self._inference = Engines(shell)
         self._markets = Markets(shell, settings, self._inference)
-        self._chain, self._offers = self._markets.first.chain, self._markets.first.offers
+        self._announcer = Announcer(settings, self._markets, self._inference)
         self._admission = Admission(
             handshakes_per_minute=settings.handshakes_per_minute,
             max_streams_per_peer=settings.max_requests_per_peer,
@@ -81,7 +69,6 @@ class P2pNode:
         self._beat = Beat(settings.flush_seconds)
         self._reservations = Reservations(settings.relays, shell.clock)
         self._router = RouterForward(settings, shell.fail)
-        self._announced: tuple[str, ...] = ()
         self._directory = Directory(shell.clock.unix_seconds)
         self._reach = Reachability("not asked yet")
         self._reachable = shell.metrics.gauge(
@@ -128,21 +115,13 @@ class P2pNode:
         )
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, self._admission))
         await self._reservations.look(host, is_needed=True)
-        tasks.create_task(self._announce(host))
+        if self._settings.gossip:
+            host.gossip.listen(GOSSIP_TOPIC, self._directory.take)
+        self._announcer.start(host, tasks)
         if self._settings.relays:
             tasks.create_task(self._keep_reservations(host))
         tasks.create_task(self._watch_reach(host))
         tasks.create_task(self._router.keep())
-        if self._settings.mdns:
-            tasks.create_task(self._tell_lan(host))
-        if self._settings.gossip:
-            host.gossip.listen(GOSSIP_TOPIC, self._directory.take)
-            tasks.create_task(self._gossip(host))
-        for market in self._markets.all:
-            tasks.create_task(self._follow_listing(host, market))
-        for market in self._markets.further:
-            tasks.create_task(self._announce_further(host, market))
-        tasks.create_task(self._follow_inference(host))
 
     def readiness(self) -> str:
         """What is served or waited for."""
@@ -151,7 +130,7 @@ class P2pNode:
         addresses = ", ".join(self._host.addresses)
         if self._reach.is_reachable is False:
             return f"{addresses}; {self._reach.sentence}"
-        return f"{addresses}; announced {len(self._announced)} models"
+        return f"{addresses}; announced {len(self._announcer.announced)} models"
 
     async def drain(self) -> None:
         """Let answers that are under way finish."""
@@ -181,22 +160,11 @@ class P2pNode:
             peer_id=host.peer_id,
             addresses=host.addresses,
             connected_peers=len(host.connected_peers()),
-            announced_models=self._announced,
+            announced_models=self._announcer.announced,
             conversations=len(self._live),
             is_reachable=self._reach.is_reachable,
             reachability="; ".join(filter(None, self._ways_in())),
         )
-
-    async def _tell_lan(self, host: Libp2pHost) -> None:
-        """Be found on the local network; interfaces may come up after us."""
-        while True:
-            try:
-                async with announcing(host.peer_id, host.listening) as told:
-                    _log.info("told the local network", addresses=told)
-                    await asyncio.Event().wait()
-            except Unavailable as error:
-                _log.warning("not told the local network", error=error.message)
-            await asyncio.sleep(LAN_RETRY_SECONDS)
 
     def _ways_in(self) -> tuple[str, ...]:
         return (self._reach.sentence, self._router.sentence, self._reservations.sentence)
@@ -256,124 +224,16 @@ class P2pNode:
 
     async def _try_offer(self, host: Libp2pHost) -> None:
         try:
-            await self._offer(host)
+            await self._markets.first.offer(host)
         except NodeError as error:
             self._waits_for = error.message
             raise
 
-    async def _offer(self, host: Libp2pHost) -> Offer:
-        return await self._offers.current(host.peer_id, host.addresses, host.sign)
-
-    async def _announce(self, host: Libp2pHost) -> None:
-        """Keep provider records alive; a lost bootstrap is retried, never fatal."""
-        while True:
-            pause, ways_in = ANNOUNCE_RETRY_SECONDS, host.ways_in()
-            rest = asyncio.get_running_loop().time() + ANNOUNCE_REST_SECONDS
-            try:
-                await host.dht.join(self._settings.bootstrap)
-                ways_in = host.ways_in()
-                offer = await self._offer(host)
-                if await self._provide(host, offer) and await self._publish(host, offer):
-                    # Half its life later the record is another one.
-                    half_life = self._settings.record_ttl_seconds / 2
-                    pause = min(self._settings.reprovide_seconds, half_life)
-            except NodeError as error:
-                _log.warning("announcement failed", code=error.code, error=error.message)
-            # Records live in other nodes' memory: a returned bootstrap node has none of ours.
-            await host.ways_in_changed(ways_in, pause)
-            if pause != ANNOUNCE_RETRY_SECONDS:
-                await asyncio.sleep(rest - asyncio.get_running_loop().time())
-
-    async def _announce_further(self, host: Libp2pHost, market: Market) -> None:
-        """Keep provider records of another chain alive; it may come up at any time."""
-        while True:
-            pause, ways_in = ANNOUNCE_RETRY_SECONDS, host.ways_in()
-            try:
-                offer = await market.offers.current(host.peer_id, host.addresses, host.sign)
-                if await self._provide_keys(host, offer):
-                    pause = self._settings.reprovide_seconds
-                    _log.info("announced", chain_id=offer.record.chain_id)
-            except NodeError as error:
-                _log.warning("chain is not offered", process=market.process, error=error.message)
-            await host.ways_in_changed(ways_in, pause)
-            await asyncio.sleep(ANNOUNCE_RETRY_SECONDS)
-
-    async def _follow_listing(self, host: Libp2pHost, market: Market) -> None:
-        """A price or a model that changed on chain is offered at once, not an hour later."""
-        known = 0
-        while True:
-            try:
-                version = await market.listing.version(known, wait_seconds=LISTING_WAIT_SECONDS)
-                if version != known:
-                    known = version
-                    market.offers.renew()
-                    if market is self._markets.first:
-                        await self._offer_anew(host)
-            except NodeError as error:
-                # Not sold any more, or chain restarts: who asks now is told the same.
-                _log.warning("listing cannot be offered", code=error.code, error=error.message)
-                await asyncio.sleep(ANNOUNCE_RETRY_SECONDS)
-
-    async def _follow_inference(self, host: Libp2pHost) -> None:
-        """Another model, or fewer answers at once by a hot GPU, is offered within seconds."""
-        known: tuple[str, int] | None = None
-        while True:
-            try:
-                state = await self._inference.model_state()
-                found = (state.name, state.slots)
-                if known not in (None, found) and state.slots:
-                    await self._offer_anew(host)
-                if known is None or state.slots:
-                    known = found
-            except NodeError as error:
-                _log.warning("model cannot be offered", code=error.code, error=error.message)
-            await asyncio.sleep(MODEL_LOOK_SECONDS)
-
-    async def _offer_anew(self, host: Libp2pHost) -> None:
-        for market in self._markets.all:
-            market.offers.renew()
-        offer = await self._offer(host)
-        await self._provide(host, offer)
-        await self._publish(host, offer)
-
-    async def _provide(self, host: Libp2pHost, offer: Offer) -> bool:
-        done = await self._provide_keys(host, offer)
-        if done:
-            self._announced = tuple(model.model_id for model in offer.record.models)
-            _log.info("announced", models=self._announced)
-        return done
-
-    async def _provide_keys(self, host: Libp2pHost, offer: Offer) -> bool:
-        chain_id = offer.record.chain_id
-        done = await host.dht.provide(any_host_key(chain_id))
-        for model in offer.record.models:
-            done = await host.dht.provide(provider_key(model.model_id, chain_id)) and done
-        return done
-
-    async def _gossip(self, host: Libp2pHost) -> None:
-        """Tell of ourselves now and then, so that whoever joined since knows us too."""
-        while True:
-            ways_in = host.ways_in()
-            try:
-                # A record that is known already goes no further: each telling is a new one.
-                self._offers.renew()
-                offer = await self._offer(host)
-                await host.gossip.publish(GOSSIP_TOPIC, offer.capability.SerializeToString())
-            except NodeError as error:
-                _log.warning("no gossip", code=error.code, error=error.message)
-            await host.ways_in_changed(ways_in, GOSSIP_SECONDS)
-            await asyncio.sleep(GOSSIP_REST_SECONDS)
-
-    async def _publish(self, host: Libp2pHost, offer: Offer) -> bool:
-        """Whether a peer keeps our record: who cannot reach us now still sees what we offer."""
-        value = offer.capability.SerializeToString()
-        return await host.dht.put_value(dht_key(host.peer_id), value) > 0
-
     async def _serve_inference(self, stream: Stream) -> None:
         host = self._require_host()
-        offer = await self._offer(host)
+        offer = await self._markets.first.offer(host)
         services = Services(
-            self._chain,
+            self._markets.first.chain,
             self._inference,
             self._admission,
             RelaySettings(
@@ -395,7 +255,7 @@ class P2pNode:
         host = self._require_host()
 
         async def own(chain_id: int) -> pb.Capability:
-            offer = await self._offer(host)
+            offer = await self._markets.first.offer(host)
             if chain_id not in (0, offer.record.chain_id):
                 offer, _chain = await self._markets.choose(host, chain_id)
             return offer.capability
