@@ -1,4 +1,4 @@
-"""One renter's stream: Hello, Welcome, Login, Open, then Generate as often as it likes.
+"""One renter's stream: the handshake, Open, then Generate as often as it likes.
 
 One loop is the only reader; an answer runs beside it as a task, so receipts, cancels and
 the end of the stream are seen at any time. When the stream is lost in mid-answer the request
@@ -8,13 +8,13 @@ stays open in the ledger: the renter may come back with the same request id and 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
+from nodeapp.core.audit import AuditSink, RenterAdmitted, RenterRefused, Unrecorded
 from nodeapp.core.errors import (
     Busy,
     InvalidRequest,
@@ -22,21 +22,21 @@ from nodeapp.core.errors import (
     NotFound,
     PaymentRequired,
     ProtocolViolation,
-    Unauthorised,
     Unavailable,
     leaves,
 )
-from nodeapp.core.ids import Address, JobId
+from nodeapp.core.ids import JobId
 from nodeapp.network.streams import Stream
 from nodeapp.p2p.admission import Admission
 from nodeapp.p2p.bans import Bans
 from nodeapp.p2p.engines import Engines
+from nodeapp.p2p.handshake import Renter, shake_hands
 from nodeapp.p2p.live import LiveConversations
 from nodeapp.p2p.offer import Offer
 from nodeapp.p2p.relay import Answer, Relay, RelaySettings, begin_answer
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.security.sealed import seal
-from nodeapp.security.wallet import SIGNATURE_BYTES, address_of, recover_public_key
+from nodeapp.security.wallet import SIGNATURE_BYTES
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
 from nodeapp.wire import envelope
@@ -49,12 +49,9 @@ from nodeapp.wire.ipc_chain import (
     ReceiptRequest,
     SessionView,
 )
-from nodeapp.wire.signed import domain_separator, login_digest
 
-HANDSHAKE_SECONDS = 15.0
 MAX_REFUSALS = 32
 """Refused messages of one stream before it ends: each one is answered and logged."""
-AGENT = "fabstir-node/0.1"
 _log = get_logger(__name__)
 
 
@@ -74,6 +71,7 @@ class Services:
     metrics: ConversationMetrics
     live: LiveConversations
     bans: Bans
+    audit: AuditSink = field(default_factory=Unrecorded)
 
 
 class ConversationMetrics:
@@ -84,14 +82,6 @@ class ConversationMetrics:
         self.open_requests = metrics.gauge("open_requests", "Answers being relayed")
         self.refused = metrics.counter("refused_total", "Refusals by code", ("code",))
         self.first_token = metrics.histogram("first_token_seconds", "Generate to first token")
-
-
-@dataclass(frozen=True, slots=True)
-class Renter:
-    """Who is on the other side."""
-
-    address: Address
-    public_key: bytes
 
 
 class Conversation:
@@ -142,7 +132,7 @@ class Conversation:
         structlog.contextvars.bind_contextvars(peer_id=peer)
         try:
             with self._services.admission.stream(peer):
-                renter = await self._handshake()
+                renter = await self._admitted()
                 async with asyncio.TaskGroup() as tasks:
                     await self._converse(renter, tasks)
                     if self._answer is not None:
@@ -153,49 +143,28 @@ class Conversation:
             for error in leaves(group):
                 await self._refuse(error)
 
-    async def _handshake(self) -> Renter:
-        hello = (await self._expect("hello")).hello
-        if not hello.min_version <= envelope.PROTOCOL_VERSION <= hello.max_version:
-            raise ProtocolViolation(
-                f"this host speaks version {envelope.PROTOCOL_VERSION}, not"
-                f" {hello.min_version} to {hello.max_version}"
-            )
-        await self._go_to_chain(hello.chain_id)
-        challenge = secrets.token_bytes(32)
-        host = self._offer.host
-        await self._send(
-            welcome=pb.Welcome(
-                version=envelope.PROTOCOL_VERSION,
-                agent=AGENT,
-                challenge=challenge,
-                chain_id=host.chain_id,
-                marketplace=host.marketplace,
-                host=host.address,
-            )
-        )
-        login = (await self._expect("login")).login
-        digest = login_digest(
-            domain_separator(host.chain_id, host.marketplace),
-            self._stream.remote_peer_id,
-            self._offer.record.peer_id,
-            challenge,
-        )
-        key = recover_public_key(digest, login.signature)
-        if address_of(key) != login.renter:
-            raise Unauthorised("login is not signed by the renter it names")
-        self._services.bans.check_wallet(login.renter)
-        await self._send(login_accepted=pb.LoginAccepted())
-        return Renter(Address(login.renter), key)
+    async def _admitted(self) -> Renter:
+        """Who it is; on record, and so is who was refused."""
+        stream, audit = self._stream, self._services.audit
+        try:
+            renter = await shake_hands(stream, self._go_to_chain, self._services.bans.check_wallet)
+        except NodeError as error:
+            refused = (stream.remote_peer_id, stream.remote_address, error.code, error.message)
+            audit.record(RenterRefused(*refused))
+            raise
+        chain_id = self._offer.host.chain_id
+        audit.record(RenterAdmitted(renter.address, stream.remote_peer_id, chain_id))
+        return renter
 
-    async def _go_to_chain(self, chain_id: int) -> None:
+    async def _go_to_chain(self, chain_id: int) -> Offer:
         """Everything after this is about the sessions of one chain."""
         own = self._offer.host.chain_id
-        if chain_id in (0, own):
-            return
-        if self._choose is None:
-            raise NotFound(f"this host sells on chain {own}, not on {chain_id}")
-        self._offer, self._chain = await self._choose(chain_id)
-        self._relay = self._new_relay()
+        if chain_id not in (0, own):
+            if self._choose is None:
+                raise NotFound(f"this host sells on chain {own}, not on {chain_id}")
+            self._offer, self._chain = await self._choose(chain_id)
+            self._relay = self._new_relay()
+        return self._offer
 
     async def _converse(self, renter: Renter, tasks: asyncio.TaskGroup) -> None:
         refusals = 0
@@ -349,15 +318,6 @@ class Conversation:
         if self._session is None:
             raise InvalidRequest("open a session first")
         return self._session
-
-    async def _expect(self, body: str) -> pb.Envelope:
-        frame = await self._stream.read_frame(envelope.MAX_STREAM_FRAME_BYTES, HANDSHAKE_SECONDS)
-        if frame is None:
-            raise Unavailable("renter left during the handshake")
-        message = envelope.decode(frame)
-        if message.WhichOneof("body") != body:
-            raise ProtocolViolation(f"{body} expected, not {message.WhichOneof('body')}")
-        return message
 
     async def _send(self, **body: object) -> None:
         await self._stream.write_frame(envelope.encode(**body))
