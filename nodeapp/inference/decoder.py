@@ -3,103 +3,46 @@
 Nothing else touches the context. A reader's debt is the number of events it has not taken yet;
 at MAX_DEBT its sequence is left out of the batches, and after `slow_reader_seconds` it is ended.
 
-What shares a batch changes a sequence's logits a little: llama.cpp picks its CPU kernels by the
-number of rows, and attention adds in the order of KV cells. Measured with 0.3.36 on the 135M
-model: up to 0.85 on logits around 25, so a near tie may fall the other way. Nothing crosses over.
+What shares a batch or the cache may change a sequence's logits a little, so that a near tie falls
+the other way; nothing crosses over. llama.cpp picks its CPU kernels by the number of rows (up to
+0.85 on logits around 25); our own for Q4_1 and Q8_0 (decision 0012) give a row the same in every
+batch. Attention is left: it adds in the order of KV cells, by tiles and threads. Measured with
+0.3.36, our kernels, 135M model, 400 cells, logits around 32: beside others in a batch 0 with one
+thread and 0.5 with two, behind others' cells 1.2, the prompt computed in other parts 0.7.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import assert_never
 
 from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.inference.admission import Load, SpeedMeter
+from nodeapp.inference.commands import Cancel, Command, Credit, Stop, Submit
 from nodeapp.inference.job import Job
-from nodeapp.inference.llama import Aborted, LlamaModel, NoRoom, Saved
+from nodeapp.inference.llama import Aborted, LlamaModel, NoRoom
 from nodeapp.inference.metrics import InferenceMetrics
-from nodeapp.inference.sampling import Choice, Constraint, Logits, Sampler, SamplingParameters
+from nodeapp.inference.request import Request
+from nodeapp.inference.sampling import Logits
 from nodeapp.inference.scheduler import Limits, Scheduler
-from nodeapp.inference.speculation import DRAFT_LENGTHS, Guesser, SpeculationCost
-from nodeapp.inference.step import (
-    Copy,
-    Forget,
-    MemoryOperation,
-    Park,
-    Remove,
-    Restore,
-    Rows,
-    Step,
-)
-from nodeapp.inference.text import Released, TextAssembler
+from nodeapp.inference.sequence_memory import SequenceMemory
+from nodeapp.inference.speculation import DRAFT_LENGTHS, SpeculationCost
+from nodeapp.inference.step import Rows, Step
+from nodeapp.inference.text import Released
 from nodeapp.service.clock import Clock
-from nodeapp.wire.ipc_inference import (
-    Alternative,
-    Event,
-    Fingerprint,
-    Finished,
-    FinishReason,
-    Produced,
-    TokenLogprob,
-)
+from nodeapp.wire.ipc_inference import Event, Finished, FinishReason
 
 MAX_DEBT = 32
 RESUME_DEBT = 8
-CPU_IDLE_ROWS = 128
-"""On a CPU a cached prefix of 1000 tokens makes every other row 0.3 ms slower (2.4 ms without; 8
-rows, 135M model); to park it and to fetch it again takes 8 ms, to compute it again 1200."""
-MAX_PARKED_BYTES = 1 << 30
-"""Besides the scheduler's limit in tokens: a recurrent model's state is large however short."""
 GATHER_SECONDS = 0.04
 """Tokens between an answer's first and its last gather for so long before they are handed over:
 every hand-over wakes two processes, which on a small machine stops the threads that compute."""
 PUBLISH_SECONDS = 0.1
 """So often the figures of the moment are told while there is work."""
 
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Start a request; `answer_ids` was already delivered and is gone on from."""
-
-    number: int
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    max_tokens: int
-    sampling: SamplingParameters
-    stop: tuple[str, ...]
-    scope: str
-    accepted_at: float
-    public: int = 0
-    renter: str = ""
-    weight: int = 1
-    constraint: Constraint | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Forget a request; nothing more is sent for it. Unknown numbers are ignored."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """The reader took so many events."""
-
-    number: int
-    events: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End the thread."""
-
-
-Command = Submit | Cancel | Credit | Stop
 Post = Callable[[list[tuple[int, Event]]], None]
 
 
@@ -110,25 +53,6 @@ class DecoderLimits:
     scheduler: Limits
     slow_reader_seconds: float
     has_speculation: bool
-
-
-@dataclass(slots=True)
-class _Request:
-    submit: Submit
-    text: TextAssembler
-    sampler: Sampler
-    position: int
-    cached: int = 0
-    choices: deque[Choice] = field(default_factory=deque)
-    """Of the tokens that are not released yet, when more than their ids is wanted."""
-    guesser: Guesser | None = None
-    guess: tuple[int, ...] = ()
-    chosen: int = 0
-    delivered: int = 0
-    debt: int = 0
-    paused_at: float | None = None
-    admitted_at: float = 0.0
-    first_at: float = 0.0
 
 
 class Decoder:
@@ -152,12 +76,11 @@ class Decoder:
         self._post = post
         self._scheduler = Scheduler(limits.scheduler)
         self._cost: SpeculationCost | None = None
-        self._parked: dict[int, Saved] = {}
-        """The bytes of what the scheduler has parked, by key."""
+        self._memory = SequenceMemory(model)
         self._meter = SpeedMeter()
         self.load = Load()
         """Replaced whole now and then; any thread may read it."""
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Request] = {}
         self._events: list[tuple[int, Event]] = []
         self._is_urgent = False
         self._sent_at = self._published_at = 0.0
@@ -239,13 +162,7 @@ class Decoder:
             weight=submit.weight,
         )
         self._scheduler.submit(job)
-        sampler = Sampler(
-            submit.sampling,
-            prompt_ids=submit.prompt_ids,
-            answer_ids=submit.answer_ids,
-            constraint=submit.constraint,
-        )
-        self._requests[submit.number] = _Request(submit, TextAssembler(submit.stop), sampler, count)
+        self._requests[submit.number] = Request.of(submit)
         self._metrics.prompt_tokens.inc(count)
 
     def _credit(self, number: int, events: int) -> None:
@@ -310,9 +227,9 @@ class Decoder:
 
     def _apply_memory(self, step: Step) -> bool:
         """False: a sequence was lost (some models cannot drop a part of one); plan again."""
-        lost: set[int] = set()
-        for operation in step.memory:
-            self._carry_out(operation, lost)
+        lost = self._memory.apply(step.memory)
+        if not self._memory.can_take_back:
+            self._cost = None  # guesses that are wrong must be taken back
         owners = {self._scheduler.lost(slot) for slot in lost}
         for number, found in step.reused:
             tokens = found if number not in owners else 0
@@ -321,51 +238,6 @@ class Decoder:
             request.cached = min(tokens, len(request.submit.prompt_ids))
             request.admitted_at = self._clock.monotonic_seconds()
         return not lost
-
-    def _carry_out(self, operation: MemoryOperation, lost: set[int]) -> None:
-        """`lost`: slots that are empty now and should not be; what later ones take from them is."""
-        match operation:
-            case Copy(source, target, end):
-                if source in lost:
-                    lost.add(target)
-                else:
-                    self._model.copy(source, target, end)
-            case Remove(slot, start):
-                self._remove(slot, start, lost)
-            case Park(slot, key):
-                if slot not in lost:
-                    self._park(slot, key)
-            case Restore():
-                lost.update(self._restore(operation))
-            case Forget(key):
-                self._parked.pop(key, None)
-            case _:
-                assert_never(operation)
-
-    def _remove(self, slot: int, start: int, lost: set[int]) -> None:
-        if start == 0:
-            lost.discard(slot)  # empty, as it should be
-        if not self._model.remove(slot, start):
-            self._cost = None  # guesses that were wrong could not be taken back
-            self._model.remove(slot, 0)
-            lost.add(slot)
-
-    def _park(self, slot: int, key: int) -> None:
-        """What finds no room is computed again should it be wanted."""
-        held = sum(saved.nbytes for saved in self._parked.values())
-        if held + self._model.saved_bytes(slot) <= MAX_PARKED_BYTES:
-            self._parked[key] = self._model.save(slot)
-
-    def _restore(self, wanted: Restore) -> tuple[int, ...]:
-        """The slot when it is lost."""
-        slot, saved = wanted.slot, self._parked.get(wanted.key)
-        if not wanted.is_kept:
-            self._parked.pop(wanted.key, None)
-        is_there = saved is not None and self._model.restore(slot, saved)
-        if is_there and self._model.remove(slot, wanted.end):
-            return ()
-        self._model.remove(slot, 0)
-        return (slot,)
 
     def _compute(self, step: Step) -> None:
         try:
@@ -402,24 +274,11 @@ class Decoder:
             self._metrics.drafted_tokens.inc(rows.drafts)
             self._metrics.accepted_tokens.inc(max(0, len(chosen) - 1))
         if rows.job_id in self._requests:
-            self._scheduler.advance(rows.job_id, chosen, self._draft(request, chosen))
+            cost, running = self._cost, self._scheduler.running
+            draft = request.draft(chosen, cost, running) if cost is not None else ()
+            self._scheduler.advance(rows.job_id, chosen, draft)
 
-    def _draft(self, request: _Request, chosen: Sequence[int]) -> tuple[int, ...]:
-        """Guesses for what follows; also judges what would have been guessed for these."""
-        cost, guesser = self._cost, request.guesser
-        if cost is None:
-            return ()
-        if guesser is None:
-            submit = request.submit
-            guesser = request.guesser = Guesser((*submit.prompt_ids, *submit.answer_ids))
-        guesser.learn(request.guess, chosen)
-        guesser.extend(chosen)
-        room = request.submit.max_tokens - request.chosen - 1
-        request.guess = guesser.guess(min(room, DRAFT_LENGTHS[-1]))
-        length = cost.best_length(guesser.rate, self._scheduler.running, len(request.guess))
-        return request.guess[:length]
-
-    def _choose(self, request: _Request, logits: Logits) -> int | None:
+    def _choose(self, request: Request, logits: Logits) -> int | None:
         """The next token, delivered as far as it may be; None: with it the answer has ended."""
         try:
             choice = request.sampler.choose(logits, request.position)
@@ -453,7 +312,7 @@ class Decoder:
             return token_id
         return None
 
-    def _produced(self, request: _Request, released: Released) -> None:
+    def _produced(self, request: Request, released: Released) -> None:
         if not released.token_ids:
             return
         number = request.submit.number
@@ -461,31 +320,13 @@ class Decoder:
         request.delivered += len(released.token_ids)
         request.debt += 1
         self._metrics.delivered_tokens.inc(len(released.token_ids))
-        self._events.append((number, self._event(request, released)))
+        self._events.append((number, request.event(released, self._model.piece)))
         if request.debt >= MAX_DEBT and request.paused_at is None:
             request.paused_at = self._clock.monotonic_seconds()
             self._scheduler.pause(number, is_paused=True)
 
-    def _event(self, request: _Request, released: Released) -> Produced:
-        if not request.choices:
-            return Produced(released.token_ids, released.text)
-        choices = [request.choices.popleft() for _ in released.token_ids]
-        return Produced(
-            released.token_ids,
-            released.text,
-            tuple(self._logprob(choice) for choice in choices if choice.logprobs),
-            tuple(Fingerprint(*choice.fingerprint) for choice in choices if choice.fingerprint),
-        )
-
-    def _logprob(self, choice: Choice) -> TokenLogprob:
-        chosen, *top = (
-            Alternative(one.token_id, self._model.piece(one.token_id), one.logprob)
-            for one in choice.logprobs
-        )
-        return TokenLogprob(chosen, tuple(top))
-
     def _finish(
-        self, request: _Request, reason: FinishReason, released: Released, detail: str = ""
+        self, request: Request, reason: FinishReason, released: Released, detail: str = ""
     ) -> None:
         self._produced(request, released)
         number = request.submit.number
