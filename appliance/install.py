@@ -13,13 +13,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.steps import system
 from appliance.steps.console import SetupFailure, Status
 from appliance.steps.layout import APPLIANCE, ROOT, write_atomically
-from appliance.steps.run import run
+from appliance.steps.machine import Machine
 from appliance.steps.sources import copy_files, product_files
 
 HOME = Path("opt/fabstir-node")
@@ -43,51 +42,6 @@ m fabstir render
 """
 """The groups own the GPU's device files."""
 DRIVER = "# The node may not load it.\nnvidia-uvm\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where things are put: the running system, or a directory that becomes one."""
-
-    root: Path
-    dry: bool
-
-    @property
-    def is_running(self) -> bool:
-        """The system we run on."""
-        return self.root == Path("/")
-
-    def path(self, inside: Path) -> Path:
-        """Of a place inside."""
-        return self.root / inside
-
-    def say(self, mark: str, text: str) -> None:
-        """One line a step."""
-        sys.stdout.write(f"  {mark:<8} {text}\n")
-
-    def do(self, text: str, is_done: bool, action: Callable[[], object]) -> None:  # noqa: FBT001
-        """Carry a step out, or say that nothing has to be done, or what would be."""
-        if is_done:
-            self.say("ok", text)
-        elif self.dry:
-            self.say("would", text)
-        else:
-            action()
-            self.say("done", text)
-
-    def command(self, *words: str | Path) -> None:
-        """Of the system.
-
-        Raises:
-            SetupFailure: it failed; its last lines are in the text.
-        """
-        run(Status(str(words[0]), sys.stderr), words, what=" ".join(map(str, words[:2])))
-
-    def put(self, text: str, place: Path, content: str) -> None:
-        """A file of ours, whatever was there."""
-        target = self.path(place)
-        same = target.is_file() and target.read_text("utf-8") == content
-        self.do(f"{text}: /{place}", same, lambda: write_atomically(target, content))
 
 
 def install(machine: Machine, *, start: bool, portable: bool) -> None:

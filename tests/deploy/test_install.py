@@ -12,6 +12,7 @@ import pytest
 from appliance import install
 from appliance.steps.console import SetupFailure
 from appliance.steps.layout import ROOT
+from appliance.steps.machine import Machine
 from appliance.steps.sources import copy_files, product_files
 
 SCRIPT = ROOT / "appliance" / "install.sh"
@@ -178,7 +179,7 @@ def test_purge_goes_with_uninstall(system):
 
 
 def test_a_failed_command_names_itself(tmp_path):
-    machine = install.Machine(tmp_path, dry=False)
+    machine = Machine(tmp_path, dry=False)
     with pytest.raises(SetupFailure, match=r"false .*failed \(exit code 1\)"):
         machine.command("false", "now")
 
@@ -230,7 +231,7 @@ def test_an_account_that_was_half_made_gets_its_groups(system):
 @needs_root
 def test_a_removal_that_was_interrupted_is_done_once_more(system, monkeypatch):
     run(system)
-    machine = install.Machine(system, dry=False)
+    machine = Machine(system, dry=False)
     left = []
 
     def interrupted(path):
@@ -249,7 +250,7 @@ def test_a_removal_that_was_interrupted_is_done_once_more(system, monkeypatch):
 
 
 def test_a_running_node_is_not_restarted_into_settings_it_does_not_know(system):
-    machine = install.Machine(system, dry=False)
+    machine = Machine(system, dry=False)
     assert install.settings_trouble(machine) == ""
     program = system / "opt/fabstir-node/.venv/bin/fabstir-node"
     program.parent.mkdir(parents=True)
