@@ -108,16 +108,7 @@ def pack(  # noqa: PLR0913 (each is one thing that a release says or holds)
         _packed(raw, slot.hashes.offset, head.hash_bytes, out / files.hashes, level)
     if flash:
         subprocess.run([*ZSTD, "-o", out / files.flash, disk], check=True)
-    listed = {path.name: _described(path) for path in sorted(out.iterdir())}
-    manifest = {
-        "format": FORMAT,
-        "version": version,
-        "usrhash": files.root,
-        "least_from": least_from,
-        "notes": notes,
-        "files": listed,
-    }
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
+    _write_manifest(out, files, least_from=least_from, notes=notes)
     sums = (f"{_sha256(path)}  {path.name}\n" for path in sorted(out.iterdir()))
     (out / SUMS).write_text("".join(sums), "ascii")
     return files
@@ -207,8 +198,21 @@ def _packed(disk: BinaryIO, offset: int, size: int, target: Path, level: int) ->
             raise Damaged(f"xz ended with {child.returncode}")
 
 
-def _described(path: Path) -> dict[str, str | int]:
-    return {"sha256": _sha256(path), "size_bytes": path.stat().st_size}
+def _write_manifest(out: Path, files: Files, *, least_from: str, notes: str) -> None:
+    """What the release is, and each file that is there so far."""
+    listed = {
+        path.name: {"sha256": _sha256(path), "size_bytes": path.stat().st_size}
+        for path in sorted(out.iterdir())
+    }
+    manifest = {
+        "format": FORMAT,
+        "version": files.version,
+        "usrhash": files.root,
+        "least_from": least_from,
+        "notes": notes,
+        "files": listed,
+    }
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def _sha256(path: Path) -> str:
