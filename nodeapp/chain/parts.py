@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from nodeapp.chain.audited import ENVELOPE, AuditedSigner
 from nodeapp.chain.connection import Connection
 from nodeapp.chain.desk import Desk
 from nodeapp.chain.gate import Gate, Sight
@@ -76,7 +77,8 @@ class Builder:
         key = await open_signer(settings, self.resources)
         ledger = await self._ledger(key.address)
         policy = host_policy(settings, deployment, key.address)
-        wallet = PolicySigner(key, policy, ledger, clock=shell.clock, metrics=shell.metrics)
+        allowed = PolicySigner(key, policy, ledger, clock=shell.clock, metrics=shell.metrics)
+        wallet = AuditedSigner(allowed, shell.audit)
         connection = await self.resources.enter_async_context(
             Connection(settings, shell.clock, shell.metrics)
         )
@@ -89,6 +91,7 @@ class Builder:
             signer=wallet,
             clock=shell.clock,
             metrics=shell.metrics,
+            audit=shell.audit,
         )
         wish = partial(settings_wish, settings, usdc=deployment.usdc, public_key=wallet.public_key)
         # A misspelt price ends the start, not the first look at the chain.
@@ -103,7 +106,9 @@ class Builder:
             connection=connection,
             contracts=contracts,
             watcher=watcher,
-            runner=await self._runner(ledger, sending, wallet, contracts, dispute_window),
+            runner=await self._runner(
+                ledger, sending, replace(wallet, purpose=ENVELOPE), contracts, dispute_window
+            ),
             sending=sending,
             listing=listing,
             registrar=_registrar(ledger, sending, wallet, contracts, wish),
@@ -200,7 +205,7 @@ class Builder:
 
 
 def _registrar(
-    ledger: Ledger, sending: Sending, wallet: Signer, contracts: Contracts, wish: WishFor
+    ledger: Ledger, sending: Sending, wallet: AuditedSigner, contracts: Contracts, wish: WishFor
 ) -> Registrar:
     return Registrar(
         contracts=contracts,
@@ -211,6 +216,7 @@ def _registrar(
         host=wallet.address,
         public_key=wallet.public_key,
         wish=wish,
+        audit=wallet.audit,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import msgspec
@@ -20,6 +20,7 @@ from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import read_bounds, read_listing
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.withdrawals import Withdrawer
+from nodeapp.core.audit import AuditSink, ListingChanged, Unrecorded
 from nodeapp.core.errors import NotFound, Rejected, Unavailable
 from nodeapp.core.ids import Address, ModelId
 from nodeapp.core.listing import (
@@ -46,7 +47,7 @@ from nodeapp.evm.abi import Call
 from nodeapp.evm.calls import NATIVE, Calls, approve
 from nodeapp.evm.contracts import Contracts
 from nodeapp.service.logs import get_logger
-from nodeapp.service.server import endpoint, query, stream_endpoint
+from nodeapp.service.server import endpoint, operator, query, stream_endpoint
 from nodeapp.wire import ipc_listing as wire
 
 READ_BACK_SECONDS = 30.0
@@ -71,6 +72,7 @@ class Registrar:
     host: Address
     public_key: bytes
     wish: Callable[[Listing], Wish]
+    audit: AuditSink = field(default_factory=Unrecorded)
 
     async def view(self) -> wire.ListingView:
         """Everything an operator wants to see, as of the newest block."""
@@ -230,6 +232,7 @@ class Registrar:
         done_before = sum(key.startswith(KEY_PREFIX) for key in self.ledger.mined)
         key = f"{KEY_PREFIX}{done_before}/{purpose}"
         mined = await self.queue.execute(key, call)
+        self.audit.record(ListingChanged(text, mined.tx_hash))
         _log.info("listing changed", step=text, tx_hash=mined.tx_hash)
         return wire.ListingDone(text, key, mined.tx_hash, mined.gas_used, mined.block_number)
 
@@ -278,14 +281,14 @@ def routes(registrar: Callable[[], Registrar]) -> Sequence[web.RouteDef]:
         web.post(
             "/v1/listing/plan", endpoint(wire.ListingRequest, lambda ask: registrar().plan(ask))
         ),
-        web.post("/v1/listing/change", stream_endpoint(wire.ListingRequest, change)),
+        web.post("/v1/listing/change", operator(stream_endpoint(wire.ListingRequest, change))),
         web.post(
             "/v1/listing/unregister",
-            endpoint(wire.UnregisterRequest, lambda ask: registrar().unregister(ask)),
+            operator(endpoint(wire.UnregisterRequest, lambda ask: registrar().unregister(ask))),
         ),
         web.post(
             "/v1/listing/withdraw",
-            endpoint(wire.WithdrawRequest, lambda ask: registrar().withdraw(ask)),
+            operator(endpoint(wire.WithdrawRequest, lambda ask: registrar().withdraw(ask))),
         ),
         web.post("/v1/market", endpoint(wire.MarketRequest, lambda ask: registrar().market(ask))),
     ]

@@ -8,6 +8,7 @@ from nodeapp.chain.gas import GasWatch
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.withdrawals import Withdrawer
+from nodeapp.core.audit import AuditSink, Unrecorded
 from nodeapp.core.fees import GWEI, FeePolicy
 from nodeapp.core.ids import Address
 from nodeapp.core.units import BaseUnits, Wei
@@ -31,7 +32,7 @@ class Sending:
     withdrawer: Withdrawer
 
 
-def build_sending(
+def build_sending(  # noqa: PLR0913  # keywords, each a part of its own
     settings: ChainSettings,
     *,
     ledger: Ledger,
@@ -39,6 +40,7 @@ def build_sending(
     signer: Signer,
     clock: Clock,
     metrics: Metrics,
+    audit: AuditSink | None = None,
 ) -> Sending:
     """Queue, gas watch and withdrawer of one account."""
     transactions = Transactions(contracts.provider)
@@ -73,6 +75,7 @@ def build_sending(
             native_price=BaseUnits(settings.native_coin_price),
         ),
         is_automatic=settings.withdraw,
+        audit=audit or Unrecorded(),
     )
     return Sending(queue, gas, withdrawer)
 

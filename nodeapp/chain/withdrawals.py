@@ -14,6 +14,7 @@ import msgspec
 
 from nodeapp.chain.ledger import Entry, Ledger
 from nodeapp.chain.queue import TransactionQueue
+from nodeapp.core.audit import AuditSink, Unrecorded, WithdrawalDone, WithdrawalFailed
 from nodeapp.core.errors import Corrupt, NodeError, NotFound, Rejected
 from nodeapp.core.ids import Address, JobId, TxHash
 from nodeapp.core.outbox import TransactionMined
@@ -76,6 +77,7 @@ class Withdrawer:
     payout: Address
     policy: WithdrawalPolicy
     is_automatic: bool = True
+    audit: AuditSink = field(default_factory=Unrecorded)
     _work: dict[Address, _Work] = field(default_factory=dict)
     _asked: set[Address] = field(default_factory=set)
     _seen: BlockNumber | None = None
@@ -163,6 +165,7 @@ class Withdrawer:
             pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2**work.failures)
             work.failures += 1
             work.error = error
+            self.audit.record(WithdrawalFailed(asset, error.message))
             _log.warning(
                 "withdrawal failed",
                 asset=asset,
@@ -287,6 +290,8 @@ class Withdrawer:
             payment = payment_of(plan.asset, payee, plan.amount)
             await self.queue.execute(payout_key(plan), payment, is_payment=True)
         await self.ledger.record(WithdrawalFinished(plan.number))
+        done = (plan.asset, str(plan.amount), len(plan.job_ids), payee or self.host)
+        self.audit.record(WithdrawalDone(*done))
         _log.info(
             "earnings withdrawn",
             asset=plan.asset,

@@ -5,6 +5,7 @@ A backup is named by its id in the repository, "latest", or the path of a local 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,8 @@ import typer
 from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nodeapp.service.settings import Settings
     from nodeapp.updater.drill import Repository
     from nodeapp.wire.ipc_updater import RestorePreview
@@ -155,8 +158,10 @@ def verify(
                 f" {manifest.blobs} blobs, keys: {keys}"
             )
 
-    repository = _repository(settings_of(config, state_dir, flags))
-    sys.stdout.write(asyncio.run(look()) + "\n")
+    settings = settings_of(config, state_dir, flags)
+    repository = _repository(settings)
+    with _on_record(settings, "verify", which):
+        sys.stdout.write(asyncio.run(look()) + "\n")
 
 
 def restore(  # noqa: PLR0913, PLR0917 (typer reads options from parameters)
@@ -174,11 +179,13 @@ def restore(  # noqa: PLR0913, PLR0917 (typer reads options from parameters)
 
     settings = settings_of(config, state_dir, flags)
     if _is_file(which):
-        _restore_file(Path(which), to, settings)
+        with _on_record(settings, "restore", which):
+            _restore_file(Path(which), to, settings)
         return
-    preview = asyncio.run(
-        _repository(settings).restore(which, account, is_dry_run=dry_run, replace=replace)
-    )
+    with _on_record(settings, "restore", which, "dry run" if dry_run else ""):
+        preview = asyncio.run(
+            _repository(settings).restore(which, account, is_dry_run=dry_run, replace=replace)
+        )
     sys.stdout.write(_preview_text(preview))
     sys.stdout.write("nothing was written\n" if dry_run else "restored\n")
 
@@ -196,8 +203,9 @@ def drill(
 
     import msgspec
 
-    repository = _repository(settings_of(config, state_dir, flags))
-    report = asyncio.run(repository.drill(which, account))
+    settings = settings_of(config, state_dir, flags)
+    with _on_record(settings, "drill", which):
+        report = asyncio.run(_repository(settings).drill(which, account))
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
         return
@@ -207,6 +215,22 @@ def drill(
         f" {report.blobs} blobs; fetched in {report.fetch_seconds:.1f} s, restored in"
         f" {report.restore_seconds:.1f} s\n"
     )
+
+
+@contextlib.contextmanager
+def _on_record(settings: Settings, action: str, which: str, detail: str = "") -> Iterator[None]:
+    """What an operator did to backups without the node, in the log of operators."""
+    from nodeapp.core.audit import BackupAction
+    from nodeapp.core.errors import NodeError
+    from nodeapp.service.audit import direct_audit
+
+    audit = direct_audit(settings.node, "operator")
+    try:
+        yield
+    except NodeError as error:
+        audit.record(BackupAction(action, which, error.code, error.message))
+        raise
+    audit.record(BackupAction(action, which, "done", detail))
 
 
 def _repository(settings: Settings) -> Repository:

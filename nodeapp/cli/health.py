@@ -79,6 +79,7 @@ def _settings_at_boot(
 
 async def _boot(settings: Settings, trouble: str) -> str:
     """Args: `trouble` is why these are not the node's own settings; then only a trial fails."""
+    from nodeapp.service.audit import direct_audit
     from nodeapp.service.logs import configure_logs
     from nodeapp.service.paths import resolve_paths
     from nodeapp.updater.boot_health import BootHealth, SettingsUnusable
@@ -95,7 +96,7 @@ async def _boot(settings: Settings, trouble: str) -> str:
     settle = min(settings.updater.gate_settle_seconds, MAX_BOOT_SECONDS / 2)
     allowed = min(settings.updater.gate_seconds, MAX_BOOT_SECONDS - settle)
     judge = BootHealth(
-        UpdateJournal(journal_path(settings.updater, paths)),
+        UpdateJournal(journal_path(settings.updater, paths), direct_audit(settings.node, "boot")),
         SysupdateBackend(running_version().slot),
         SettingsUnusable(trouble) if trouble else TreeGate(paths, allowed, settle),
     )

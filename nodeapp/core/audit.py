@@ -101,7 +101,7 @@ class SignatureRefused(AuditEvent, frozen=True):
     reason: str
 
 
-class EarningsWithdrawn(AuditEvent, frozen=True):
+class WithdrawalDone(AuditEvent, frozen=True):
     """Base units of the asset; `payee` is who holds them now."""
 
     asset: str

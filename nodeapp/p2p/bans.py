@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from nodeapp.core.audit import AuditSink, BanLifted, Banned, BannedByOperator, Unrecorded
 from nodeapp.core.errors import InvalidRequest, NodeError, Unauthorised, Unavailable
 from nodeapp.core.ids import PeerId
 from nodeapp.core.peer_score import (
@@ -35,8 +36,11 @@ _log = get_logger(__name__)
 class Bans:
     """The table; one file, rewritten whole when it changes."""
 
-    def __init__(self, path: Path, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, path: Path, clock: Clock, metrics: Metrics, audit: AuditSink | None = None
+    ) -> None:
         self._path = path
+        self._audit = audit or Unrecorded()
         self._clock = clock
         self._scores: dict[str, Score] = {}
         self._bans = self._load()
@@ -88,6 +92,7 @@ class Bans:
             raise InvalidRequest(f"{name[:80]!r} is not one of {', '.join(KINDS)}, a colon, a name")
         ban = Ban(reason, self._clock.unix_seconds() + seconds)
         self._keep(name, ban)
+        self._audit.record(BannedByOperator(name, reason, round(seconds)))
         return ban
 
     def lift(self, name: str) -> bool:
@@ -95,6 +100,8 @@ class Bans:
         found = self._bans.pop(name, None)
         self._scores.pop(name, None)
         self._save()
+        if found is not None:
+            self._audit.record(BanLifted(name))
         return found is not None
 
     def _add(self, name: str, points: float, reason: str) -> None:
@@ -107,6 +114,7 @@ class Bans:
             return
         ban = next_ban(self._bans.get(name), reason, now)
         _log.warning("banned", name=name, reason=reason, seconds=round(ban.until - now))
+        self._audit.record(Banned(name, reason, round(ban.until - now)))
         self._keep(name, ban)
 
     def _keep(self, name: str, ban: Ban) -> None:

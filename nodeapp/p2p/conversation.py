@@ -22,6 +22,7 @@ from nodeapp.core.errors import (
     NotFound,
     PaymentRequired,
     ProtocolViolation,
+    Rejected,
     Unavailable,
     leaves,
 )
@@ -148,7 +149,7 @@ class Conversation:
         stream, audit = self._stream, self._services.audit
         try:
             renter = await shake_hands(stream, self._go_to_chain, self._services.bans.check_wallet)
-        except NodeError as error:
+        except Rejected as error:
             refused = (stream.remote_peer_id, stream.remote_address, error.code, error.message)
             audit.record(RenterRefused(*refused))
             raise

@@ -33,7 +33,7 @@ from nodeapp.rpc.storage import StorageClient
 from nodeapp.security.capability import capability_rule
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
-from nodeapp.service.server import endpoint, query
+from nodeapp.service.server import endpoint, operator, query
 from nodeapp.service.settings import P2pSettings
 from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
@@ -61,7 +61,10 @@ class P2pNode:
         )
         self._metrics = ConversationMetrics(shell.metrics)
         self._bans = Bans(
-            shell.paths.process_state("p2p") / "bans.json", shell.clock, shell.metrics
+            shell.paths.process_state("p2p") / "bans.json",
+            shell.clock,
+            shell.metrics,
+            shell.audit,
         )
         self._resources = AsyncExitStack()
         self._host: Libp2pHost | None = None
@@ -81,10 +84,10 @@ class P2pNode:
         return [
             web.get("/v1/network", query(self.view)),
             web.get("/v1/bans", query(self.ban_list)),
-            web.post("/v1/bans/add", endpoint(BanRequest, self.ban)),
-            web.post("/v1/bans/lift", endpoint(LiftRequest, self.lift)),
-            web.post("/v1/drain", endpoint(Empty, self.pause)),
-            web.post("/v1/resume", endpoint(Empty, self.resume)),
+            web.post("/v1/bans/add", operator(endpoint(BanRequest, self.ban))),
+            web.post("/v1/bans/lift", operator(endpoint(LiftRequest, self.lift))),
+            web.post("/v1/drain", operator(endpoint(Empty, self.pause))),
+            web.post("/v1/resume", operator(endpoint(Empty, self.resume))),
         ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -245,6 +248,7 @@ class P2pNode:
             self._metrics,
             self._live,
             self._bans,
+            self._shell.audit,
         )
         choose = partial(self._markets.choose, host)
         conversation = Conversation(stream, services, offer, choose)

@@ -32,9 +32,10 @@ from nodeapp.core.audit import (
 )
 from nodeapp.core.errors import Unavailable
 from nodeapp.security.audit import DIRECTORY, AuditFile, Stamped, heads
-from nodeapp.service.clock import Clock
+from nodeapp.service.clock import Clock, SystemClock
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
+from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Section
 
 MAX_WAITING = 1000
@@ -217,6 +218,15 @@ class DirectAudit:
     async def keep(self, event: AuditEvent) -> None:
         """See AuditSink."""
         await asyncio.to_thread(self.record, event)
+
+
+def direct_audit(node: NodeSettings, name: str) -> DirectAudit:
+    """For a command that has a log of its own: "operator", "launcher", "boot".
+
+    Raises:
+        InvalidRequest: see resolve_paths.
+    """
+    return DirectAudit(audit_file(node, resolve_paths(node).state, name), SystemClock())
 
 
 def audit_root(state: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from nodeapp.rpc.updater import SNAPSHOT, SNAPSHOTS, VERSION
-from nodeapp.service.server import endpoint, query
+from nodeapp.service.server import endpoint, operator, query
 from nodeapp.updater.snapshots import SnapshotSets
 from nodeapp.updater.version import running_version
 from nodeapp.wire.ipc import Empty
@@ -22,7 +22,7 @@ def updater_routes(snapshots: SnapshotSets) -> list[web.RouteDef]:
         return running_version()
 
     return [
-        web.post(SNAPSHOT, endpoint(Empty, make)),
+        web.post(SNAPSHOT, operator(endpoint(Empty, make))),
         web.get(SNAPSHOTS, query(snapshots.kept)),
         web.get(VERSION, query(version)),
     ]

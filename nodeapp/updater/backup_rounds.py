@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
+from nodeapp.core.audit import BackupAction
 from nodeapp.core.errors import InvalidRequest, NodeError
 from nodeapp.core.retention import Retention, age_text
 from nodeapp.rpc.updater import BACKUP, STATE_SNAPSHOT
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
-from nodeapp.service.server import endpoint
+from nodeapp.service.server import endpoint, operator
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.backups import Backups
 from nodeapp.updater.restic import Restic, open_restic
@@ -62,8 +63,8 @@ class BackupRounds:
     def routes(self) -> Sequence[web.RouteDef]:
         """What rpc/updater.py calls."""
         return [
-            web.post(BACKUP, endpoint(Empty, self.create)),
-            web.post(STATE_SNAPSHOT, endpoint(StateSnapshotRequest, self.keep_state)),
+            web.post(BACKUP, operator(endpoint(Empty, self.create))),
+            web.post(STATE_SNAPSHOT, operator(endpoint(StateSnapshotRequest, self.keep_state))),
         ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -138,6 +139,9 @@ class BackupRounds:
                 made = await backups.create(only_if_changed=only_if_changed)
             except NodeError as error:
                 self._counted.labels("failed").inc()
+                if self._trouble != error.message:
+                    # Once, however often the same is tried again.
+                    self._note("", error.code, error.message)
                 self._trouble = error.message
                 raise
         self._trouble = ""
@@ -146,8 +150,12 @@ class BackupRounds:
         self._added.inc(made.bytes_added)
         self._good.set(self._shell.clock.unix_seconds())
         if made.is_new:
+            self._note(made.id, "done", f"{made.records} records, {made.sessions} sessions")
             _log.info("backup made", id=made.id[:8], records=made.records, seconds=made.seconds)
         return made
+
+    def _note(self, made: str, outcome: str, detail: str) -> None:
+        self._shell.audit.record(BackupAction("make", made, outcome, detail))
 
     async def _backup_rounds(self, backups: Backups) -> None:
         failed = False

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nodeapp.core.audit import AuditSink, Unrecorded
 from nodeapp.core.errors import Corrupt, NodeError, Unavailable
 from nodeapp.core.update import (
     TRIAL,
@@ -32,6 +33,7 @@ from nodeapp.core.update import (
     TrialBegan,
     UpdateState,
 )
+from nodeapp.service.audit import direct_audit
 from nodeapp.service.config import load_settings
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.logs import configure_logs, get_logger
@@ -53,6 +55,7 @@ class Launcher:
     arguments: Sequence[str]
     """Of `fabstir-node` in the release that is started."""
     gpus: Callable[[], int] = count_gpus
+    audit: AuditSink = field(default_factory=Unrecorded)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> int | None:
@@ -168,7 +171,7 @@ class Launcher:
                 raise Corrupt(f"{type(effect).__name__} is not the launcher's work")
 
     def _journal(self) -> UpdateJournal:
-        return UpdateJournal(self.layout.journal)
+        return UpdateJournal(self.layout.journal, self.audit)
 
     def _backend(self) -> VenvBackend:
         return VenvBackend(self.layout, _nothing_to_restart)
@@ -235,7 +238,8 @@ def main() -> int:
         for flag in flags:
             arguments += ["--set", flag]
         layout = Layout(given.root.absolute())
-        code = asyncio.run(_run(Launcher(layout, gate, arguments)))
+        audit = direct_audit(settings.node, "launcher")
+        code = asyncio.run(_run(Launcher(layout, gate, arguments, audit=audit)))
     except NodeError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 1

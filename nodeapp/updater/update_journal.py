@@ -11,8 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from nodeapp.core.audit import AuditSink, Unrecorded
 from nodeapp.core.errors import Corrupt, Unavailable
 from nodeapp.core.update import Change, Effect, UpdateState
+from nodeapp.core.update_record import told
 from nodeapp.core.update_transitions import apply
 from nodeapp.store.atomic import write_whole
 
@@ -31,8 +33,9 @@ class _File(msgspec.Struct, frozen=True):
 class UpdateJournal:
     """Changed by the updater, and by whoever judges a trial: the launcher, or the boot."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, audit: AuditSink | None = None) -> None:
         self._path = path
+        self._audit = audit or Unrecorded()
 
     def read(self) -> UpdateState:
         """What was written last; a fresh one when there is none.
@@ -94,6 +97,8 @@ class UpdateJournal:
             state, effects = apply(before, change)
             if state != before:
                 self.write(state)
+        for event in told(before, state):
+            self._audit.record(event)
         return state, effects
 
     @contextlib.contextmanager

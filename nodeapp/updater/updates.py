@@ -17,7 +17,7 @@ from nodeapp.service.download import Progress
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.paths import Paths
-from nodeapp.service.server import endpoint, query
+from nodeapp.service.server import endpoint, operator, query
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.service.supervisor_client import SupervisorClient
 from nodeapp.service.supervisord import supervisor_socket
@@ -89,10 +89,10 @@ class Updates:
         """What rpc/update.py calls."""
         return [
             web.get(STATUS, query(self._status)),
-            web.post(CHECK, endpoint(Empty, self._check)),
-            web.post(APPLY, endpoint(Empty, self._apply)),
-            web.post(ROLLBACK, endpoint(Empty, self._rollback)),
-            web.post(HOLD, endpoint(HoldRequest, self._hold)),
+            web.post(CHECK, operator(endpoint(Empty, self._check))),
+            web.post(APPLY, operator(endpoint(Empty, self._apply))),
+            web.post(ROLLBACK, operator(endpoint(Empty, self._rollback))),
+            web.post(HOLD, operator(endpoint(HoldRequest, self._hold))),
         ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -174,7 +174,7 @@ class Updates:
             settings.repository_url, settings.channel, Path(settings.trusted_root_file), own / "tuf"
         )
         verbs = NodeVerbs(self._drain, self._resume, self._save, _free_bytes)
-        journal = UpdateJournal(journal_path(settings, paths))
+        journal = UpdateJournal(journal_path(settings, paths), self._shell.audit)
         return UpdateFlow(journal, self._backend(), channel, own / "downloads", verbs)
 
     def _backend(self) -> UpdateBackend:
