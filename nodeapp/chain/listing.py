@@ -25,7 +25,8 @@ from nodeapp.core.listing import (
 from nodeapp.core.units import BaseUnits, BlockNumber
 from nodeapp.evm.calls import NATIVE
 from nodeapp.evm.contracts import Contracts
-from nodeapp.evm.events import MarketplaceEvents, NodeAutoUnregistered, NodeSlashed
+from nodeapp.evm.events import NodeAutoUnregistered, NodeSlashed
+from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.evm.provider import BlockTag
 from nodeapp.evm.registry_events import RegistryEvents
 from nodeapp.service.clock import Clock

@@ -26,12 +26,12 @@ from nodeapp.core.units import BlockNumber, BlockTime
 from nodeapp.evm.contracts import Contracts, SessionJob, SessionStatus
 from nodeapp.evm.events import (
     MarketplaceEvent,
-    MarketplaceEvents,
     ProofSubmitted,
     SessionCompleted,
     SessionCreated,
     SessionTimedOut,
 )
+from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.evm.provider import Block
 from nodeapp.service.logs import get_logger
 

@@ -7,7 +7,7 @@ a session, pauses of the marketplace, and its own registration, stake and prices
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,10 +15,7 @@ from nodeapp.core.ids import Address, JobId, ModelId, TxHash
 from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken, Tokens
 from nodeapp.evm.abi import EventAbi, checksum, load_abi
 from nodeapp.evm.deployment import Deployment
-from nodeapp.evm.provider import Provider
 
-MAX_TOPICS = 200
-"""Values of one topic in a filter."""
 _EVENTS = load_abi("JobMarketplace").events
 _REGISTRY_EVENTS = load_abi("NodeRegistry").events
 
@@ -318,6 +315,10 @@ TOPICS: Mapping[str, str] = {
     if event.name in builders
 }
 """First topic of every event that is decoded here, by the contract's name for it."""
+SESSION_TOPICS = tuple(TOPICS[name] for name in _BUILDERS)
+"""Of MarketplaceEvent."""
+REGISTRY_TOPICS = tuple(TOPICS[name] for name in _REGISTRY_BUILDERS)
+"""Of RegistryEvent; each names the host in the next topic."""
 
 
 def _decode(
@@ -363,124 +364,3 @@ def decode_host_logs(
         _decode(log, deployment.node_registry, _REGISTRY_EVENTS, _REGISTRY_BUILDERS) for log in logs
     )
     return _in_order(itertools.chain(market, registry))
-
-
-def _topic(address: Address) -> str:
-    return "0x" + address.removeprefix("0x").lower().rjust(64, "0")
-
-
-def _filters(host: Address | None) -> tuple[list[object], ...]:
-    ends = [TOPICS["SessionCompletedBy"], TOPICS["SessionTimedOut"]]
-    if host is None:
-        return ([[TOPICS[name] for name in _BUILDERS]],)
-    return (
-        [TOPICS["SessionJobCreatedForModel"], None, None, _topic(host)],
-        [TOPICS["ProofSubmitted"], None, _topic(host)],
-        # The end of a session does not name its host: the caller knows its own sessions.
-        [ends],
-    )
-
-
-def _host_filters(host: Address) -> tuple[list[object], ...]:
-    named_first = [TOPICS[name] for name in _REGISTRY_BUILDERS]
-    # Neither a pause nor a session opened by a delegate names the host in a topic.
-    unnamed = [TOPICS[name] for name in ("SessionCreatedByDelegate", "Paused", "Unpaused")]
-    return (
-        [named_first, _topic(host)],
-        [TOPICS["SessionCreatedByDepositor"], None, None, _topic(host)],
-        [unnamed],
-    )
-
-
-class MarketplaceEvents:
-    """Logs of one marketplace and its node registry."""
-
-    def __init__(self, provider: Provider, deployment: Deployment) -> None:
-        self._provider = provider
-        self._deployment = deployment
-
-    async def get_events(
-        self, from_block: BlockNumber, to_block: BlockNumber, host: Address | None = None
-    ) -> tuple[MarketplaceEvent, ...]:
-        """Events of the blocks `from_block` to `to_block`, both included, in chain order.
-
-        Args:
-            from_block: first block.
-            to_block: last block; an earlier one than `from_block` gives nothing.
-            host: only sessions opened for, and claims by, this host. The end of a session does
-                not name a host, so ends of foreign sessions come along: drop unknown job ids.
-
-        Raises:
-            Unavailable: no endpoint answered.
-        """
-        marketplace = self._deployment.marketplace
-        logs = await self._logs(marketplace, from_block, to_block, _filters(host))
-        return decode_logs(logs, marketplace)
-
-    async def get_session_events(
-        self,
-        from_block: BlockNumber,
-        to_block: BlockNumber,
-        host: Address,
-        jobs: Collection[JobId],
-    ) -> tuple[MarketplaceEvent, ...]:
-        """What moved this host's sessions in these blocks, both included, in chain order.
-
-        The end of a session names its job id and no host, so ends are asked for by job id: however
-        much others do on the marketplace, none of it is transferred.
-
-        Args:
-            from_block: first block.
-            to_block: last block.
-            host: whose sessions.
-            jobs: sessions opened before that have not ended; those opened in the range are added.
-
-        Raises:
-            Unavailable: no endpoint answered.
-        """
-        marketplace = self._deployment.marketplace
-        opened, claimed, _ends = _filters(host)
-        logs = await self._logs(marketplace, from_block, to_block, (opened, claimed))
-        found = decode_logs(logs, marketplace)
-        created = {event.job_id for event in found if isinstance(event, SessionCreated)}
-        ids = sorted(created.union(jobs))
-        ends = [TOPICS["SessionCompletedBy"], TOPICS["SessionTimedOut"]]
-        filters: list[list[object]] = [
-            [ends, [f"0x{job_id:064x}" for job_id in ids[first : first + MAX_TOPICS]]]
-            for first in range(0, len(ids), MAX_TOPICS)
-        ]
-        ended = decode_logs(
-            await self._logs(marketplace, from_block, to_block, tuple(filters)), marketplace
-        )
-        return tuple(sorted((*found, *ended), key=lambda e: (e.at.block_number, e.at.log_index)))
-
-    async def get_host_events(
-        self, from_block: BlockNumber, to_block: BlockNumber, host: Address
-    ) -> tuple[HostEvent, ...]:
-        """What else concerns a host in these blocks, both included, in chain order.
-
-        Pauses concern every host. Sessions that a delegate opened for other hosts are left out.
-
-        Raises:
-            Unavailable: no endpoint answered.
-        """
-        contracts = [self._deployment.marketplace, self._deployment.node_registry]
-        logs = await self._logs(contracts, from_block, to_block, _host_filters(host))
-        return tuple(
-            event
-            for event in decode_host_logs(logs, self._deployment)
-            if not isinstance(event, SessionCreatedByDelegate) or event.host == host
-        )
-
-    async def _logs(
-        self,
-        contracts: Address | list[Address],
-        from_block: BlockNumber,
-        to_block: BlockNumber,
-        filters: Sequence[list[object]],
-    ) -> list[Mapping[str, Any]]:
-        found: list[Mapping[str, Any]] = []
-        for topics in filters:
-            query = {"address": contracts, "topics": topics}
-            found.extend(await self._provider.logs(query, from_block, to_block))
-        return found

@@ -22,7 +22,8 @@ from nodeapp.core.units import BlockNumber
 from nodeapp.core.usage import extend_hash, initial_hash
 from nodeapp.evm.accounts import Wallet
 from nodeapp.evm.contracts import Contracts, SessionJob, SessionStatus
-from nodeapp.evm.events import MarketplaceEvents, ProofSubmitted
+from nodeapp.evm.events import ProofSubmitted
+from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.renter.record import SessionRecord
 from nodeapp.renter.results import Fetch
 from nodeapp.renter.settings import RenterSettings

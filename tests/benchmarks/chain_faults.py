@@ -45,7 +45,8 @@ from nodeapp.evm.accounts import Wallet, new_wallet
 from nodeapp.evm.calls import UNLIMITED, Calls, SessionTerms, approve
 from nodeapp.evm.contracts import Contracts, SessionJob, SessionStatus
 from nodeapp.evm.deployment import Deployment
-from nodeapp.evm.events import MarketplaceEvents, ProofSubmitted, SessionCreated
+from nodeapp.evm.events import ProofSubmitted, SessionCreated
+from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.evm.transactions import Transactions
 from nodeapp.rpc.prover import ProverClient
 from nodeapp.rpc.storage import StorageClient

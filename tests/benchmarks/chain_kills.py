@@ -56,7 +56,8 @@ from nodeapp.evm.accounts import Wallet, load_keystore, new_wallet
 from nodeapp.evm.calls import UNLIMITED, Calls, SessionTerms, approve
 from nodeapp.evm.contracts import Contracts, SessionStatus
 from nodeapp.evm.deployment import load_deployment
-from nodeapp.evm.events import MarketplaceEvents, ProofSubmitted, SessionCreated
+from nodeapp.evm.events import ProofSubmitted, SessionCreated
+from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.evm.provider import Provider
 from nodeapp.evm.transactions import Transactions
 from nodeapp.service.metrics import Metrics

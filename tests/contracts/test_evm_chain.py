@@ -24,14 +24,9 @@ from nodeapp.evm.calls import (
 )
 from nodeapp.evm.contracts import Contracts, SessionStatus
 from nodeapp.evm.errors import Reverted
-from nodeapp.evm.events import (
-    MarketplaceEvents,
-    ProofSubmitted,
-    SessionCompleted,
-    SessionCreated,
-    SessionTimedOut,
-)
+from nodeapp.evm.events import ProofSubmitted, SessionCompleted, SessionCreated, SessionTimedOut
 from nodeapp.evm.generation import Generation
+from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.evm.transactions import Transactions
 from tests.contracts.world import MODEL
 

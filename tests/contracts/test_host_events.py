@@ -20,6 +20,7 @@ from nodeapp.evm.calls import (
     approve,
     send_native,
 )
+from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.evm.transactions import Transactions
 from tests.contracts.world import DAY_SECONDS, FAB, MODEL
 
@@ -35,7 +36,7 @@ class Stage:
     renter: Wallet
 
     async def heard(self, host: Wallet | None = None) -> tuple[ev.HostEvent, ...]:
-        logs = ev.MarketplaceEvents(self.devnet.provider, self.devnet.deployment)
+        logs = MarketplaceEvents(self.devnet.provider, self.devnet.deployment)
         head = await self.devnet.provider.block_number()
         return await logs.get_host_events(BlockNumber(0), head, (host or self.host).address)
 

@@ -53,7 +53,7 @@ class FakeBlocks:
 
 @dataclass
 class FakeEvents:
-    """nodeapp.evm.MarketplaceEvents: what the node's logs hold."""
+    """nodeapp.evm.marketplace_events: what the node's logs hold."""
 
     all: list[MarketplaceEvent] = field(default_factory=list)
     asked: list[tuple[int, int]] = field(default_factory=list)
