@@ -1,7 +1,18 @@
 """A paid session to test with: terms, a renter that signs, and the changes a life is made of."""
 
+from pathlib import Path
+
+from nodeapp.chain.ledger import Ledger
 from nodeapp.core.ids import Address, Cid, JobId, ModelId, RequestId
-from nodeapp.core.session import Claim, ClaimSealed, ContractReceiveSessionOpened, Session, Terms
+from nodeapp.core.session import (
+    Claim,
+    ClaimSealed,
+    ContractReceiveSessionEnded,
+    ContractReceiveSessionOpened,
+    Phase,
+    Session,
+    Terms,
+)
 from nodeapp.core.transitions import open_session
 from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken, Tokens
 from nodeapp.core.usage import extend_hash, initial_hash
@@ -12,12 +23,18 @@ from nodeapp.wire.signed import domain_separator, receipt_digest
 JOB = JobId(7)
 MARKET = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
 HOST = Address("0x70997970C51812dc3A010C7d01b50e0d17dc79C8")
+ASSET = Address("0x" + "22" * 20)
 RENTER_SECRET = b"\x17" * 32
 RENTER_KEY = public_key_of(RENTER_SECRET)
 RENTER = address_of(RENTER_KEY)
 CHAIN_ID = 31337
 STARTED_AT = BlockTime(1_000_000)
 SEPARATOR = domain_separator(CHAIN_ID, MARKET)
+
+
+async def open_ledger(directory: Path, name: str = "j.db") -> Ledger:
+    """The host's journal in a directory, blank or as it was left."""
+    return await Ledger.open(directory / name, owner=HOST, marker=directory / "marker")
 
 
 def request_id(number: int) -> RequestId:
@@ -34,7 +51,7 @@ def terms(
         renter=RENTER,
         host=HOST,
         model_id=ModelId("0x" + "ab" * 32),
-        asset=Address("0x" + "22" * 20),
+        asset=ASSET,
         deposit=BaseUnits(deposit),
         price_per_token=PricePerToken(price),
         proof_interval=Tokens(interval),
@@ -47,6 +64,14 @@ def terms(
 def opened(*, block: int = 0, **values: int) -> ContractReceiveSessionOpened:
     chosen = terms(**values)
     return ContractReceiveSessionOpened(chosen.job_id, chosen, BlockNumber(block))
+
+
+def ended(job_id: int, host_share: int) -> ContractReceiveSessionEnded:
+    """Completed, with so much for the host."""
+    earnings, refund = BaseUnits(host_share), BaseUnits(0)
+    return ContractReceiveSessionEnded(
+        JobId(job_id), Phase.COMPLETED, earnings, refund, BlockNumber(1)
+    )
 
 
 def new_session(**values: int) -> Session:

@@ -3,13 +3,12 @@
 import pytest
 
 from nodeapp.chain import watcher as module
-from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.watcher import Watcher
 from nodeapp.core.errors import Unavailable
 from nodeapp.core.units import BlockNumber, BlockTime, Wei
 from nodeapp.evm.deployment import Deployment
 from nodeapp.evm.provider import Block
-from tests.fakes.paid_session import CHAIN_ID, HOST, MARKET
+from tests.fakes.paid_session import CHAIN_ID, HOST, MARKET, open_ledger
 
 
 class Provider:
@@ -44,7 +43,7 @@ class Events:
 
 @pytest.fixture
 async def ledger(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     yield ledger
     await ledger.close()
 

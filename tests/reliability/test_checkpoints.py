@@ -9,7 +9,6 @@ import pytest
 from nodeapp.chain import ledger as module
 from nodeapp.chain.ledger import (
     CursorMoved,
-    Ledger,
     RewoundTo,
     TransactionMined,
     TransactionSigned,
@@ -28,11 +27,11 @@ from nodeapp.core.session import (
     TokensProduced,
 )
 from tests.fakes.paid_session import (
-    HOST,
     JOB,
     RENTER_KEY,
     STARTED_AT,
     claim_of,
+    open_ledger,
     opened,
     request_id,
     running_hash,
@@ -40,10 +39,6 @@ from tests.fakes.paid_session import (
 )
 
 ONE = request_id(1)
-
-
-async def open_ledger(tmp_path):
-    return await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
 
 
 def seen(ledger):

@@ -7,7 +7,6 @@ import pytest
 
 from nodeapp.chain import desk as desk_module
 from nodeapp.chain.desk import MAX_SEALED_PROMPT_BYTES, Desk
-from nodeapp.chain.ledger import Ledger
 from nodeapp.core.errors import (
     InvalidRequest,
     NotFound,
@@ -22,10 +21,10 @@ from nodeapp.security.wallet import address_of, public_key_of
 from nodeapp.wire import ipc_chain as wire
 from tests.fakes.clock import FakeClock
 from tests.fakes.paid_session import (
-    HOST,
     JOB,
     RENTER,
     RENTER_KEY,
+    open_ledger,
     opened,
     receipt,
     request_id,
@@ -71,7 +70,7 @@ class Counter:
 
 @pytest.fixture
 async def counter(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     await ledger.record(opened())
     made = Counter(ledger, FakeClock())
     await made.desk.open_session(OPEN)

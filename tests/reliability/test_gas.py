@@ -3,12 +3,11 @@
 import pytest
 
 from nodeapp.chain.gas import CLAIM_GAS, LOOK_SECONDS, GasWatch
-from nodeapp.chain.ledger import Ledger
 from nodeapp.core.outbox import TransactionMined, TransactionSigned
 from nodeapp.service.metrics import Metrics
 from tests.fakes.clock import FakeClock
 from tests.fakes.mempool import FakeChain
-from tests.fakes.paid_session import HOST
+from tests.fakes.paid_session import HOST, open_ledger
 
 PRICE = 12  # wei each, base fee and tip of the fake
 
@@ -35,7 +34,7 @@ class Watched:
 
 @pytest.fixture
 async def watched(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     yield Watched(ledger)
     await ledger.close()
 

@@ -6,18 +6,18 @@ import pytest
 from nodeapp.chain import desk as desk_module
 from nodeapp.chain.desk import Desk
 from nodeapp.chain.gate import confirmations_for
-from nodeapp.chain.ledger import CursorMoved, Ledger, RewoundTo
+from nodeapp.chain.ledger import CursorMoved, RewoundTo
 from nodeapp.core.errors import Busy, PaymentRequired
 from nodeapp.core.session import ContractReceiveProofAccepted, ContractReceiveSessionEnded, Phase
 from nodeapp.wire import ipc_chain as wire
 from tests.fakes.clock import FakeClock
 from tests.fakes.gate import View
 from tests.fakes.paid_session import (
-    HOST,
     JOB,
     RENTER,
     RENTER_KEY,
     STARTED_AT,
+    open_ledger,
     opened,
     receipt,
     request_id,
@@ -57,7 +57,7 @@ class Counter:
 
 @pytest.fixture
 async def counter(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     await ledger.record(CursorMoved(90, "0x90", 50), opened(block=95), CursorMoved(100, "0x1", 50))
     yield Counter(ledger, View())
     await ledger.close()

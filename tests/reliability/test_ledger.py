@@ -5,22 +5,18 @@ import threading
 
 import pytest
 
-from nodeapp.chain.ledger import CursorMoved, Ledger
+from nodeapp.chain.ledger import CursorMoved
 from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound, Unavailable
 from nodeapp.core.outbox import TransactionDropped, TransactionMined, TransactionSigned
 from nodeapp.core.session import RequestAuthorised, TokensProduced
 from nodeapp.store import journal
-from tests.fakes.paid_session import HOST, JOB, opened, request_id
+from tests.fakes.paid_session import JOB, open_ledger, opened, request_id
 
 ASK = RequestAuthorised(JOB, request_id(1), 500, b"sealed")
 
 
 def made(*ids):
     return TokensProduced(JOB, request_id(1), ids)
-
-
-async def open_ledger(tmp_path, name="journal.db"):
-    return await Ledger.open(tmp_path / name, owner=HOST, marker=tmp_path / "marker")
 
 
 async def reopened(ledger, tmp_path):
@@ -144,7 +140,7 @@ async def test_choosing_sees_every_earlier_write(tmp_path):
 
 async def test_a_missing_journal_of_a_known_wallet_is_not_begun_anew(tmp_path):
     await (await open_ledger(tmp_path)).close()
-    (tmp_path / "journal.db").unlink()
+    (tmp_path / "j.db").unlink()
     with pytest.raises(Corrupt):
         await open_ledger(tmp_path)
 

@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from nodeapp.chain import runner as runner_module
-from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
@@ -38,13 +37,13 @@ from nodeapp.service.metrics import Metrics
 from tests.fakes.mempool import FakeChain
 from tests.fakes.paid_session import (
     CHAIN_ID,
-    HOST,
     JOB,
     MARKET,
     RENTER_KEY,
     STARTED_AT,
     claim_of,
     new_session,
+    open_ledger,
     opened,
     request_id,
     running_hash,
@@ -93,7 +92,7 @@ def test_the_rate_limit_is_counted_as_the_contract_counts_it():
 
 async def test_a_claim_waits_until_the_models_rate_limit_lets_it_pass(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "LONGEST_RETRY_SECONDS", 0.02)
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     chain, contracts, wallet = FakeChain(), FakeContracts(rate_limit=10), new_wallet()
     runner = Runner(
         ledger=ledger,

@@ -8,7 +8,7 @@ import pytest
 
 from nodeapp.chain import runner as runner_module
 from nodeapp.chain.checkpoints import job_of
-from nodeapp.chain.ledger import Ledger, RewoundTo
+from nodeapp.chain.ledger import RewoundTo
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
@@ -28,12 +28,12 @@ from nodeapp.service.metrics import Metrics
 from tests.fakes.mempool import FakeChain
 from tests.fakes.paid_session import (
     CHAIN_ID,
-    HOST,
     JOB,
     MARKET,
     RENTER_KEY,
     STARTED_AT,
     new_session,
+    open_ledger,
     opened,
     request_id,
     running_hash,
@@ -100,7 +100,7 @@ class Money:
 
 @pytest.fixture
 async def money(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     yield Money(ledger, SETTINGS)
     await ledger.close()
 

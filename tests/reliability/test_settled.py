@@ -2,7 +2,6 @@
 
 import asyncio
 
-from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.core.session import (
     ContractReceiveSessionEnded,
@@ -14,11 +13,7 @@ from nodeapp.evm.abi import Call
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.service.metrics import Metrics
 from tests.fakes.mempool import FakeChain
-from tests.fakes.paid_session import HOST, JOB, opened
-
-
-async def open_ledger(tmp_path):
-    return await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+from tests.fakes.paid_session import JOB, open_ledger, opened
 
 
 async def test_only_sessions_with_something_to_do_are_looked_at(tmp_path):

@@ -4,7 +4,6 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.statement import backup_pages, statement_page
 from nodeapp.cli.earnings_text import Statement, csv_lines, json_line, table
 from nodeapp.core.exposure import least_claim
@@ -37,6 +36,7 @@ from tests.fakes.paid_session import (
     RENTER_KEY,
     STARTED_AT,
     new_session,
+    open_ledger,
     opened,
     request_id,
     running_hash,
@@ -140,7 +140,7 @@ def test_what_is_at_risk_says_why():
 async def ledger_with_a_life(path):
     """One settled session with its transactions, one open one, one withdrawal, one failure."""
     ids = tuple(range(250))
-    ledger = await Ledger.open(path / "j.db", owner=HOST, marker=path / "marker")
+    ledger = await open_ledger(path)
     await ledger.record(
         opened(),
         opened(job_id=8),

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.watcher import Watcher
 from nodeapp.core.errors import Corrupt, Unavailable
 from nodeapp.core.session import ClaimPrepared, Phase, RenterSentReceipt, RequestAuthorised
@@ -21,6 +20,7 @@ from tests.fakes.paid_session import (
     MARKET,
     RENTER,
     claim_of,
+    open_ledger,
     request_id,
     running_hash,
     sealed,
@@ -98,7 +98,7 @@ class Chain:
 
 @pytest.fixture
 async def chain(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     yield Chain(ledger, confirmations=1)
     await ledger.close()
 

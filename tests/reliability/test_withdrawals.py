@@ -4,26 +4,16 @@ import asyncio
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nodeapp.chain.ledger import CursorMoved, Ledger, RewoundTo
+from nodeapp.chain.ledger import CursorMoved, RewoundTo
 from nodeapp.chain.queue import QueueSettings, TransactionQueue
 from nodeapp.chain.withdrawals import GONE_BLOCKS, Withdrawer, payment_of
-from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected
-from nodeapp.core.session import ContractReceiveSessionEnded, Phase
+from nodeapp.core.errors import NodeError, NotFound, Rejected
 from nodeapp.core.units import BlockNumber, BlockTime, Wei
 from nodeapp.core.withdrawals import (
     MAX_AMOUNT,
     NATIVE,
-    WithdrawalFinished,
     WithdrawalPolicy,
-    Withdrawals,
-    apply,
-    is_due,
-    is_worth_it,
-    owed,
-    plan_withdrawal,
 )
 from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.calls import Calls
@@ -32,19 +22,14 @@ from nodeapp.evm.provider import Block
 from nodeapp.service.metrics import Metrics
 from nodeapp.store.backups import restore_backup
 from tests.fakes.mempool import Died, FakeChain
-from tests.fakes.paid_session import CHAIN_ID, HOST, MARKET, new_session, opened
+from tests.fakes.paid_session import ASSET, CHAIN_ID, HOST, MARKET, ended, open_ledger, opened
 
 ADDRESS = "0x" + "11" * 20
-ASSET = "0x" + "22" * 20
 PAYOUT = "0x" + "99" * 20
 DEPLOYMENT = Deployment(CHAIN_ID, ADDRESS, ADDRESS, MARKET, ADDRESS, ADDRESS, ADDRESS, ADDRESS)
 ALWAYS = WithdrawalPolicy(0, 0, 0, 5.0, 0)
 NEVER = WithdrawalPolicy(10**9, 10**30, 10**30, 0.0, 0)
 NOW = Block(2, "0x", "0x", BlockTime(5000), Wei(1))
-
-
-def ended(job_id, earnings):
-    return ContractReceiveSessionEnded(job_id, Phase.COMPLETED, earnings, 0, BlockNumber(1))
 
 
 @dataclass
@@ -74,9 +59,7 @@ class Purse:
         self.height = 1
 
     async def start(self):
-        self.ledger = await Ledger.open(
-            self.directory / "j.db", owner=HOST, marker=self.directory / "marker"
-        )
+        self.ledger = await open_ledger(self.directory)
         self.withdrawer = Withdrawer(
             ledger=self.ledger,
             queue=TransactionQueue(
@@ -337,65 +320,6 @@ async def test_considering_starts_one_task_per_asset(purse):
         for _ in range(3):
             purse.withdrawer.consider(now, tasks)
     assert purse.amounts == [100]
-
-
-def test_the_schedule_counts_from_the_last_one():
-    policy = WithdrawalPolicy(100, 0, 0, 5.0, 0)
-    plan = plan_withdrawal(
-        Withdrawals(), (), asset=ASSET, balance=5, payout="", now=BlockTime(1000)
-    )
-    state = apply(Withdrawals(), plan)
-    assert not is_due(state, ASSET, BlockTime(2000), policy), "one is under way"
-    state = apply(state, WithdrawalFinished(0))
-    assert not is_due(state, ASSET, BlockTime(1099), policy)
-    assert is_due(state, ASSET, BlockTime(1100), policy)
-    assert is_due(state, NATIVE, BlockTime(0), policy)
-    with pytest.raises(InvalidRequest, match="withdrawal 0 is not open"):
-        apply(state, WithdrawalFinished(0))
-    with pytest.raises(InvalidRequest, match="does not fit"):
-        apply(state, plan)
-
-
-def test_gas_may_eat_up_a_part_only():
-    policy = WithdrawalPolicy(0, 0, 0, 5.0, native_price=3_000_000_000)
-    cheap, dear = Wei(10**12), Wei(10**15)  # 0.003 and 3 dollars
-    assert is_worth_it(1_000_000, ASSET, cheap, policy)
-    assert not is_worth_it(1_000_000, ASSET, dear, policy)
-    assert is_worth_it(10**17, NATIVE, dear, policy)
-    assert not is_worth_it(10**16, NATIVE, dear, policy)
-    assert not is_worth_it(0, ASSET, cheap, policy)
-
-
-@given(
-    shares=st.lists(st.integers(1, 1000), max_size=8),
-    balance=st.integers(0, 9000),
-)
-def test_property_every_share_is_covered_or_gone(shares, balance):
-    sessions = []
-    for number, share in enumerate(shares):
-        session = new_session(job_id=number + 1)
-        sessions.append(_ended_session(session, share))
-    plan = plan_withdrawal(
-        Withdrawals(), sessions, asset=ASSET, balance=balance, payout="", now=BlockTime(1)
-    )
-    share_of = dict(enumerate(shares, start=1))
-    assert sorted((*plan.job_ids, *plan.gone)) == list(share_of)
-    assert sum(share_of[job_id] for job_id in plan.job_ids) <= balance == plan.amount
-    if sum(shares) <= balance:
-        assert plan.gone == ()
-
-
-def _ended_session(session, share):
-    from nodeapp.core.transitions import apply as apply_change
-
-    return apply_change(session, ended(session.terms.job_id, share))
-
-
-def test_only_ended_sessions_with_a_share_are_owed():
-    sessions = [new_session(job_id=number) for number in (3, 1, 2)]
-    sessions[0] = _ended_session(sessions[0], 5)
-    sessions[1] = _ended_session(sessions[1], 0)
-    assert [one.terms.job_id for one in owed(sessions, ASSET)] == [3]
 
 
 def test_earnings_in_the_native_coin_are_sent_as_such():

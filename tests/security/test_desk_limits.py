@@ -6,17 +6,16 @@ import pytest
 
 from nodeapp.chain import desk as desk_module
 from nodeapp.chain.desk import MAX_WAITING_OPENS, Desk
-from nodeapp.chain.ledger import Ledger
 from nodeapp.core.errors import Busy, PaymentRequired
 from nodeapp.core.session import Phase
 from nodeapp.service.clock import SystemClock
 from nodeapp.wire import ipc_chain as wire
-from tests.fakes.paid_session import HOST, JOB, RENTER, RENTER_KEY, STARTED_AT, opened
+from tests.fakes.paid_session import JOB, RENTER, RENTER_KEY, STARTED_AT, open_ledger, opened
 
 
 @pytest.fixture
 async def ledger(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     await ledger.record(opened())
     yield ledger
     await ledger.close()

@@ -7,7 +7,6 @@ import pytest
 from eth_account import Account
 from eth_hash.auto import keccak
 
-from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.signing import PolicySigner, host_policy, journal_marker, open_signer
 from nodeapp.core.errors import InvalidRequest, Rejected, Unauthorised, Unavailable
 from nodeapp.core.ids import Address
@@ -30,7 +29,7 @@ from nodeapp.wire.signed import (
     envelope_message,
 )
 from tests.fakes.clock import FakeClock
-from tests.fakes.paid_session import HOST
+from tests.fakes.paid_session import open_ledger
 from tests.fakes.remote_signer import RemoteSignerServer, serving
 
 CHAIN_ID = 31337
@@ -64,7 +63,7 @@ def fields(call, gas=100_000, fee=10**9):
 
 @pytest.fixture
 async def ledger(tmp_path):
-    ledger = await Ledger.open(tmp_path / "j.db", owner=HOST, marker=tmp_path / "marker")
+    ledger = await open_ledger(tmp_path)
     yield ledger
     await ledger.close()
 
