@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nodeapp.cli.demo_facts import DemoFacts
+    from nodeapp.cli.demo_steps import JobOutcome
     from nodeapp.devnet.world import World
     from nodeapp.renter.events import AnyEvent
     from nodeapp.service.paths import Paths
@@ -133,6 +134,7 @@ class Demo:
             return await self._run_tree(world, chain_ready)
 
     async def _run_tree(self, world: World, chain_ready: float) -> DemoFacts:
+        from nodeapp.cli.demo_facts import facts_of
         from nodeapp.service.config import load_settings
         from nodeapp.service.tree import start_tree
 
@@ -147,20 +149,13 @@ class Demo:
                 )
             tree_ready = time.monotonic() - begun
             self._say(f"all ready after {tree_ready:.1f} s")
-            return await self._job(world, tree.paths, chain_ready, tree_ready)
+            outcome = await self._job(world, tree.paths)
+            return facts_of(outcome, chain_ready_s=chain_ready, tree_ready_s=tree_ready)
         finally:
             await tree.stop()
 
-    async def _job(
-        self, world: World, paths: Paths, chain_ready: float, tree_ready: float
-    ) -> DemoFacts:
+    async def _job(self, world: World, paths: Paths) -> JobOutcome:
         from nodeapp.cli import demo_steps as steps
-        from nodeapp.cli.demo_facts import (
-            DemoFacts,
-            ProofFact,
-            SettlementFact,
-            VerifyFact,
-        )
         from nodeapp.rpc.chain import ChainClient
 
         self._step(4, "a renter finds the host, pays, and asks")
@@ -183,38 +178,7 @@ class Demo:
         altered = await steps.tampered_copy(portal, job.last_proof_cid, self._directory)
         tampered = await steps.verify(world, job_id, altered)
         self._say(f"one byte of the envelope altered: refused, {tampered.reason}")
-        return DemoFacts(
-            answer=chat.ended.answer,
-            tokens_delivered=chat.ended.session_tokens,
-            tokens_claimed=job.tokens_used,
-            ttft_s=chat.ended.first_token_seconds,
-            tokens_per_s=chat.ended.tokens_per_second,
-            proofs=tuple(
-                ProofFact(
-                    verified=claim.mined and report.ok,
-                    bytes=claim.proof_bytes,
-                    prove_cpu_s=round(claim.prove_cpu_seconds, 2),
-                )
-                for claim in detail.claims
-            ),
-            settlement=SettlementFact(job.deposit, job.host_share, job.treasury_share, job.refund),
-            verify=VerifyFact(report.ok, tuple(check.name for check in report.checks)),
-            tamper_detected=not tampered.ok,
-            tamper_reason=tampered.reason,
-            leftover_processes=(),
-            leftover_sockets=(),
-            withdrawn=detail.withdrawn,
-            gas={
-                "open session (renter)": chat.paid.gas_used,
-                **{tx.key: tx.gas_used for tx in detail.transactions},
-            },
-            chain_ready_s=round(chain_ready, 2),
-            tree_ready_s=round(tree_ready, 2),
-            discovery_s=chat.found.seconds,
-            connect_s=chat.ended.connect_seconds,
-            reconnects=chat.ended.reconnects,
-            total_s=0.0,
-        )
+        return steps.JobOutcome(chat, detail, job, report, tampered)
 
     def table(self, facts: DemoFacts) -> None:
         """The closing table."""

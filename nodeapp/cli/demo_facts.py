@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+if TYPE_CHECKING:
+    from nodeapp.cli.demo_steps import JobOutcome
 
 
 class ProofFact(msgspec.Struct, frozen=True):
@@ -52,3 +57,41 @@ class DemoFacts(msgspec.Struct, frozen=True):
     connect_s: float
     reconnects: int
     total_s: float
+
+
+def facts_of(outcome: JobOutcome, *, chain_ready_s: float, tree_ready_s: float) -> DemoFacts:
+    """The facts as long as everything runs; what is left over and the total time come last."""
+    chat, detail, job = outcome.chat, outcome.detail, outcome.job
+    report = outcome.report
+    return DemoFacts(
+        answer=chat.ended.answer,
+        tokens_delivered=chat.ended.session_tokens,
+        tokens_claimed=job.tokens_used,
+        ttft_s=chat.ended.first_token_seconds,
+        tokens_per_s=chat.ended.tokens_per_second,
+        proofs=tuple(
+            ProofFact(
+                verified=claim.mined and report.ok,
+                bytes=claim.proof_bytes,
+                prove_cpu_s=round(claim.prove_cpu_seconds, 2),
+            )
+            for claim in detail.claims
+        ),
+        settlement=SettlementFact(job.deposit, job.host_share, job.treasury_share, job.refund),
+        verify=VerifyFact(report.ok, tuple(check.name for check in report.checks)),
+        tamper_detected=not outcome.tampered.ok,
+        tamper_reason=outcome.tampered.reason,
+        leftover_processes=(),
+        leftover_sockets=(),
+        withdrawn=detail.withdrawn,
+        gas={
+            "open session (renter)": chat.paid.gas_used,
+            **{tx.key: tx.gas_used for tx in detail.transactions},
+        },
+        chain_ready_s=round(chain_ready_s, 2),
+        tree_ready_s=round(tree_ready_s, 2),
+        discovery_s=chat.found.seconds,
+        connect_s=chat.ended.connect_seconds,
+        reconnects=chat.ended.reconnects,
+        total_s=0.0,
+    )

@@ -46,6 +46,18 @@ class ChatOutcome:
     ended: AnswerEnded
 
 
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """What every side says of the one paid session."""
+
+    chat: ChatOutcome
+    detail: SessionDetail
+    job: SessionJob
+    report: VerifyReport
+    tampered: VerifyReport
+    """Of the envelope with one byte altered."""
+
+
 async def rent(
     world: World, prompt: str, max_tokens: int, show: Callable[[AnyEvent], None]
 ) -> ChatOutcome:
