@@ -1,8 +1,8 @@
 """Engine: requests in, token events out; one decode thread owns the llama.cpp context.
 
-The asyncio side checks and tokenises, the thread (decoder.py) batches, decodes and samples. They
-talk by one command queue and one call_soon_threadsafe per step. A reader that does not keep up
-pauses its own sequence; leaving the iterator frees the sequence at the next step.
+The asyncio side checks and tokenises (prompts.py), the thread (decoder.py) batches, decodes and
+samples. They talk by one command queue and one call_soon_threadsafe per step. A reader that does
+not keep up pauses its own sequence; leaving the iterator frees the sequence at the next step.
 """
 
 from __future__ import annotations
@@ -11,41 +11,30 @@ import asyncio
 import itertools
 import queue
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 from msgspec import structs
 
-from nodeapp.core.errors import Busy, InvalidRequest, NotFound, TooLarge, Unavailable
+from nodeapp.core.errors import Busy, NotFound, TooLarge, Unavailable
 from nodeapp.core.model_card import ModelCard
 from nodeapp.inference.admission import Load
-from nodeapp.inference.chat import MAX_PROMPT_CHARACTERS, ChatRenderer, ControlText
 from nodeapp.inference.commands import Cancel, Command, Credit, Stop, Submit
-from nodeapp.inference.constraint import ConstraintMaker, GrammarConstraint, Vocabulary
+from nodeapp.inference.constraint import ConstraintMaker, GrammarConstraint
 from nodeapp.inference.decoder import Decoder, DecoderLimits
-from nodeapp.inference.kv import common_prefix
 from nodeapp.inference.llama import LlamaModel, LoadOptions
 from nodeapp.inference.metrics import InferenceMetrics
+from nodeapp.inference.prompts import Prompts
 from nodeapp.inference.sampling import SamplingParameters
 from nodeapp.inference.scheduler import Limits
 from nodeapp.service.clock import Clock
-from nodeapp.wire.ipc_inference import (
-    ChatMessage,
-    Event,
-    Finished,
-    GenerateRequest,
-    Produced,
-    Started,
-)
+from nodeapp.wire.ipc_inference import Event, Finished, GenerateRequest, Produced, Started
 
 CPU_IDLE_ROWS = 128
 """On a CPU a cached prefix of 1000 tokens makes every other row 0.3 ms slower (2.4 ms without; 8
 rows, 135M model); to park it and to fetch it again takes 8 ms, to compute it again 1200."""
 JOIN_SECONDS = 5.0
 _BUSY_RETRY_SECONDS = 2.0
-_FIRST_LOOK_CHARACTERS = 1 << 15
-"""A longer text is refused by its beginning when that alone is too long: tokenising takes a second
-a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +81,9 @@ class Engine:
         self._ended = asyncio.Event()
         self._decoder: Decoder | None = None
         self._model: LlamaModel | None = None
-        self._renderer: ChatRenderer | None = None
-        self._control = ControlText(())
-        self._constraints = ConstraintMaker(self._vocabulary)
+        self._prompts: Prompts | None = None
+        # Asked for by the first schema: there is no model yet.
+        self._constraints = ConstraintMaker(lambda: self.prompts.vocabulary())  # noqa: PLW0108
         self._public: tuple[tuple[int, ...], ...] = ()
         self.context_length = options.context_length
 
@@ -108,6 +97,17 @@ class Engine:
         """Ids that end a generation; empty before start."""
         return tuple(sorted(self._model.end_token_ids)) if self._model is not None else ()
 
+    @property
+    def prompts(self) -> Prompts:
+        """Texts and ids of the loaded model.
+
+        Raises:
+            Unavailable: none is loaded.
+        """
+        if self._prompts is None:
+            raise Unavailable("the engine is not started")
+        return self._prompts
+
     async def start(self, metrics: InferenceMetrics) -> None:
         """Load the model; requests are accepted when this returns.
 
@@ -120,15 +120,10 @@ class Engine:
         self.context_length = min(
             self._options.context_length, model.kv_tokens, model.trained_context_length
         )
-        self._control = ControlText(model.control_texts)
-        self._renderer = ChatRenderer(
-            self._card.chat_template,
-            bos_text=model.bos_text,
-            eos_text=model.eos_text,
-            control=self._control,
-        )
-        await self._renderer.warm_up()
-        self._public = tuple([await self._system(text) for text in self._options.public_prefixes])
+        prompts = self._prompts = Prompts(self._card, model, self.context_length)
+        await prompts.warm_up()
+        public = self._options.public_prefixes
+        self._public = tuple([await prompts.beginning(text) for text in public])
 
         def post(events: list[tuple[int, Event]]) -> None:
             loop.call_soon_threadsafe(self._deliver, events)
@@ -178,7 +173,7 @@ class Engine:
             Unavailable: stopping, or the decode thread ended.
         """
         self._check_open(request)
-        prompt = await self._prompt_ids(request)
+        prompt = await self.prompts.ids(request)
         constraint = await self._constraints.make(request)
         submit = self._submission(request, prompt, constraint)
         self._check_open(request)
@@ -209,8 +204,8 @@ class Engine:
     async def stop(self) -> None:
         """End the thread, free the model, end the template child. Safe before start()."""
         self._is_admitting = False
-        if self._renderer is not None:
-            await self._renderer.close()
+        if self._prompts is not None:
+            await self._prompts.close()
         await self._constraints.close()
         if self._decoder is not None and self._model is not None:
             self._commands.put(Stop())
@@ -219,7 +214,7 @@ class Engine:
             self._decoder = None
         if self._model is not None:
             await asyncio.to_thread(self._model.close)  # a long text may just be tokenised
-            self._model = None
+            self._model = self._prompts = None
 
     async def _events(self, number: int, stream: _Stream) -> AsyncIterator[Event]:
         while True:
@@ -264,110 +259,6 @@ class Engine:
     def _load_now(self) -> Load:
         return self._decoder.load if self._decoder is not None else Load()
 
-    async def _prompt_ids(self, request: GenerateRequest) -> list[int]:
-        prompts = (request.messages, request.prompt_token_ids, request.prompt_text)
-        if sum(map(bool, prompts)) != 1:
-            raise InvalidRequest(
-                "empty prompt: give messages, prompt_token_ids or prompt_text, one of them"
-            )
-        self._check_ids((*request.prompt_token_ids, *request.continue_token_ids))
-        if request.prompt_token_ids:
-            return list(request.prompt_token_ids)
-        _require_unicode(request)
-        if request.prompt_text:
-            return await self.tokenise(request.prompt_text, limit=self.context_length)
-        if not any(message.content.strip() for message in request.messages):
-            raise InvalidRequest("empty prompt: every message is blank")
-        size = sum(len(message.content) for message in request.messages)
-        if size > MAX_PROMPT_CHARACTERS // 2:
-            raise TooLarge(
-                f"prompt of {size} characters, limit {MAX_PROMPT_CHARACTERS // 2} characters"
-            )
-        if self._renderer is None:
-            raise Unavailable("the engine is not started")
-        tools = request.tools if request.tool_choice != "none" else ()
-        parts = await self._renderer.render(request.messages, tools, asker=request.renter)
-        return await asyncio.to_thread(self._tokenise, parts, limit=self.context_length)
-
-    async def tokenise(
-        self, text: str, *, add_special: bool = True, limit: int | None = None
-    ) -> list[int]:
-        """Ids of a text; `add_special` puts a beginning token before it where the model has one.
-
-        What looks like a control token in it is text.
-
-        Raises:
-            TooLarge: more than `limit` tokens, seen before all of a long text was looked at.
-        """
-        parts = self._control.parts(text)
-        return await asyncio.to_thread(self._tokenise, parts, add_special=add_special, limit=limit)
-
-    def detokenise(self, token_ids: Sequence[int]) -> str:
-        """The text of ids; control tokens have none.
-
-        Raises:
-            InvalidRequest: an id outside the vocabulary.
-        """
-        self._check_ids(token_ids)
-        model = self._required_model()
-        return b"".join(model.piece(token_id) for token_id in token_ids).decode(errors="replace")
-
-    def _vocabulary(self) -> Vocabulary:
-        model = self._required_model()
-        pieces = tuple(model.piece(index) for index in range(model.vocabulary_size))
-        return Vocabulary(
-            pieces, model.end_token_ids, lambda text: model.tokenise(text, add_special=False)
-        )
-
-    def _required_model(self) -> LlamaModel:
-        if self._model is None:
-            raise Unavailable("the engine is not started")
-        return self._model
-
-    async def _system(self, text: str) -> tuple[int, ...]:
-        """The tokens that every conversation with this system prompt begins with."""
-        system = ChatMessage("system", text)
-        one, other = [
-            await self._prompt_ids(
-                GenerateRequest("-", messages=(system, ChatMessage("user", said)))
-            )
-            for said in ("a", "1")
-        ]
-        return tuple(one[: common_prefix(one, other)])
-
-    def _tokenise(
-        self, parts: tuple[str, ...], *, add_special: bool = True, limit: int | None = None
-    ) -> list[int]:
-        """A beginning-of-sequence token is added unless the template wrote it itself."""
-        model = self._required_model()
-        ids: list[int] = []
-        for index, part in enumerate(parts):
-            is_written = bool(model.bos_text) and part.startswith(model.bos_text)
-            is_begin = add_special and index == 0 and not is_written
-            if limit is not None:
-                self._require_short(model, part, limit - len(ids))
-            ids += model.tokenise(part, add_special=is_begin)
-        return ids
-
-    def _require_short(self, model: LlamaModel, text: str, room: int) -> None:
-        """Raise TooLarge when the beginning of a long text has more tokens than `room`."""
-        size = _FIRST_LOOK_CHARACTERS
-        while size < len(text):
-            count = len(model.tokenise(text[:size], add_special=False))
-            if count > room + 1:  # where it was cut one token may have become two
-                raise TooLarge(
-                    f"prompt of over {count - 1} tokens does not fit the context of "
-                    f"{self.context_length} tokens"
-                )
-            size *= 4
-
-    def _check_ids(self, token_ids: Sequence[int]) -> None:
-        highest = max(token_ids, default=0)
-        if highest >= self._card.vocabulary_size:
-            raise InvalidRequest(
-                f"token id {highest} is not below the vocabulary's {self._card.vocabulary_size}"
-            )
-
     def _submission(
         self, request: GenerateRequest, prompt: list[int], constraint: GrammarConstraint | None
     ) -> Submit:
@@ -378,7 +269,7 @@ class Engine:
                 f"prompt of {length} tokens does not fit the context of "
                 f"{self.context_length} tokens"
             )
-        self._check_ids([token_id for token_id, _bias in request.sampling.logit_bias])
+        self.prompts.check_ids([token_id for token_id, _bias in request.sampling.logit_bias])
         return Submit(
             number=next(self._numbers),
             prompt_ids=tuple(prompt),
@@ -408,16 +299,6 @@ class Engine:
         self._ended.set()
         for stream in self._streams.values():
             stream.arrived.set()
-
-
-def _require_unicode(request: GenerateRequest) -> None:
-    for text in (request.prompt_text, *(message.content for message in request.messages)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"message text has a lone surrogate at character {error.start}"
-            ) from error
 
 
 def _merged(events: list[Event]) -> list[Event]:

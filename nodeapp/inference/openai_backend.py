@@ -111,13 +111,13 @@ class OpenAiApi:
 
     async def _tokenise(self, request: web.Request) -> web.StreamResponse:
         asked = openai.decode(await read_body(request), TokeniseRequest)
-        engine = self._engines.current().engine
-        tokens = await engine.tokenise(asked.content, add_special=asked.add_special)
+        prompts = self._engines.current().engine.prompts
+        tokens = await prompts.tokenise(asked.content, add_special=asked.add_special)
         return json_response(msgspec.json.encode({"tokens": tokens}))
 
     async def _detokenise(self, request: web.Request) -> web.StreamResponse:
         asked = openai.decode(await read_body(request), DetokeniseRequest)
-        text = self._engines.current().engine.detokenise(asked.tokens)
+        text = self._engines.current().engine.prompts.detokenise(asked.tokens)
         return json_response(msgspec.json.encode({"content": text}))
 
     async def _health(self, _request: web.Request) -> web.StreamResponse:
