@@ -7,6 +7,7 @@ import sys
 import typer
 
 from nodeapp.cli import (
+    audit,
     backup,
     config,
     console,
@@ -49,6 +50,7 @@ gpu.register(app)
 config.register(app)
 console.register(app)
 backup.register(app)
+audit.register(app)
 provision.register(app)
 update.register(app)
 health.register(app)

@@ -23,7 +23,7 @@ from nodeapp.core.audit import (
     line_digest,
     written_kind,
 )
-from nodeapp.core.errors import Corrupt
+from nodeapp.core.errors import Corrupt, InvalidRequest
 
 E = TypeVar("E", bound=AuditEvent)
 _SEEN, _PRUNED = kind_of(HeadsSeen), kind_of(RecordsPruned)
@@ -51,6 +51,13 @@ class Sighting:
     by: str
 
 
+class _KeptHeads(msgspec.Struct, frozen=True):
+    """Of `audit heads`, or what a backup's manifest says."""
+
+    heads: dict[str, Head] = {}
+    audit: dict[str, Head] = {}
+
+
 @dataclass(slots=True)
 class Chain:
     """A process's records from the oldest that is kept, as far as they hold together."""
@@ -69,6 +76,22 @@ class Chain:
     def records(self) -> int:
         """How many are kept."""
         return len(self.digests)
+
+
+def kept_heads(text: bytes, by: str) -> list[Sighting]:
+    """Heads that were kept somewhere else.
+
+    Raises:
+        InvalidRequest: there are none in it.
+    """
+    try:
+        kept = msgspec.json.decode(text, type=_KeptHeads)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"{by} holds no heads: {error}") from error
+    found = {**kept.audit, **kept.heads}
+    if not found:
+        raise InvalidRequest(f"{by} holds no heads; `audit heads` prints them")
+    return [Sighting(process, head, by) for process, head in found.items()]
 
 
 def read_chain(process: str, files: Sequence[tuple[str, bytes]]) -> Chain:

@@ -189,7 +189,8 @@ class AuditFile:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self._directory.parent, self._directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self._directory / LOCK, _FLAGS, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

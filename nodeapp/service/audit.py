@@ -39,6 +39,8 @@ from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Section
 
 MAX_WAITING = 1000
+MAX_BATCH = 64
+"""Written as one; a file may grow over its bound by no more than this."""
 CLOSE_SECONDS = 2.0
 HOUR_SECONDS = 3600.0
 WITNESSES = ("watchdog", "updater")
@@ -130,11 +132,12 @@ class AuditLog:
     def close(self, last: AuditEvent) -> None:
         """Write what was told, and a last event; waits CLOSE_SECONDS at most."""
         with self._lock:
-            entries = [*self._limits.counted(), last]
-            self._put(_Told(self._stamped(entries)))
+            told = _Told(self._stamped([*self._limits.counted(), last]))
         try:
+            self._waiting.put(told, timeout=CLOSE_SECONDS)
             self._waiting.put(None, timeout=CLOSE_SECONDS)
         except queue.Full:
+            _log.error("audit log ends without its last records")
             return
         self._thread.join(CLOSE_SECONDS)
 
@@ -162,6 +165,8 @@ class AuditLog:
             batch: list[_Told] = []
             while told is not None:
                 batch.append(told)
+                if len(batch) == MAX_BATCH:
+                    break
                 try:
                     told = self._waiting.get_nowait()
                 except queue.Empty:

@@ -36,7 +36,7 @@ class NodeSettings(Section, frozen=True):
     """auto: colours on a terminal, JSON lines elsewhere."""
     processes: tuple[str, ...] = ("s5", "prover", "inference", "chain", "p2p", "updater")
     """What the supervisor runs; further chains and replicas are added by themselves."""
-    audit_file_bytes: Annotated[int, msgspec.Meta(ge=16_384, le=1 << 30)] = 4 << 20
+    audit_file_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=1 << 30)] = 4 << 20
     """A file of a process's audit log that grew so long is followed by a new one."""
     audit_files: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 8
     """Full files of each process's audit log that are kept."""
