@@ -46,6 +46,7 @@ from nodeapp.core.steps import (
 from nodeapp.core.units import Tokens, Wei
 from nodeapp.core.usage import extend_hash
 from tests.benchmarks.report import Row, row
+from tests.fakes.ledger_facts import all_of, chain_facts, identity
 from tests.fakes.memory_chain import (
     DISPUTE_SECONDS,
     Complete,
@@ -180,13 +181,13 @@ class Script:
             self._mine()
 
     async def _restart(self) -> None:
-        before = _all_of(self.ledger)
+        before = all_of(self.ledger)
         if self.rng.random() < 0.5:
             await self.ledger.checkpoint()
-            before = _all_of(self.ledger)
+            before = all_of(self.ledger)
         await self.ledger.close()
         self.ledger = await self._open("journal.sqlite")
-        if _all_of(self.ledger) != before:
+        if all_of(self.ledger) != before:
             self.outcome.faults.append("the reopened ledger is another one")
         self.watcher = self._watch(self.ledger)
 
@@ -218,7 +219,7 @@ class Script:
             if self.rng.random() < 0.15:
                 entries.append(SessionClosing(job_id, "renter"))
             if count > 0 and await self._accepts(entries):
-                key = _identity(session)
+                key = identity(session)
                 self.served[key] = self.served.get(key, ()) + taken
 
     async def _accepts(self, entries: Sequence[Entry]) -> bool:
@@ -313,7 +314,7 @@ class Script:
         if session.opened_in is None:
             self.outcome.vanished += 1
             return
-        self.blocks_of.setdefault(_identity(session), set()).add(session.opened_in)
+        self.blocks_of.setdefault(identity(session), set()).add(session.opened_in)
 
     async def _come_to_rest(self) -> None:
         for _ in range(16):
@@ -329,7 +330,7 @@ class Script:
         fresh = await self._open("fresh.sqlite")
         watcher = self._watch(fresh)
         await watcher.step()
-        ours, theirs = await _chain_facts(self.ledger), await _chain_facts(fresh)
+        ours, theirs = await chain_facts(self.ledger), await chain_facts(fresh)
         await fresh.close()
         faults = self.outcome.faults
         faults += [
@@ -337,13 +338,13 @@ class Script:
         ]
         faults += [f"session {job} is unknown" for job in theirs.keys() - ours.keys()]
         given_up = {
-            _identity(one.session): one.session.acknowledged
+            identity(one.session): one.session.acknowledged
             for _, one in await self.ledger.archive_after(0, 10_000)
             if one.session.opened_in is None
         }
         self.outcome.given_up = len(given_up)
         for session in [*self.ledger.sessions.values(), *self.ledger.parked]:
-            self._judge_session(session, given_up.get(_identity(session), 0))
+            self._judge_session(session, given_up.get(identity(session), 0))
         for mined in self.ledger.mined.values():
             found = self.chain.receipt(mined.tx_hash)
             if found != (mined.block_number, True):
@@ -353,7 +354,7 @@ class Script:
 
     def _judge_session(self, session: Session, given_up: int) -> None:
         faults, job_id = self.outcome.faults, session.terms.job_id
-        acknowledged = len(self.served.get(_identity(session), ())) - given_up
+        acknowledged = len(self.served.get(identity(session), ())) - given_up
         if session.acknowledged != acknowledged:
             faults.append(f"session {job_id} knows {session.acknowledged} of {acknowledged} tokens")
         own = {claim.proof_hash: claim.tokens for claim in session.claims}
@@ -363,39 +364,6 @@ class Script:
         if any(proof.tokens != own[proof.proof_hash] for proof in accepted):
             faults.append(f"session {job_id} has a claim of another size on chain")
         self.outcome.claims += len(accepted)
-
-
-def _identity(session: Session) -> tuple[str, int]:
-    return session.terms.renter, session.terms.job_id
-
-
-def _all_of(ledger: Ledger) -> tuple[object, ...]:
-    return (
-        dict(ledger.sessions),
-        dict(ledger.unsettled),
-        ledger.view,
-        ledger.outbox,
-        dict(ledger.mined),
-        list(ledger.failed),
-        ledger.parked,
-    )
-
-
-async def _chain_facts(ledger: Ledger) -> dict[JobId, tuple[object, ...]]:
-    """Everything that comes from the chain, in a form that does not depend on who was there."""
-    sessions = list(ledger.sessions.values())
-    sessions += [archived.session for _, archived in await ledger.archive_after(0, 10_000)]
-    return {
-        one.terms.job_id: (
-            one.terms,
-            one.opened_in,
-            one.opened_tx,
-            frozenset(one.proofs),
-            one.ended,
-        )
-        for one in sessions
-        if one.opened_in is not None
-    }
 
 
 async def play(seed: int) -> Outcome:

@@ -26,6 +26,7 @@ from nodeapp.core.session import (
     RequestEnded,
     TokensProduced,
 )
+from tests.fakes.ledger_facts import all_of
 from tests.fakes.paid_session import (
     JOB,
     RENTER_KEY,
@@ -39,18 +40,6 @@ from tests.fakes.paid_session import (
 )
 
 ONE = request_id(1)
-
-
-def seen(ledger):
-    return (
-        ledger.sessions,
-        ledger.unsettled,
-        ledger.view,
-        ledger.outbox,
-        ledger.mined,
-        ledger.failed,
-        ledger.parked,
-    )
 
 
 async def live(ledger):
@@ -83,16 +72,16 @@ async def test_a_restart_from_a_checkpoint_is_the_state_that_was_left(tmp_path):
     await live(ledger)
     await ledger.checkpoint()
     await ledger.record(opened(job_id=9), TransactionMined("complete/8", "0xbb", 30_000, 7))
-    before = seen(ledger)
+    before = all_of(ledger)
     await ledger.close()
     assert len(query(tmp_path, "SELECT sequence FROM records")) == 2
     again = await open_ledger(tmp_path)
-    assert seen(again) == before
+    assert all_of(again) == before
     # Rows written by the first checkpoint are not written again, and none is lost by that.
     await again.checkpoint()
     await again.close()
     third = await open_ledger(tmp_path)
-    assert seen(third) == before
+    assert all_of(third) == before
     await third.close()
 
 
@@ -146,10 +135,10 @@ async def test_what_is_over_for_good_goes_to_the_archive(tmp_path):
     assert (list(ledger.sessions), ledger.mined) == ([8], {})
     with pytest.raises(NotFound):
         await ledger.record(EarningsWithdrawn(JOB, 900))
-    before = seen(ledger)
+    before = all_of(ledger)
     await ledger.close()
     again = await open_ledger(tmp_path)
-    assert seen(again) == before
+    assert all_of(again) == before
     assert [one.session.terms.job_id for _, one in await again.archive_after(0)] == [JOB]
     await again.close()
 
@@ -171,7 +160,7 @@ async def test_a_full_disk_leaves_everything_where_it_was(tmp_path, monkeypatch)
     ledger = await open_ledger(tmp_path)
     await settled(ledger)
     await ledger.record(CursorMoved(90, "0x90", 26))
-    before = seen(ledger)
+    before = all_of(ledger)
 
     def full(*_):
         raise sqlite3.OperationalError("database or disk is full")
@@ -180,7 +169,7 @@ async def test_a_full_disk_leaves_everything_where_it_was(tmp_path, monkeypatch)
         patch.setattr(module.journal.Journal, "_checkpoint", full)
         with pytest.raises(Unavailable, match="full"):
             await ledger.checkpoint()
-    assert seen(ledger) == before
+    assert all_of(ledger) == before
     await ledger.checkpoint()
     assert ledger.sessions == {}
     await ledger.close()
