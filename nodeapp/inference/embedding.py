@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nodeapp.core.errors import Busy, InvalidRequest, TooLarge, Unavailable
 from nodeapp.inference.llama_embedding import EmbeddingLoad, EmbeddingModel
-from nodeapp.inference.metrics import InferenceMetrics
+from nodeapp.inference.metrics import EmbeddingMetrics
 
 MAX_WAITING = 32
 _BUSY_RETRY_SECONDS = 1.0
@@ -20,7 +20,7 @@ _BUSY_RETRY_SECONDS = 1.0
 class EmbeddingEngine:
     """Start it, ask `embed` any number of times, stop it."""
 
-    def __init__(self, load: EmbeddingLoad, metrics: InferenceMetrics) -> None:
+    def __init__(self, load: EmbeddingLoad, metrics: EmbeddingMetrics) -> None:
         self._load = load
         self._metrics = metrics
         self._model: EmbeddingModel | None = None
@@ -95,8 +95,8 @@ class EmbeddingEngine:
         texts = [_token_ids(model, given) for given in inputs]
         count = sum(map(len, texts))
         vectors = [_unit(vector[:dimensions]).tolist() for vector in model.embed(texts)]
-        self._metrics.embedded_tokens.inc(count)
-        self._metrics.embeddings.inc(len(vectors))
+        self._metrics.tokens.inc(count)
+        self._metrics.vectors.inc(len(vectors))
         return vectors, count
 
 

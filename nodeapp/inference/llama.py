@@ -1,9 +1,9 @@
 """Thin typed adapter over llama.cpp's C interface. The only file importing llama_cpp.
 
-Rules: one thread calls the methods that touch the context (decode, remove, copy); tokenise and
-piece only read the vocabulary and may be called from any thread; close() waits for them. A logits
-view is valid until the next decode. The KV cache is unified: in split mode a partial copy aborts
-the process.
+Rules: one thread calls the methods that touch the context (decode, remove, copy, save, restore);
+tokenise and piece only read the vocabulary and may be called from any thread; close() waits for
+them. A logits view is valid until the next decode. The KV cache is unified: in split mode a partial
+copy aborts the process.
 
 Environment, read when the library is loaded, so the supervisor's program file sets it:
 GGML_NO_BACKTRACE=1, or ggml's abort handler forks a debugger that outlives the crash;

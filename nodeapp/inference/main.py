@@ -22,7 +22,7 @@ from nodeapp.inference.gpu_guard import GpuGuard
 from nodeapp.inference.host import ModelHost
 from nodeapp.inference.llama_embedding import EmbeddingLoad
 from nodeapp.inference.loading import LoaderFiles, ModelLoader
-from nodeapp.inference.metrics import GpuMetrics, InferenceMetrics
+from nodeapp.inference.metrics import EmbeddingMetrics, GpuMetrics, InferenceMetrics
 from nodeapp.inference.model_choice import ModelChoice
 from nodeapp.inference.model_desk import ModelDesk
 from nodeapp.inference.model_store import model_store, verdicts_file
@@ -88,9 +88,11 @@ class InferenceProcess:
         self._api = InferenceApi(self._host)
         # Nobody deals embeddings out: they are asked for on the first one's socket.
         self._embedding_file = embedding_file(settings) if index == 0 else None
+        embedding_metrics = EmbeddingMetrics(shell.metrics)
         self._embedder = (
             EmbeddingEngine(
-                EmbeddingLoad(self._embedding_file.path, settings.embedding_threads), metrics
+                EmbeddingLoad(self._embedding_file.path, settings.embedding_threads),
+                embedding_metrics,
             )
             if self._embedding_file is not None
             else None

@@ -32,8 +32,6 @@ class InferenceMetrics:
         self.steps = metrics.counter("decode_steps_total", "llama_decode calls")
         self.rows = metrics.counter("decode_rows_total", "tokens computed, prefill included")
         self.finished = metrics.counter("requests_finished_total", "by reason", ("reason",))
-        self.embedded_tokens = metrics.counter("embedded_tokens_total", "tokens read to embed")
-        self.embeddings = metrics.counter("embeddings_total", "vectors made")
         self.running = metrics.gauge("requests_processing", "requests that hold a sequence")
         self.waiting = metrics.gauge("requests_deferred", "requests waiting for a sequence")
         self.kv_tokens = metrics.gauge("kv_tokens", "KV cells reserved or cached")
@@ -67,6 +65,14 @@ class InferenceMetrics:
         if tokens > 1:
             self.produced_seconds.inc(now - first_at)
             self.token_seconds.observe((now - first_at) / (tokens - 1))
+
+
+class EmbeddingMetrics:
+    """Of the embedding model."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.tokens = metrics.counter("embedded_tokens_total", "tokens read to embed")
+        self.vectors = metrics.counter("embeddings_total", "vectors made")
 
 
 class GpuMetrics:
