@@ -3,7 +3,8 @@
 A key names the purpose ("claim/7/0"). What was signed for a key is in the journal before it is
 sent and keeps its nonce, so after a crash the same bytes are sent again: no purpose is served
 twice. Several keys may be under way at once; `step` moves all of them, whoever waits calls it.
-Success is judged by the receipt, and only when it is deep enough.
+Success is judged by the receipt, and only when it is deep enough. What is signed, and for how
+much, is in attempts.py.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from nodeapp.chain.attempts import Attempts
 from nodeapp.chain.checkpoints import job_of
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.restored import RestoredGuard
 from nodeapp.core.errors import NodeError, Rejected, Unavailable
-from nodeapp.core.fees import GWEI, FeePolicy, Fees, first_fees, replacement_fees
+from nodeapp.core.fees import GWEI, FeePolicy, Fees
 from nodeapp.core.ids import JobId, TxHash
 from nodeapp.core.outbox import (
     Errand,
@@ -25,7 +27,6 @@ from nodeapp.core.outbox import (
     TransactionEnd,
     TransactionMined,
     TransactionSigned,
-    free_nonce,
     gaps,
 )
 from nodeapp.core.reorgs import is_meant_for
@@ -36,13 +37,12 @@ from nodeapp.evm.errors import Reverted
 from nodeapp.evm.provider import Block
 from nodeapp.evm.refusals import InsufficientFunds, SendRefusal, SendRefused
 from nodeapp.evm.signers import Signer
-from nodeapp.evm.transactions import CANCEL_GAS, Receipt, SignedTransaction, Transactions
+from nodeapp.evm.transactions import Receipt, SignedTransaction, Transactions
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
 
 RESEND_BLOCKS = 3
 MAX_GAPS_AT_ONCE = 8
-MAX_FOREIGN_PENDING = 64
 _log = get_logger(__name__)
 
 
@@ -65,16 +65,6 @@ class _Handed:
     last: BlockNumber
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What an attempt is signed for."""
-
-    key: str
-    nonce: int
-    is_payment: bool = False
-    is_cancel: bool = False
-
-
 class TransactionQueue:
     """Transactions of one account, in the order of their nonces."""
 
@@ -93,6 +83,7 @@ class TransactionQueue:
         self._signer = signer
         self._confirmations = max(1, confirmations)
         self._settings = settings or QueueSettings()
+        self._attempts = Attempts(ledger, transactions, signer, self._settings.fees)
         self._lock = asyncio.Lock()  # guards: choosing a nonce, signing and journalling are one
         self._handed: dict[TxHash, _Handed] = {}
         self._troubles: dict[str, NodeError] = {}
@@ -301,61 +292,9 @@ class TransactionQueue:
     # --- what is sent -------------------------------------------------------------
 
     async def _sign(self, key: str, call: Call, *, is_payment: bool) -> None:
-        outbox = self._ledger.outbox
-        if len(outbox.pending) >= self._settings.max_in_flight:
-            return
-        ended = outbox.last_end(key)
-        if is_payment and isinstance(ended, TransactionDropped):
-            raise Unavailable(
-                f"{key} failed in block {ended.block_number} ({ended.reason}); it is tried again"
-                " when that block is final"
-            )
-        address = self._signer.address
-        gas = await self._transactions.estimate(call, address)
-        fees = await self._market()
-        await self._check_funds(gas * fees.max_fee + call.value)
-        mined = await self._transactions.nonce(address, "latest")
-        pool = await self._transactions.nonce(address, "pending")
-        if pool - mined > MAX_FOREIGN_PENDING + len(outbox.pending):
-            raise Unavailable(
-                f"the pool counts {pool - mined} waiting transactions of {address}, only"
-                f" {len(outbox.pending)} are ours; nothing is sent before they are mined"
-            )
-        nonce = free_nonce(outbox, mined=mined, pool=pool)
-        await self._add(_Order(key, nonce, is_payment=is_payment), call, gas=gas, fees=fees)
-
-    async def _add(self, order: _Order, call: Call, *, gas: int, fees: Fees) -> TransactionSigned:
-        """Sign one attempt and journal it; it leaves with the next push."""
-        signed = await self._transactions.prepare(
-            call, self._signer, order.nonce, gas=gas, fees=fees
-        )
-        attempt = TransactionSigned(
-            order.key,
-            order.nonce,
-            signed.hash,
-            signed.raw,
-            fees.max_fee,
-            fees.priority_fee,
-            is_cancel=order.is_cancel,
-            is_payment=order.is_payment,
-            value=Wei(call.value),
-        )
-        await self._ledger.record(attempt)
-        self._has_new = True
-        return attempt
-
-    async def _market(self) -> Fees:
-        head = await self._transactions.head()
-        tip = await self._transactions.suggested_tip()
-        return first_fees(head.base_fee, tip, self._settings.fees)
-
-    async def _check_funds(self, need: int) -> None:
-        balance = await self._transactions.balance(self._signer.address)
-        if balance < need:
-            raise InsufficientFunds(
-                f"account {self._signer.address} holds {balance / 10**18:.9f} native coin, a"
-                f" transaction needs up to {need / 10**18:.9f} for gas; send some to it"
-            )
+        if len(self._ledger.outbox.pending) < self._settings.max_in_flight:
+            await self._attempts.first(key, call, is_payment=is_payment)
+            self._has_new = True
 
     async def _push(self, errand: Errand, head: Block, *, is_next: bool) -> None:
         newest = errand.newest
@@ -417,51 +356,24 @@ class TransactionQueue:
         self._handed[attempt.tx_hash] = _Handed(first, head.number)
 
     async def _replace(self, errand: Errand, head: Block, *, is_astray: bool = False) -> None:
-        """The same purpose, or nothing if it became pointless, with the same nonce for more."""
-        newest = errand.newest
-        first = self._transactions.decode(errand.attempts[0].raw)
-        offered = self._transactions.decode(newest.raw).fees
-        tip = await self._transactions.suggested_tip()
-        fees = replacement_fees(offered, head.base_fee, tip, self._settings.fees)
-        if fees is None:
+        attempt = await self._attempts.replacement(errand, head, is_astray=is_astray)
+        if attempt is None:
+            newest = errand.newest
             self._handed[newest.tx_hash] = _Handed(head.number, head.number)
             if not is_astray:
                 await self._broadcast(errand, newest, head)
-            _log.warning(
-                "transaction waits, fee cap reached",
-                key=errand.key,
-                nonce=errand.nonce,
-                max_fee_gwei=offered.max_fee / GWEI,
-                base_fee_gwei=head.base_fee / GWEI,
-            )
             return
-        is_cancel = (
-            is_astray or errand.is_cancelled or await self._is_pointless(errand.key, first.call)
-        )
-        attempt = await self._add(
-            _Order(errand.key, errand.nonce, is_payment=errand.is_payment, is_cancel=is_cancel),
-            self._nothing() if is_cancel else first.call,
-            gas=CANCEL_GAS if is_cancel else first.gas,
-            fees=fees,
-        )
+        self._has_new = True
         self._replaced.inc()
         _log.info(
             "transaction replaced",
             key=errand.key,
             nonce=errand.nonce,
             tx_hash=attempt.tx_hash,
-            max_fee_gwei=fees.max_fee / GWEI,
-            cancels=is_cancel,
+            max_fee_gwei=attempt.max_fee / GWEI,
+            cancels=attempt.is_cancel,
         )
         await self._broadcast(errand, attempt, head)
-
-    async def _is_pointless(self, key: str, call: Call) -> bool:
-        try:
-            await self._transactions.simulate(call, self._signer.address, "latest")
-        except Reverted as error:
-            _log.warning("transaction cancelled", key=key, reason=error.reason)
-            return True
-        return False
 
     async def _close_gaps(self, mined: int, head: Block) -> None:
         """A nonce that nobody holds blocks all after it: use it up with nothing."""
@@ -470,11 +382,5 @@ class TransactionQueue:
             return
         pool = await self._transactions.nonce(self._signer.address, "pending")
         for nonce in gaps(outbox, mined=mined, pool=pool)[:MAX_GAPS_AT_ONCE]:
-            tip = await self._transactions.suggested_tip()
-            fees = first_fees(head.base_fee, tip, self._settings.fees)
-            _log.warning("nonce gap filled", nonce=nonce)
-            order = _Order(f"gap/{nonce}", nonce, is_cancel=True)
-            await self._add(order, self._nothing(), gas=CANCEL_GAS, fees=fees)
-
-    def _nothing(self) -> Call:
-        return Call(self._signer.address, "cancel", b"", 0)
+            await self._attempts.fill_gap(nonce, head)
+            self._has_new = True
