@@ -5,15 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.benchmarks import p2p_strangers as strangers
+from tests.benchmarks.p2p_forger import forger
 from tests.benchmarks.p2p_lab import Child
 from tests.benchmarks.p2p_market import Renter, run_renter
+from tests.benchmarks.p2p_world import Market
 from tests.benchmarks.report import Row, row
-
-if TYPE_CHECKING:
-    from tests.benchmarks.p2p_campaign import Market
 
 VICTIM, QUIET = 0, 1
 """The node that is attacked, and the one where renters freeze and die."""
@@ -172,7 +171,7 @@ def _sybils(market: Market) -> list[Row]:
 def _forged(market: Market) -> list[Row]:
     place = market.stranger_places[6]
     work = (place, market.known[0], market.listed[2], 120.0)
-    child = market.lab.start(place, "forger", strangers.forger, *work)
+    child = market.lab.start(place, "forger", forger, *work)
     facts = child.heard(120)
     found = market.ask("find", list(market.everybody), 90)
     honest = {one.wallet for one in market.listed}

@@ -15,6 +15,7 @@ from nodeapp.network.host import Libp2pHost
 from tests.benchmarks import p2p_strangers as strangers
 from tests.benchmarks.p2p import Node, running_node
 from tests.benchmarks.p2p_backend import host_wallet
+from tests.benchmarks.p2p_forger import forger
 from tests.benchmarks.p2p_market import Listed
 from tests.benchmarks.p2p_renters import network, open_session
 
@@ -86,9 +87,9 @@ def test_a_renter_is_served_while_strangers_hold_sockets_and_send_garbage(node):
 def test_forged_and_expired_records_are_neither_kept_nor_passed_on(node):
     peer_id = PeerId(node.address.rpartition("/")[2])
     victim = Listed(host_wallet().address, peer_id, node.address)
-    forger = At(strangers.forger, "127.0.0.1", node.address, victim, 0.0)
-    forger.start()
-    facts = forger.result()
+    liar = At(forger, "127.0.0.1", node.address, victim, 0.0)
+    liar.start()
+    facts = liar.result()
     assert facts["taken"].pop("control: true") == 1
     assert set(facts["taken"].values()) == {0}
     assert facts["heard"] == 0
