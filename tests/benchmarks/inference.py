@@ -13,13 +13,9 @@ import argparse
 import asyncio
 import json
 import os
-import random
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nodeapp.devnet.world import free_port
 from nodeapp.service.paths import default_cache_dir
 from tests.benchmarks import rivals
 from tests.benchmarks.copy_tasks import COPY_TASKS
+from tests.benchmarks.inference_load import Load, Words, load
 from tests.benchmarks.report import ROOT, Row, machine, median, row, table, write
-from tests.benchmarks.rivals import Server
 
 SEED = 20261123
 PARTS = ("servers", "prefix", "speculation", "overhead")
@@ -41,136 +38,6 @@ NEW_TOKENS = 32
 PREFIX_WORDS = 420
 SHARED_TOKENS = 4
 OVERHEAD_TOKENS = 96
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One request as the client saw it; seconds from its start."""
-
-    text: str
-    tokens: int
-    first_seconds: float
-    seconds: float
-    is_whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Some requests at once, on one server."""
-
-    answers: tuple[Answer, ...]
-    cpu_seconds: float
-    seconds: float
-
-    @property
-    def tokens(self) -> int:
-        return sum(answer.tokens for answer in self.answers)
-
-    @property
-    def tokens_per_cpu_second(self) -> float:
-        return self.tokens / self.cpu_seconds
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
-
-    @property
-    def answering_speed(self) -> float:
-        """Tokens per second of one answer, after its first."""
-        (answer,) = self.answers
-        return (answer.tokens - 1) / (answer.seconds - answer.first_seconds)
-
-    @property
-    def first_seconds(self) -> float:
-        return statistics.median(answer.first_seconds for answer in self.answers)
-
-    @property
-    def killed(self) -> int:
-        return sum(not answer.is_whole for answer in self.answers)
-
-
-class Words:
-    """Prompts that no cache knows; the same ones for the same seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # prompts, not secrets
-        self._list = [
-            "river",
-            "house",
-            "green",
-            "seven",
-            "market",
-            "window",
-            "people",
-            "story",
-            "night",
-            "number",
-            "water",
-            "light",
-            "paper",
-            "garden",
-            "road",
-            "stone",
-            "winter",
-            "letter",
-            "music",
-            "morning",
-            "bridge",
-            "forest",
-            "engine",
-            "silver",
-            "table",
-        ]
-
-    def text(self, count: int) -> str:
-        return " ".join(self._random.choice(self._list) for _ in range(count))
-
-
-async def ask(server: Server, prompt: str, tokens: int) -> Answer:
-    """One streamed completion, greedy."""
-    body: dict[str, object] = {
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "temperature": 0,
-        "stream": True,
-        "model": server.model,
-    }
-    if server.name != "binding":
-        body["stream_options"] = {"include_usage": True}
-    began = time.perf_counter()
-    text, pieces, counted, first = "", 0, None, 0.0
-    is_whole = False
-    async with (
-        server.session() as session,
-        session.post(f"{server.url}/v1/completions", json=body) as reply,
-    ):
-        if reply.status != 200:
-            raise RuntimeError(f"{server.name}: {reply.status} {await reply.text()}")
-        async for line in reply.content:
-            if not line.startswith(b"data: "):
-                continue
-            if line.startswith(b"data: [DONE]"):
-                break
-            event: dict[str, Any] = json.loads(line[6:])
-            counted = (event.get("usage") or {}).get("completion_tokens", counted)
-            for choice in event.get("choices", ()):
-                if choice.get("text"):
-                    first = first or time.perf_counter() - began
-                    text += choice["text"]
-                    pieces += 1
-                is_whole |= choice.get("finish_reason") is not None
-    seconds = time.perf_counter() - began
-    return Answer(text, counted or pieces, first or seconds, seconds, is_whole)
-
-
-async def load(server: Server, prompts: Sequence[str], tokens: int) -> Load:
-    """All prompts at once."""
-    cpu, began = server.cpu_seconds(), time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        asked = [tasks.create_task(ask(server, prompt, tokens)) for prompt in prompts]
-    seconds = time.perf_counter() - began
-    answers = tuple(task.result() for task in asked)
-    return Load(answers, server.cpu_seconds() - cpu, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +71,7 @@ def compare_servers(setting: Setting) -> list[Row]:
             stack.enter_context(setting.native("split")),
             stack.enter_context(
                 rivals.binding(
-                    setting.directory, setting.model, threads=setting.threads, port=_free_port()
+                    setting.directory, setting.model, threads=setting.threads, port=free_port()
                 )
             ),
         ]
@@ -395,12 +262,6 @@ def _say(name: str, count: int, one: Load) -> None:
         f"{one.tokens_per_second:7.1f} tokens/s  first {one.first_seconds:6.2f} s",
         flush=True,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def _plot(report: Path) -> None:

@@ -1,7 +1,6 @@
 """One verdict on a booted release: the gate says it, the journal keeps it, the exit code passes it on."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import nodeapp
 from nodeapp.core.errors import Unavailable
 from nodeapp.core.release import Release
 from nodeapp.core.update import Phase, UpdateState
+from nodeapp.devnet.world import free_port
 from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Settings, StorageSettings
 from nodeapp.service.tree import start_tree
@@ -217,12 +217,6 @@ def test_two_who_write_the_journal_lose_nothing(journal):
     for writer in writers:
         writer.join(30)
     assert journal.read().candidate is not None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_the_gate_of_a_boot_asks_the_real_tree(journal, tmp_path_factory):
