@@ -13,7 +13,7 @@ from typing import Any
 
 from image.test.container import GUEST, HOST, SAFE_PLACE, Container, make_state, running_container
 from image.test.release import Image, Workshop
-from nodeapp.evm.contracts import SessionJob
+from tests.benchmarks.appliance_money import answered, shares
 from tests.benchmarks.appliance_world import (
     CLI,
     CONFIG,
@@ -61,7 +61,7 @@ def container_rows(shop: Workshop, image: Image, tree: Path, data: Path, logs: P
             paid = paid_request(world.renter("before"), TOKENS, ANSWER_SECONDS)
             rows.append(_answered(paid.tokens, time.monotonic() - began, "before the loss"))
             settled = world.until_settled(paid.job_id, ANSWER_SECONDS)
-            rows += _shares(settled, "before the loss")
+            rows += shares("container", "before the loss", settled, TOKENS)
             made = _node(one, "backup", "create", seconds=ANSWER_SECONDS)
             rows.append(_backed_up(made))
             _keep_journal(one, logs / "container-first.journal")
@@ -78,7 +78,7 @@ def container_rows(shop: Workshop, image: Image, tree: Path, data: Path, logs: P
             again = paid_request(world.renter("after"), TOKENS, ANSWER_SECONDS)
             rows.append(_answered(again.tokens, time.monotonic() - began, "after the restore"))
             second = world.until_settled(again.job_id, ANSWER_SECONDS)
-            rows += _shares(second, "after the restore")
+            rows += shares("container", "after the restore", second, TOKENS)
             _keep_journal(two, logs / "container-restored.journal")
     return rows
 
@@ -129,17 +129,7 @@ def _node(one: Container, *words: str, seconds: float = 120.0) -> str:
 
 def _answered(tokens: int, seconds: float, when: str) -> Row:
     note = f"renter and chain outside, over veth; session and answer in {seconds:.1f} s"
-    return row(f"container: tokens of a paid request {when}", tokens, "", f"== {TOKENS}", note)
-
-
-def _shares(job: SessionJob, when: str) -> list[Row]:
-    left = job.deposit - job.host_share - job.treasury_share - job.refund
-    note = f"host {job.host_share}, treasury {job.treasury_share}, refund {job.refund}"
-    name = f"container: deposit not accounted for {when}"
-    return [
-        row(f"container: tokens settled {when}", job.tokens_used, "", f"== {TOKENS}"),
-        row(name, left, "base units", "== 0", note),
-    ]
+    return answered("container", when, tokens, TOKENS, note)
 
 
 def _backed_up(said: str) -> Row:
