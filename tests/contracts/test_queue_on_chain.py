@@ -95,6 +95,7 @@ async def test_a_stuck_transaction_is_replaced_in_the_real_pool(sender: Sender) 
     await sender.rpc("evm_setAutomine", False)
     done = sender.execute()
     await sender.until(lambda: sender.ledger.outbox.pending)
+    await sender.queue.step()  # Signed is not yet in the pool.
     first = sender.ledger.outbox.pending["a"].newest
     for _ in range(SETTINGS.replace_after_blocks):
         await sender.rpc("anvil_setNextBlockBaseFeePerGas", hex(first.max_fee + GWEI))
