@@ -35,9 +35,10 @@ from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call
 from nodeapp.evm.errors import Reverted
 from nodeapp.evm.provider import Block
+from nodeapp.evm.receipts import Receipt
 from nodeapp.evm.refusals import InsufficientFunds, SendRefusal, SendRefused
 from nodeapp.evm.signers import Signer
-from nodeapp.evm.transactions import Receipt, SignedTransaction, Transactions
+from nodeapp.evm.transactions import SignedTransaction, Transactions
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
 

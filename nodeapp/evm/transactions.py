@@ -7,10 +7,9 @@ success is judged by the mined receipt only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
 from hexbytes import HexBytes
@@ -20,17 +19,14 @@ from nodeapp.core.fees import GWEI, FeePolicy, Fees, first_fees
 from nodeapp.core.ids import Address, TxHash
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call, checksum
-from nodeapp.evm.errors import Reverted, WrongShape
-from nodeapp.evm.events import MarketplaceEvent, decode_logs
+from nodeapp.evm.errors import Reverted
 from nodeapp.evm.provider import Block, BlockTag, Provider, block_parameter, quantity
+from nodeapp.evm.receipts import KnownTransaction, Receipt, read_receipt, read_transaction
 from nodeapp.evm.refusals import SendRefused
 from nodeapp.evm.rpc import (
     METHOD_MISSING,
-    as_address,
     as_bytes,
-    as_hash,
     as_list,
-    as_logs,
     as_object,
     as_quantity,
     field,
@@ -74,31 +70,6 @@ class Decoded:
     call: Call
     gas: int
     fees: Fees
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What a mined transaction did; `gas_price` is wei per gas as paid."""
-
-    hash: TxHash
-    succeeded: bool
-    block_number: BlockNumber
-    block_hash: str
-    gas_used: int
-    gas_price: Wei
-    contract: Address | None
-    raw_logs: tuple[Mapping[str, Any], ...]
-    data_fee: Wei
-    """What a rollup charges for publishing it (`l1Fee`), beside the gas."""
-
-    @property
-    def cost(self) -> Wei:
-        """Wei paid in all."""
-        return Wei(self.gas_used * self.gas_price + self.data_fee)
-
-    def events(self, marketplace: Address) -> tuple[MarketplaceEvent, ...]:
-        """The marketplace's events in it."""
-        return decode_logs(self.raw_logs, marketplace)
 
 
 class Transactions:
@@ -236,7 +207,9 @@ class Transactions:
         message = answer.failure.message
         if any(text in message.lower() for text in KNOWN_ALREADY):
             return signed.hash
-        found = await self._provider.find("eth_getTransactionByHash", [signed.hash], _transaction)
+        found = await self._provider.find(
+            "eth_getTransactionByHash", [signed.hash], read_transaction
+        )
         if found is not None:
             return signed.hash
         raise SendRefused(f"transaction {signed.hash} nonce {signed.nonce}", message)
@@ -267,7 +240,7 @@ class Transactions:
     async def receipt(self, tx_hash: TxHash) -> Receipt | None:
         """The receipt, None while not mined."""
         return await self._provider.find(
-            "eth_getTransactionReceipt", [tx_hash], partial(_receipt, tx_hash)
+            "eth_getTransactionReceipt", [tx_hash], partial(read_receipt, tx_hash)
         )
 
     async def wait_mined(
@@ -345,7 +318,9 @@ class Transactions:
 
     async def why_failed(self, receipt: Receipt) -> str:
         """Run it again on the state before its block; best effort, the state may differ."""
-        found = await self._provider.find("eth_getTransactionByHash", [receipt.hash], _transaction)
+        found = await self._provider.find(
+            "eth_getTransactionByHash", [receipt.hash], read_transaction
+        )
         if found is None:
             return ""
         answer = await self._provider.ask(
@@ -355,10 +330,10 @@ class Transactions:
         )
         return (answer.failure.reason or "") if answer.failure else ""
 
-    async def _block_transactions(self, number: int) -> tuple[_Transaction, ...]:
-        def decode(result: object) -> tuple[_Transaction, ...]:
+    async def _block_transactions(self, number: int) -> tuple[KnownTransaction, ...]:
+        def decode(result: object) -> tuple[KnownTransaction, ...]:
             found = field(as_object(result), "transactions", as_list)
-            return tuple(one for one in map(_transaction, found) if one is not None)
+            return tuple(one for one in map(read_transaction, found) if one is not None)
 
         return await self._provider.call(
             "eth_getBlockByNumber",
@@ -366,52 +341,6 @@ class Transactions:
             decode,
             needs_block=BlockNumber(number),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Transaction:
-    """Of a transaction as an endpoint tells it what is used; `call` repeats it by eth_call."""
-
-    hash: TxHash
-    sender: Address
-    nonce: int
-    call: Mapping[str, object]
-
-
-def _transaction(result: object) -> _Transaction | None:
-    if result is None:
-        return None
-    fields = as_object(result)
-    call = {name: fields.get(name) for name in ("from", "to", "value")}
-    return _Transaction(
-        TxHash(field(fields, "hash", as_hash)),
-        field(fields, "from", as_address),
-        field(fields, "nonce", as_quantity),
-        {**call, "data": fields.get("input")},
-    )
-
-
-def _receipt(tx_hash: TxHash, result: object) -> Receipt | None:
-    if result is None:
-        return None
-    fields = as_object(result)
-    if fields.get("blockNumber") is None:
-        return None  # Some endpoints have receipts of what is only pending.
-    if field(fields, "transactionHash", as_hash) != tx_hash.lower():
-        raise WrongShape(f"a receipt of another transaction than {tx_hash}")
-    contract, data_fee = fields.get("contractAddress"), fields.get("l1Fee")
-    number = field(fields, "blockNumber", as_quantity)
-    return Receipt(
-        hash=tx_hash,
-        succeeded=field(fields, "status", as_quantity) == 1,
-        block_number=BlockNumber(number),
-        block_hash=field(fields, "blockHash", as_hash),
-        gas_used=field(fields, "gasUsed", as_quantity),
-        gas_price=Wei(field(fields, "effectiveGasPrice", as_quantity)),
-        contract=None if contract is None else as_address(contract),
-        raw_logs=field(fields, "logs", as_logs(number, number)),
-        data_fee=Wei(0 if data_fee is None else as_quantity(data_fee)),
-    )
 
 
 def _fields(call: Call, sender: Address) -> dict[str, str]:

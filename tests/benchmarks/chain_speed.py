@@ -44,7 +44,8 @@ from nodeapp.evm.accounts import Wallet, new_wallet
 from nodeapp.evm.calls import UNLIMITED, Calls, SessionTerms, approve
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.events import SessionCreated
-from nodeapp.evm.transactions import Receipt, Transactions
+from nodeapp.evm.receipts import Receipt
+from nodeapp.evm.transactions import Transactions
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.service.clock import SystemClock
 from nodeapp.service.paths import default_cache_dir

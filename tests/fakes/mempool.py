@@ -18,9 +18,10 @@ from nodeapp.core.units import BlockNumber, BlockTime, Wei
 from nodeapp.evm.abi import Call
 from nodeapp.evm.errors import Reverted
 from nodeapp.evm.provider import Block
+from nodeapp.evm.receipts import Receipt
 from nodeapp.evm.refusals import SendRefused
 from nodeapp.evm.signers import Signer
-from nodeapp.evm.transactions import Decoded, Receipt, SignedTransaction
+from nodeapp.evm.transactions import Decoded, SignedTransaction
 
 GAS = 100_000
 
