@@ -23,6 +23,7 @@ import nodeapp
 from nodeapp.core.audit import (
     AuditEvent,
     AuditSink,
+    Head,
     HeadsSeen,
     ProcessStarted,
     ProcessStopped,
@@ -262,6 +263,20 @@ def stamped(events: Sequence[AuditEvent], clock: Clock) -> tuple[Stamped, ...]:
     now = dt.datetime.fromtimestamp(clock.unix_seconds(), dt.UTC)
     at = now.isoformat(timespec="microseconds").replace("+00:00", "Z")
     return tuple(Stamped(at, event) for event in events)
+
+
+def steady_heads(root: Path) -> dict[str, Head]:
+    """Of all logs together: no witness among them has seen more of another than this says.
+
+    Raises:
+        Unavailable: the logs cannot be read.
+    """
+    before = heads(root)
+    while True:
+        now = heads(root)
+        if all(before.get(one) == now.get(one) for one in WITNESSES):
+            return now
+        before = now
 
 
 async def witness(audit: AuditSink, state: Path, process: str, clock: Clock) -> None:

@@ -98,7 +98,7 @@ class Backups:
                 added, is_new = 0, False
             else:
                 # The journal's copy is older than the blobs: it never names one that is missing.
-                roots = [stage, files.blobs] if files.blobs.is_dir() else [stage]
+                roots = [stage, *(one for one in (files.blobs, files.audit) if one.is_dir())]
                 made, added = await _saved(restic, roots, manifest.account)
                 backup = Stored(made, "", manifest.account, tuple(roots))
                 tested = await self._test(restic, backup, manifest, password)

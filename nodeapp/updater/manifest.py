@@ -1,8 +1,9 @@
 """What a backup says about itself: `manifest.json`, the first thing that a restore reads.
 
 Layout of a backup (the "stage"): manifest.json, journals/<process>.sqlite, settings/*, keys.sealed;
-beside the stage the blobs of the s5 process, which are named by their hashes. Models, caches,
-proofs, logs and sockets are left out: all of them can be made or fetched again.
+beside the stage the blobs of the s5 process, which are named by their hashes, and the audit logs,
+of which the manifest says where each ended. Models, caches, proofs, logs and sockets are left out:
+all of them can be made or fetched again.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from nodeapp.core.audit import Head
 from nodeapp.core.errors import Corrupt
 from nodeapp.store.backups import sha256_of
 
-FORMAT = 1
+FORMAT = 2
+"""2: heads of the audit logs."""
 MANIFEST = "manifest.json"
 JOURNALS = "journals"
 SETTINGS = "settings"
@@ -62,6 +65,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blob_bytes: int = 0
     key_names: tuple[str, ...] = ()
     """What is in keys.sealed; empty: no keys are in this backup."""
+    audit: dict[str, Head] = {}
+    """Where each audit log ended; by a log's directory."""
 
     @property
     def account(self) -> str:
@@ -76,10 +81,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def content(self) -> str:
         """Equal for two backups of an unchanged node.
 
-        Sealed keys never have the same bytes, and a journal's file says less than its head.
+        Sealed keys never have the same bytes, and a journal's file says less than its head. That a
+        backup was made goes into an audit log: those alone are no reason for another one.
         """
         compared = tuple(one for one in self.files if one.path.startswith(SETTINGS))
-        same = msgspec.structs.replace(self, made_at=0, files=compared)
+        same = msgspec.structs.replace(self, made_at=0, files=compared, audit={})
         return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
 

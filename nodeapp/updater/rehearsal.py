@@ -15,11 +15,13 @@ import msgspec
 
 import nodeapp
 from nodeapp.core.errors import Corrupt, NodeError, Unauthorised
+from nodeapp.security.audit import DIRECTORY
 from nodeapp.security.envelope import unseal
 from nodeapp.store.backups import head_of
 from nodeapp.updater.command import run_program
 from nodeapp.updater.manifest import KEYS, Manifest, check_files, read_manifest
 from nodeapp.updater.restic import Restic, Stored
+from nodeapp.updater.staging import BLOBS
 from nodeapp.wire.ipc_updater import ReplayReport
 
 STAGE = "stage"
@@ -34,6 +36,7 @@ class Fetched:
     stage: Path
     blobs: Path | None
     manifest: Manifest
+    audit: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,10 @@ async def fetch(restic: Restic, backup: Stored, scratch: Path, *, with_blobs: bo
     await restic.fetch(backup, scratch, None if with_blobs else stage)
     there = scratch / stage.relative_to("/")
     manifest = await asyncio.to_thread(read_manifest, there)
-    blobs = next((path for path in backup.paths if path != stage), None)
-    return Fetched(
-        backup,
-        there,
-        scratch / blobs.relative_to("/") if with_blobs and blobs is not None else None,
-        manifest,
-    )
+    beside = {path.name: scratch / path.relative_to("/") for path in backup.paths if path != stage}
+    if not with_blobs:
+        return Fetched(backup, there, None, manifest)
+    return Fetched(backup, there, beside.get(BLOBS), manifest, beside.get(DIRECTORY))
 
 
 async def rehearse(fetched: Fetched, password: bytes) -> Rehearsed:

@@ -3,7 +3,8 @@
 Rules of this file: only while no node runs; nothing is overwritten: what stands in the way is
 refused, or with `replace` moved aside under a name that says when. Journals come first and keys
 last, so that a restore that was cut short leaves nothing that could start on an empty journal.
-Paths are this machine's: the same file may lie elsewhere than where it was saved from.
+Paths are this machine's: the same file may lie elsewhere than where it was saved from. An audit log
+that is here is moved aside in any case: the backup's goes on, and no log is ever thrown away.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nodeapp.service.tree import LOCK_NAME
 from nodeapp.store.atomic import write_whole
 from nodeapp.store.backups import copy_closed, owner_of, restore_backup
 from nodeapp.store.lock import FileLock
+from nodeapp.updater.audit_restoring import RestoredLog, restored_logs
 from nodeapp.updater.manifest import SETTINGS
 from nodeapp.updater.rehearsal import Rehearsed
 from nodeapp.updater.staging import NodeFiles
@@ -40,6 +42,7 @@ class Plan:
     """(file of the backup, its place here)."""
     keys: tuple[tuple[str, Path], ...]
     blobs: Path
+    audit: tuple[RestoredLog, ...]
     settings: Path
 
 
@@ -77,6 +80,8 @@ def plan_restore(
     if tested.fetched.blobs is not None:
         detail = f"{manifest.blobs} blobs, {manifest.blob_bytes} bytes; those here stay"
         steps.append(RestoreStep("blobs", str(files.blobs), "create", detail))
+    logs = restored_logs(tested.fetched, files.audit)
+    steps += [one.step() for one in logs]
     preview = RestorePreview(
         id=tested.fetched.backup.id,
         made_at=manifest.made_at,
@@ -87,7 +92,7 @@ def plan_restore(
         missing_keys=missing,
     )
     where = paths.state / "restored-settings"
-    return Plan(preview, tested, tuple(journals), tuple(keys), files.blobs, where)
+    return Plan(preview, tested, tuple(journals), tuple(keys), files.blobs, logs, where)
 
 
 def carry_out(plan: Plan, paths: Paths, *, replace: bool, stamp: str) -> None:
@@ -103,7 +108,12 @@ def carry_out(plan: Plan, paths: Paths, *, replace: bool, stamp: str) -> None:
         Rejected: a node runs on this state directory, or something is in the way.
         Unavailable: the disk is full.
     """
-    in_the_way = [step.target for step in plan.preview.steps if step.action == "replace"]
+    moved = {str(one.target) for one in plan.audit}
+    in_the_way = [
+        step.target
+        for step in plan.preview.steps
+        if step.action == "replace" and step.target not in moved
+    ]
     if in_the_way and not replace:
         raise Rejected(
             f"{in_the_way[0]} exists; look at it with --dry-run, then repeat with --replace, which"
@@ -116,6 +126,8 @@ def carry_out(plan: Plan, paths: Paths, *, replace: bool, stamp: str) -> None:
                 restore_backup(source, target)
             if plan.tested.fetched.blobs is not None:
                 _add_missing(plan.tested.fetched.blobs, plan.blobs)
+            for log in plan.audit:
+                log.carry_out(stamp)
             _copy_settings(plan.tested.fetched.stage / SETTINGS, plan.settings)
             for name, target in plan.keys:
                 _move_aside(target, stamp)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 import nodeapp
 from nodeapp.core.errors import Corrupt, InvalidRequest, Unavailable
 from nodeapp.security.envelope import seal
+from nodeapp.service.audit import audit_root, steady_heads
 from nodeapp.service.chains import FIRST, chain_processes, name_of
 from nodeapp.service.config import CREDENTIAL_PREFIX, credential_path, load_settings
 from nodeapp.service.paths import Paths
@@ -34,6 +35,7 @@ from nodeapp.updater.manifest import (
 
 MAX_KEY_FILE_BYTES = 64 << 10
 IDENTITY = "p2p/identity"
+BLOBS = "blobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class NodeFiles:
     """"chain/keystore", "chain/password", "p2p/identity", …"""
     deployments: Mapping[str, Path]
     blobs: Path
+    audit: Path
 
 
 def node_files(settings: Settings, paths: Paths) -> NodeFiles:
@@ -62,7 +65,8 @@ def node_files(settings: Settings, paths: Paths) -> NodeFiles:
             deployments[process] = Path(chain.deployment_file)
     keys[IDENTITY] = paths.process_state("p2p") / "identity.key"
     root = Path(settings.s5.data_dir or paths.process_state("s5"))
-    return NodeFiles(processes, keys, deployments, root / "blobs")
+    audit = audit_root(paths.state)
+    return NodeFiles(processes, keys, deployments, root / BLOBS, audit)
 
 
 def running_settings(paths: Paths, processes: Sequence[str]) -> Settings:
@@ -133,6 +137,7 @@ def fill_stage(  # noqa: PLR0913 (each is one thing that a backup holds)
             blobs=len(blobs),
             blob_bytes=sum(blobs),
             key_names=tuple(sorted(keys)),
+            audit=steady_heads(files.audit),
         )
         write_manifest(stage, manifest)
     except OSError as error:

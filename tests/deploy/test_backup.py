@@ -185,8 +185,8 @@ async def test_a_wrong_repository_password_is_told(node):
 
 
 def test_a_newer_backup_is_refused_before_anything_is_read(tmp_path):
-    (tmp_path / MANIFEST).write_text('{"format": 2, "node_version": "9.9", "unheard": 1}')
-    with pytest.raises(Corrupt, match=r"format 2 \(node 9.9\).*update the node first"):
+    (tmp_path / MANIFEST).write_text('{"format": 9, "node_version": "9.9", "unheard": 1}')
+    with pytest.raises(Corrupt, match=r"format 9 \(node 9.9\).*update the node first"):
         read_manifest(tmp_path)
 
 
@@ -218,4 +218,9 @@ async def test_a_drill_by_command_restores_everything_and_leaves_nothing(node, s
     assert (done.returncode, done.stderr) == (0, "")
     assert f"backup {saved[1].id[:8]} of {HOST}" in done.stdout
     assert "drill passed: 1 journals replayed, 3 keys, 1 blobs" in done.stdout
-    assert files_below(node.paths.state) == before
+    after = files_below(node.paths.state)
+    assert after.pop("audit/operator/lock") == b""
+    assert b'"action":"drill","id":"latest","outcome":"done"' in after.pop(
+        "audit/operator/audit.jsonl"
+    )
+    assert after == before
