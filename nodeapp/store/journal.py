@@ -20,6 +20,7 @@ from nodeapp.core.errors import Corrupt, Unavailable
 from nodeapp.store.backups import BackupFile, copy_to
 from nodeapp.store.errors import told_as_ours
 from nodeapp.store.lock import FileLock
+from nodeapp.store.marker import Marker, check
 from nodeapp.store.migrations import migrate
 
 MAX_PAYLOAD_BYTES = 1 << 20
@@ -61,7 +62,13 @@ class Journal:
 
     @classmethod
     async def open(
-        cls, path: Path, *, owner: str, must_exist: bool, marker: Path | None = None
+        cls,
+        path: Path,
+        *,
+        owner: str,
+        must_exist: bool,
+        marker: Path | None = None,
+        note: bool = True,
     ) -> Journal:
         """Open or create the journal of one account.
 
@@ -69,20 +76,25 @@ class Journal:
             path: the database file; its lock is `<path>.lock`.
             owner: whose journal it is (a chain account); fixed at creation.
             must_exist: refuse to start when the file is missing.
-            marker: file saying that a journal was once made; best kept beside the key, so that
+            marker: file saying which one is the owner's journal; best kept beside the key, so that
                 it outlives the journal's directory. Default `<path>.owner`.
+            note: False: leave the marker as it is, for who only reads.
 
         Raises:
             Unavailable: another process holds it.
             Corrupt: it is missing although it existed before (the marker is there, or
-                `must_exist`), belongs to another owner, or fails SQLite's check.
+                `must_exist`), the marker names another one that is there as well, it belongs to
+                another owner, or fails SQLite's check.
         """
         lock = FileLock(path.with_name(path.name + ".lock"))
         lock.acquire(f"journal {path}")
         journal = cls(path, lock)
-        known = marker or path.with_name(path.name + ".owner")
+        known = Marker(marker or path.with_name(path.name + ".owner"))
         try:
-            await journal._run(lambda: journal._begin(owner, known, must_exist=must_exist))
+            await journal._run(lambda: check(known, path, owner, must_exist=must_exist))
+            await journal._run(lambda: journal._begin(owner))
+            if note:
+                await journal._run(lambda: known.note(path, owner))
         except BaseException:
             await journal.close()
             raise
@@ -196,12 +208,7 @@ class Journal:
             raise Unavailable(f"journal {self._path} is closed")
         return self._connection
 
-    def _begin(self, owner: str, marker: Path, *, must_exist: bool) -> None:
-        if not self._path.exists() and (must_exist or marker.exists()):
-            raise Corrupt(
-                f"journal {self._path} of {owner} is missing although it existed; restore it from "
-                "a backup, because starting without it could pay or claim twice"
-            )
+    def _begin(self, owner: str) -> None:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         self._connection = connection
         self._path.chmod(0o600)
@@ -217,11 +224,11 @@ class Journal:
         if verdict != "ok":
             raise Corrupt(f"journal {self._path}: {verdict}")
         migrate(connection, self._path)
-        self._claim(owner, marker)
+        self._claim(owner)
         newest = connection.execute("SELECT coalesce(max(sequence), 0) FROM records").fetchone()[0]
         self._last = max(int(newest), self._checkpoint_sequence())
 
-    def _claim(self, owner: str, marker: Path) -> None:
+    def _claim(self, owner: str) -> None:
         known = self._get_meta(OWNER_KEY)
         if known is None:
             self._put_meta(OWNER_KEY, owner.encode())
@@ -229,8 +236,6 @@ class Journal:
             raise Corrupt(
                 f"journal {self._path} belongs to {known.decode(errors='replace')}, not to {owner}"
             )
-        if not marker.exists():
-            marker.write_text(f"{owner}\n", "utf-8")
 
     def _append(self, changes: tuple[Change, ...]) -> int:
         if not changes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -94,6 +95,73 @@ async def test_a_missing_journal_of_a_known_owner_refuses_to_start(tmp_path):
     with pytest.raises(Corrupt, match="missing although it existed"):
         await open_journal(tmp_path / "other.sqlite", must_exist=True)
     assert not path.exists()
+
+
+async def open_in(state: Path, marker: Path, *, note: bool = True) -> Journal:
+    path = state / "chain" / "journal.db"
+    return await Journal.open(path, owner=OWNER, must_exist=False, marker=marker, note=note)
+
+
+async def test_a_journal_looked_for_in_the_wrong_place_is_named_with_the_way_to_it(tmp_path):
+    marker, one, other = tmp_path / "host.json.journal", tmp_path / "one", tmp_path / "other"
+    journal = await open_in(one, marker)
+    await journal.append([Change("x", b"1")])
+    await journal.close()
+    with pytest.raises(Corrupt) as caught:
+        await open_in(other, marker)
+    assert f"it is {one}/chain/journal.db, says {marker}" in caught.value.message
+    assert f"run with --state-dir {one} " in caught.value.message
+    assert not (other / "chain/journal.db").exists()
+    # The command it names is what brings it here.
+    command = caught.value.message.partition("no node runs: ")[2]
+    subprocess.run(["sh", "-c", command], check=True)
+    moved = await open_in(other, marker)
+    assert [record.payload for record in await replay_all(moved)] == [b"1"]
+    await moved.close()
+    assert marker.read_text() == f"{OWNER}\n{other}/chain/journal.db\n"
+    with pytest.raises(Corrupt, match=f"it is {other}/chain/journal.db"):
+        await open_in(one, marker)
+
+
+async def test_a_journal_that_only_another_user_may_see_is_named_as_well(tmp_path):
+    marker, gone = tmp_path / "host.json.journal", tmp_path / "gone"
+    await (await open_in(gone, marker)).close()
+    shutil.rmtree(gone)
+    with pytest.raises(Corrupt, match=f"it is {gone}/chain/journal.db.*if it is gone, restore it"):
+        await open_in(tmp_path / "here", marker)
+
+
+async def test_of_two_journals_of_one_account_only_the_noted_one_opens(tmp_path):
+    marker, one, copy = tmp_path / "host.json.journal", tmp_path / "one", tmp_path / "copy"
+    await (await open_in(one, marker)).close()
+    shutil.copytree(one, copy)
+    with pytest.raises(Corrupt, match="has two journals"):
+        await open_in(copy, marker)
+    await (await open_in(one, marker)).close()
+    shutil.rmtree(one)
+    await (await open_in(copy, marker)).close()
+    assert marker.read_text().endswith(f"{copy}/chain/journal.db\n")
+
+
+async def test_the_same_journal_by_another_way_is_no_second_one(tmp_path):
+    marker, one = tmp_path / "host.json.journal", tmp_path / "one"
+    await (await open_in(one, marker)).close()
+    (tmp_path / "link").symlink_to(one)
+    await (await open_in(tmp_path / "link", marker)).close()
+
+
+async def test_a_marker_of_an_older_node_protects_and_learns_the_path(tmp_path):
+    marker, state = tmp_path / "host.json.journal", tmp_path / "state"
+    marker.write_text(f"{OWNER}\n")
+    with pytest.raises(Corrupt, match="missing although it existed; restore it from a backup"):
+        await open_in(state, marker)
+    marker.unlink()
+    await (await open_in(state, marker)).close()
+    marker.write_text(f"{OWNER}\n")
+    await (await open_in(state, marker, note=False)).close()
+    assert marker.read_text() == f"{OWNER}\n", "who only reads notes nothing"
+    await (await open_in(state, marker)).close()
+    assert marker.read_text() == f"{OWNER}\n{state}/chain/journal.db\n"
 
 
 async def test_another_owner_is_refused(tmp_path):
