@@ -11,6 +11,8 @@ import typer
 from nodeapp.cli.options import ConfigFile, Flags, StateDir, settings_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nodeapp.service.settings import ChainSettings, InferenceSettings
 
 MIN_FREE_BYTES = 2 << 30
@@ -30,6 +32,7 @@ def doctor(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags =
     settings = settings_of(config, state_dir, flags)
     paths = resolve_paths(settings.node)
     found = [*findings(settings), *_disk(paths.state), *_replicas(settings.inference)]
+    found += _audit(paths.state)
     for section, chain in chain_sections(settings).items():
         found += [*_rpc(section, chain.rpc_urls), *_depth(section, chain)]
     for line in found:
@@ -49,6 +52,21 @@ def _disk(state: object) -> Iterator[str]:
     free = shutil.disk_usage(place).free
     if free < MIN_FREE_BYTES:
         yield f"{place} has {free >> 20} MB free; the journal and results need room: free 2 GB"
+
+
+def _audit(state: Path) -> Iterator[str]:
+    from nodeapp.core.audit_chain import first_fault
+    from nodeapp.core.errors import Unavailable
+    from nodeapp.security.audit import read_chains
+    from nodeapp.service.audit import audit_root
+
+    try:
+        fault = first_fault(read_chains(audit_root(state)))
+    except Unavailable as error:
+        yield error.message
+        return
+    if fault is not None:
+        yield f"audit log: {fault.text()}; see docs/security.md"
 
 
 def _replicas(inference: InferenceSettings) -> Iterator[str]:

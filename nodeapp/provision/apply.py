@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from nodeapp.core.audit import Provisioned
 from nodeapp.core.errors import NodeError
 from nodeapp.provision.activate import activate, set_machine_id
 from nodeapp.provision.check import check, open_sealed_parts
@@ -21,6 +22,8 @@ from nodeapp.provision.identities import Identities, make_identities
 from nodeapp.provision.medium import Medium, read_medium, wipe
 from nodeapp.provision.parts import is_asked_for
 from nodeapp.provision.places import Account, Places
+from nodeapp.service.audit import direct_audit_in
+from nodeapp.service.settings import NodeSettings
 from nodeapp.store.atomic import write_whole
 from nodeapp.wire.ipc_provision import Outcome, ProvisionReport
 
@@ -81,7 +84,11 @@ def apply_config(
     if identities is not None:
         run.notes += [identities.trouble] if identities.trouble else []
         run.notes += set_machine_id(places, identities.machine_id)
-    return _tell(run, held, identities)
+    report = _tell(run, held, identities)
+    if run.outcome in {"applied", "refused"}:
+        audit = direct_audit_in(places.state, NodeSettings(), "provision")
+        audit.record(Provisioned(report.outcome, report.generation, report.wallet, report.hostname))
+    return report
 
 
 def _refuse(run: _Run, problem: str, remedy: str = "see docs/provisioning.md") -> None:

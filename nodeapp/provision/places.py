@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nodeapp.security import ownership
+
 SERVICE_ACCOUNT = "fabstir"
 
 
@@ -84,13 +86,5 @@ def acting_as(account: Account | None) -> Iterator[None]:
     if account is None:
         yield
         return
-    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
-    os.setgroups([])
-    os.setegid(account.gid)
-    os.seteuid(account.uid)
-    try:
+    with ownership.acting_as(account.uid, account.gid):
         yield
-    finally:
-        os.seteuid(uid)
-        os.setegid(gid)
-        os.setgroups(groups)

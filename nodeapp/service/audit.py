@@ -33,6 +33,7 @@ from nodeapp.core.audit import (
 )
 from nodeapp.core.errors import Unavailable
 from nodeapp.security.audit import DIRECTORY, AuditFile, Stamped, heads
+from nodeapp.security.ownership import acting_as_owner
 from nodeapp.service.clock import Clock, SystemClock
 from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
@@ -208,18 +209,28 @@ class AuditLog:
 
 
 class DirectAudit:
-    """The sink of a command: written before it goes on, a failure is told and no more."""
+    """The sink of a command: written before it goes on, a failure is told and no more.
 
-    def __init__(self, file: AuditFile, clock: Clock) -> None:
+    Where there is no state there is no log. Root writes as whoever owns the state: a log that the
+    node may not read would be missing in its backups.
+    """
+
+    def __init__(self, file: AuditFile, clock: Clock, state: Path) -> None:
         self._file = file
         self._clock = clock
+        self._state = state
 
     def record(self, event: AuditEvent) -> None:
         """See AuditSink."""
+        if not self._state.is_dir():
+            return
         try:
-            self._file.append(stamped([event], self._clock))
+            with acting_as_owner(self._state):
+                self._file.append(stamped([event], self._clock))
         except Unavailable as error:
             _log.warning("audit log is not written", error=error.message)
+        except OSError as error:  # a root without the right to be somebody else
+            _log.warning("audit log is not written", error=str(error))
 
     async def keep(self, event: AuditEvent) -> None:
         """See AuditSink."""
@@ -232,7 +243,12 @@ def direct_audit(node: NodeSettings, name: str) -> DirectAudit:
     Raises:
         InvalidRequest: see resolve_paths.
     """
-    return DirectAudit(audit_file(node, resolve_paths(node).state, name), SystemClock())
+    return direct_audit_in(resolve_paths(node).state, node, name)
+
+
+def direct_audit_in(state: Path, node: NodeSettings, name: str) -> DirectAudit:
+    """The same where the state is known and the settings are not: "provision"."""
+    return DirectAudit(audit_file(node, state, name), SystemClock(), state)
 
 
 def audit_root(state: Path) -> Path:

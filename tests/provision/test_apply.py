@@ -5,13 +5,17 @@ import os
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from nodeapp.core.audit import decode_record
 from nodeapp.evm.accounts import load_keystore
 from nodeapp.provision.check import SEAL_CONTEXT
 from nodeapp.provision.generations import read_held
 from nodeapp.rpc.provision import read_report
+from nodeapp.security.audit import read_files
 from nodeapp.security.sealed import seal
+from nodeapp.service.audit import audit_root
 
 SECRET_FILES = ("wallet.json", "wallet.password")
 
@@ -77,6 +81,21 @@ def test_keep_secrets_leaves_them_on_config(machine, config, desk):
     assert machine.boot(config).outcome == "applied"
     assert (config / "wallet.json").read_bytes() == (desk.directory / "wallet.json").read_bytes()
     assert machine.boot(config).outcome == "unchanged"
+
+
+def test_what_was_taken_over_and_what_was_refused_are_on_record(machine, config, desk):
+    machine.places.state.mkdir(parents=True, exist_ok=True)
+    machine.boot(config)
+    machine.boot(config)
+    (config / "node.toml").write_text("[chain]\nchain_id = 0\n")
+    machine.boot(config)
+    files = read_files(audit_root(machine.places.state), "provision")
+    text = b"".join(content for _, content in files)
+    lines = [decode_record(line) for line in text.split(b"\n") if line]
+    events = [msgspec.json.decode(one.event) for one in lines]
+    assert [one["outcome"] for one in events] == ["applied", "refused"]
+    assert (events[0]["wallet"], events[0]["hostname"]) == (desk.wallet, "fabstir-01")
+    assert b"correct horse" not in text
 
 
 def test_what_cannot_be_wiped_is_said(machine, config, monkeypatch):

@@ -1,8 +1,11 @@
 """A process's log as its parts use it: never waited for, never fatal, bounded, honest about gaps."""
 
 import asyncio
+import os
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -172,9 +175,9 @@ def test_threads_tell_into_one_chain(tmp_path, clock):
 def test_a_command_goes_on_when_its_record_cannot_be_written(tmp_path, clock):
     disk = Failing(file_in(tmp_path))
     disk.is_full = True
-    DirectAudit(disk, clock).record(BanLifted("peer:x"))
+    DirectAudit(disk, clock, tmp_path).record(BanLifted("peer:x"))
     disk.is_full = False
-    DirectAudit(disk, clock).record(BanLifted("peer:y"))
+    DirectAudit(disk, clock, tmp_path).record(BanLifted("peer:y"))
     assert [one["name"] for one in events(tmp_path)] == ["peer:y"]
 
 
@@ -191,7 +194,9 @@ class Told(Unrecorded):
 async def test_a_witness_writes_down_where_the_others_end(tmp_path, clock, monkeypatch):
     monkeypatch.setattr("nodeapp.service.audit.WITNESS_SECONDS", 0.01)
     root = audit_root(tmp_path)
-    chain, updater = (DirectAudit(file_in(root, name), clock) for name in ("chain", "updater"))
+    chain, updater = (
+        DirectAudit(file_in(root, name), clock, tmp_path) for name in ("chain", "updater")
+    )
     chain.record(BanLifted("peer:1"))
     updater.record(BanLifted("peer:1"))
     told = Told()
@@ -210,3 +215,21 @@ async def test_a_witness_writes_down_where_the_others_end(tmp_path, clock, monke
         assert set(third.heads) == {"updater"}
         task.cancel()
     assert told.events.empty()
+
+
+def test_a_command_beside_no_state_leaves_nothing(tmp_path, clock):
+    state = tmp_path / "nowhere"
+    DirectAudit(file_in(audit_root(state)), clock, state).record(BanLifted("peer:x"))
+    assert not state.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_command_of_root_writes_as_the_states_owner(clock):
+    with tempfile.TemporaryDirectory() as name:
+        state = Path(name)
+        os.chown(state, 65534, 65534)
+        DirectAudit(file_in(audit_root(state)), clock, state).record(BanLifted("peer:x"))
+        made = [state / "audit", *(state / "audit").rglob("*")]
+        assert len(made) == 4
+        assert {path.stat().st_uid for path in made} == {65534}
+    assert os.geteuid() == 0
