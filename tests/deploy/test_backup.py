@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nodeapp.chain.ledger import Ledger
 from nodeapp.core.errors import Corrupt, InvalidRequest, Rejected, Unauthorised, Unavailable
 from nodeapp.core.session import SessionClosing
 from nodeapp.updater.drill import Repository
@@ -94,8 +95,8 @@ async def test_a_backup_is_restored_on_a_blank_disk_with_other_paths(node, saved
     assert found["state/p2p/identity.key"] == b"identity-secret"
     assert found["state/s5/blobs/aa/aa01"] == b"transcript"
     assert not any("model" in name for name in found)
-    restored = BackedNode(node.directory, state=tmp_path / "blank/state")
-    ledger = await restored.open_ledger()
+    beside = tmp_path / "blank/keys/wallet.json.journal"
+    ledger = await Ledger.open(blank.paths.journal, owner=HOST, marker=beside)
     assert ledger.sessions == node.ledger.sessions
     assert ledger.is_restored
     await ledger.close()
