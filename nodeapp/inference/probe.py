@@ -20,7 +20,8 @@ from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.service.config import process_environment
 from nodeapp.store.atomic import write_whole
 
-SECONDS = 60.0
+SECONDS = 300.0
+"""A file that hangs the loader is refused after it; a busy or emulated machine needs minutes."""
 BYTES_PER_SECOND = 50 << 20
 """Slowest disk that is waited for."""
 MAX_ANSWER_BYTES = 64 << 10

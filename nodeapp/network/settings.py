@@ -72,4 +72,4 @@ class NetworkSettings:
     gate: Gate = everybody
     topics: Mapping[str, Callable[[bytes], object]] = field(default_factory=dict)
     record_rules: Mapping[str, RecordRule] = field(default_factory=dict)
-    start_seconds: float = 60.0
+    start_seconds: float = 300.0
