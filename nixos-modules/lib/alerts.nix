@@ -42,6 +42,9 @@ in
           "critical"
           "backups fail; see fabstir-node status"
         )
+        (alert "FabstirAuditLogFails" "{__name__=~\"fabstir_[a-z0-9_]+_audit_failing\"} == 1" "5m" "warning"
+          "a process cannot write its audit log; see fabstir-node status"
+        )
         (alert "FabstirGpuThrottled" "fabstir_inference_gpu_speed_ratio < 0.5" "10m" "warning"
           "GPU {{ $labels.gpu }} runs below half of its speed or is in quarantine"
         )

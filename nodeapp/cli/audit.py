@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nodeapp.core.audit import Record
     from nodeapp.core.audit_chain import Chain, Sighting
+    from nodeapp.service.settings import Settings
 
 FOLLOW_SECONDS = 0.5
 _AGO = re.compile(r"(\d{1,6})([smhd])")
@@ -37,6 +38,11 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what co
 HeadsFile = Annotated[
     Path | None,
     typer.Option("--heads", help="Output of `audit heads`, or a backup's manifest.json."),
+]
+
+
+BackupId = Annotated[
+    str, typer.Option("--backup", help="Id in the repository, or latest: compare with its heads.")
 ]
 
 
@@ -66,7 +72,7 @@ def show(  # noqa: PLR0913, PLR0917  # typer reads options from parameters
     """Print records in the order of their times; nothing is judged here, see `verify`."""
     from nodeapp.core.errors import NotFound
 
-    root = _root(config, state_dir, flags)
+    root = _root(settings_of(config, state_dir, flags))
     wanted = _Wanted(_moment(since), frozenset(kind or ()), frozenset(process or ()))
     last: dict[str, int] = {}
     for name, record in _told(root, wanted, last, newest_files=None):
@@ -82,6 +88,7 @@ def show(  # noqa: PLR0913, PLR0917  # typer reads options from parameters
 
 def verify(
     heads_file: HeadsFile = None,
+    backup: BackupId = "",
     config: ConfigFile = None,
     state_dir: StateDir = None,
     flags: Flags = None,
@@ -94,8 +101,10 @@ def verify(
     from nodeapp.core.errors import Corrupt, NotFound
     from nodeapp.security.audit import read_chains
 
-    root = _root(config, state_dir, flags)
+    settings = settings_of(config, state_dir, flags)
+    root = _root(settings)
     kept = _kept_heads(heads_file) if heads_file is not None else []
+    kept += _heads_of_backup(settings, backup) if backup else []
     chains = read_chains(root)
     if not chains and not kept:
         raise NotFound(f"{root} holds no audit log: no node ran on this state directory")
@@ -125,7 +134,7 @@ def heads(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = 
 
     from nodeapp.security.audit import heads as find
 
-    found = {"heads": find(_root(config, state_dir, flags))}
+    found = {"heads": find(_root(settings_of(config, state_dir, flags)))}
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
 
 
@@ -136,11 +145,11 @@ class _Wanted:
     processes: frozenset[str]
 
 
-def _root(config: Path | None, state_dir: Path | None, flags: list[str] | None) -> Path:
+def _root(settings: Settings) -> Path:
     from nodeapp.service.audit import audit_root
     from nodeapp.service.paths import resolve_paths
 
-    return audit_root(resolve_paths(settings_of(config, state_dir, flags).node).state)
+    return audit_root(resolve_paths(settings.node).state)
 
 
 def _told(
@@ -199,6 +208,23 @@ def _kept_heads(path: Path) -> list[Sighting]:
         return kept_heads(path.read_bytes(), str(path))
     except OSError as error:
         raise InvalidRequest(f"heads file {path} cannot be read: {error.strerror}") from error
+
+
+def _heads_of_backup(settings: Settings, wanted: str) -> list[Sighting]:
+    import asyncio
+
+    from nodeapp.core.audit_chain import Sighting
+    from nodeapp.service.clock import SystemClock
+    from nodeapp.updater.drill import Repository
+
+    async def ask() -> list[Sighting]:
+        repository = Repository(settings, SystemClock())
+        async with repository.tested(wanted, with_blobs=False) as (tested, _scratch):
+            by = f"backup {tested.fetched.backup.id[:8]}"
+            heads = tested.fetched.manifest.audit
+            return [Sighting(process, head, by) for process, head in heads.items()]
+
+    return asyncio.run(ask())
 
 
 def _line(name: str, record: Record) -> str:

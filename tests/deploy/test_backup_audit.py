@@ -1,10 +1,13 @@
 """Audit logs in backups: where each ended is in the manifest, and a restored log goes on from there."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from nodeapp.cli.main import app
 from nodeapp.core.audit import BanLifted, Head, HeadsSeen
 from nodeapp.core.audit_chain import first_fault, kept_heads
 from nodeapp.security.audit import read_chains
@@ -50,11 +53,31 @@ def restored(node: BackedNode, manifest: Manifest, root: Path) -> dict[str, str]
     return said
 
 
+async def verify_with_backup(node: BackedNode):
+    updater = node.settings.updater
+    flags = [
+        f"node.cache_dir={node.paths.cache}",
+        f"updater.restic_repository={updater.restic_repository}",
+        f"updater.restic_password_file={updater.restic_password_file}",
+    ]
+    words = ["audit", "verify", "--backup", "latest", "--state-dir", str(node.paths.state)]
+    words += [word for flag in flags for word in ("--set", flag)]
+    return await asyncio.to_thread(CliRunner().invoke, app, words)
+
+
 @pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed")
 async def test_a_restored_log_goes_on_where_it_was_saved(node, tmp_path):
+    tell(node, "p2p", 2)
     made = await (await node.backups()).create()
     saved = logs(node.paths.state)
     tell(node, "chain", 4)
+    assert "kept heads agree" in (await verify_with_backup(node)).stdout
+    log = audit_root(node.paths.state) / "p2p/audit.jsonl"
+    shutil.copy(log, tmp_path / "whole")
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]))
+    missed = (await verify_with_backup(node)).exception.message
+    assert f"seen by backup {made.id[:8]}: record 5 was there, the log ends with 3" in missed
+    shutil.copy(tmp_path / "whole", log)
     blank = on_blank_disk(node, tmp_path / "blank")
     await blank.restore(made.id, is_dry_run=False, replace=False)
     found = logs(tmp_path / "blank/state")

@@ -139,9 +139,9 @@ def test_the_alerts_are_about_metrics_that_exist():
     named = set()
     for rule in rules:
         for prefix, name in re.findall(
-            r"fabstir_(chain\(_\[a-z0-9\]\+\)\?|[a-z0-9]+)_([a-z_]+)", rule["expr"]
+            r"fabstir_(chain\(_\[a-z0-9\]\+\)\?|\[a-z0-9_\]\+|[a-z0-9]+)_([a-z_]+)", rule["expr"]
         ):
             named.add(name)
             exists = f'"{name}"' in source or f'"{name.removesuffix("_total")}"' in source
             assert exists or f"fabstir_{prefix}_{name}" in source, rule["expr"]
-    assert len(named) == 7
+    assert len(named) == 8
