@@ -257,7 +257,7 @@ class Desk:
 
     async def _wait_for(self, job_id: JobId) -> None:
         older = await self._ledger.archived(job_id)
-        if older and older[-1].session.ended is not None:
+        if older and older[-1].session.phase is not Phase.VANISHED:
             raise PaymentRequired(
                 f"session {job_id} is {older[-1].session.phase}; open a new session"
             )

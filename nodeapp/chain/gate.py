@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from nodeapp.core.claims import MAX_CLAIM
 from nodeapp.core.errors import Busy, NodeError, PaymentRequired
 from nodeapp.core.ids import Address, JobId, ModelId
 from nodeapp.core.session import Session
 from nodeapp.core.steps import is_running_out
-from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken
+from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken, Tokens
 from nodeapp.service.logs import get_logger
 
 PAUSE_RETRY_SECONDS = 60.0
@@ -63,6 +62,8 @@ class Gate:
     find: Callable[[JobId], Awaitable[None]]
     """Look for a session whose creation we were not told of."""
     confirmations: int
+    max_proof_interval: Tokens
+    """Tokens that a renter may take before the first of them can be claimed."""
     confirmations_by_amount: Sequence[tuple[int, int]] = ()
     _priced: set[JobId] = field(default_factory=set)
 
@@ -77,10 +78,10 @@ class Gate:
             raise PaymentRequired(f"session {job_id} is with host {terms.host}")
         if terms.asset not in self.assets:
             raise PaymentRequired(f"session {job_id} is paid in {terms.asset}, not accepted here")
-        if terms.proof_interval > MAX_CLAIM:
+        if terms.proof_interval > self.max_proof_interval:
             raise PaymentRequired(
-                f"session {job_id} has proof interval {terms.proof_interval};"
-                f" this host proves at most {MAX_CLAIM} tokens at once"
+                f"session {job_id} has proof interval {terms.proof_interval}; this host takes at"
+                f" most {self.max_proof_interval} tokens; open a new session"
             )
 
     async def check_price(self, session: Session) -> None:

@@ -23,7 +23,9 @@ from nodeapp.core.chain_view import ChainView, CursorMoved, RewoundTo
 from nodeapp.core.errors import Corrupt, NodeError, NotFound, Unavailable
 from nodeapp.core.ids import Address, JobId
 from nodeapp.core.outbox import Outbox, TransactionDropped, TransactionMined, TransactionSigned
-from nodeapp.core.session import Phase, Session
+from nodeapp.core.session import Session
+from nodeapp.core.steps import is_given_up
+from nodeapp.core.units import BlockTime
 from nodeapp.core.withdrawals import Withdrawals
 from nodeapp.service.logs import get_logger
 from nodeapp.store import journal
@@ -78,6 +80,8 @@ class Ledger:
         """It came out of a backup; see restored.py."""
         self.rewinds = 0
         """Reorgs since the start: what was done before one may have to be done again."""
+        self.time = BlockTime(0)
+        """Of the newest confirmed block; told by who follows the chain, and not journalled."""
         self.parked: tuple[Session, ...] = ()
         """Vanished sessions whose job id another session has now."""
         self.view = ChainView()
@@ -94,14 +98,22 @@ class Ledger:
         return self.view.cursor
 
     @classmethod
-    async def open(cls, path: Path, *, owner: Address, marker: Path) -> Ledger:
+    async def open(cls, path: Path, *, owner: Address, marker: Path, note: bool = True) -> Ledger:
         """Open the journal of this wallet and replay it.
+
+        Args:
+            path: the journal; made when the wallet has none.
+            owner: the wallet.
+            marker: see store/marker.py.
+            note: False: leave the marker as it is, for who only reads.
 
         Raises:
             Corrupt: the wallet has a journal elsewhere (missing here), or it cannot be trusted.
             Unavailable: another process holds it.
         """
-        book = await journal.Journal.open(path, owner=owner, must_exist=False, marker=marker)
+        book = await journal.Journal.open(
+            path, owner=owner, must_exist=False, marker=marker, note=note
+        )
         ledger = cls(book)
         try:
             await ledger._replay()
@@ -296,9 +308,12 @@ class Ledger:
             yield Archived(session, tuple(transactions))
 
     def _is_over(self, session: Session) -> bool:
-        if not reorgs.is_final(session, self.view.final):
+        is_given_up_for_good = (
+            is_given_up(session, self.time) and reorgs.newest_fact(session) <= self.view.final
+        )
+        if not (is_given_up_for_good or reorgs.is_final(session, self.view.final)):
             return False
-        if session.phase is not Phase.VANISHED:
+        if session.is_settled:
             return True
         # Its bytes may still be mined; then somebody has to know what they were for.
         pending = (checkpoints.job_of(key) for key in self.outbox.pending)

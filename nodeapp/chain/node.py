@@ -165,6 +165,7 @@ class ChainNode:
 
     def _consider(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
         if parts.watcher.now is not None:
+            parts.ledger.time = parts.watcher.now.timestamp
             parts.runner.consider(parts.watcher.now.timestamp, tasks)
             parts.sending.withdrawer.consider(parts.watcher.now, tasks)
 

@@ -24,6 +24,7 @@ from nodeapp.chain.watcher import Watcher
 from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.core.ids import Address
 from nodeapp.core.listing import Listing, Wish, findings
+from nodeapp.core.units import Tokens
 from nodeapp.evm.calls import NATIVE, Calls
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.deployment import Deployment, load_deployment
@@ -117,7 +118,10 @@ class Builder:
     async def _deployment(self) -> Deployment:
         file, chain_id = self.settings.deployment_file, self.settings.chain_id
         if not file:
-            raise InvalidRequest("chain.deployment_file is not set; `fabstir-node demo` shows all")
+            raise InvalidRequest(
+                "chain.deployment_file is not set: `fabstir-node config init` writes a settings"
+                " file with what to decide, `fabstir-node demo` shows all without one"
+            )
         deployment = await asyncio.to_thread(load_deployment, Path(file))
         if deployment.chain_id != chain_id:
             raise InvalidRequest(
@@ -200,6 +204,7 @@ class Builder:
             price_at=contracts.model_price,
             find=watcher.look_for,
             confirmations=self.settings.confirmations,
+            max_proof_interval=Tokens(self.settings.max_proof_interval_tokens),
             confirmations_by_amount=self.settings.confirmations_by_amount,
         )
 

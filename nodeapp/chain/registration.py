@@ -42,6 +42,7 @@ from nodeapp.core.listing import (
     plan,
 )
 from nodeapp.core.session import Phase
+from nodeapp.core.steps import is_left_to_renter
 from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call
 from nodeapp.evm.calls import NATIVE, Calls, approve
@@ -138,7 +139,10 @@ class Registrar:
         if not listing.is_active:
             raise NotFound(f"host {self.host} is not registered")
         unended = (Phase.ACTIVE, Phase.CLOSING)
-        count = sum(session.phase in unended for session in self.ledger.unsettled.values())
+        count = sum(
+            session.phase in unended and not is_left_to_renter(session)
+            for session in self.ledger.unsettled.values()
+        )
         if count and not request.force:
             raise Rejected(
                 f"{count} sessions are open and their claims would be refused; wait until they"

@@ -5,7 +5,8 @@ Rules of submitProofOfWork that shape this: a claim has >= MIN_CLAIM tokens, the
 session without a claim for proofTimeoutWindow may be timed out by anyone.
 While a request runs, MIN_CLAIM tokens are held back so that what remains at the end is always
 large enough to be claimed; unpaid exposure is therefore <= interval + MIN_CLAIM.
-Sessions with proofInterval > MAX_CLAIM could never be claimed and are not served.
+Sessions with proofInterval > MAX_CLAIM could never be claimed; chain.max_proof_interval_tokens
+keeps them out.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from nodeapp.core.ids import Address, JobId, ModelId, TxHash
 from nodeapp.core.outbox import TransactionDropped, TransactionMined
 from nodeapp.core.pricing import cost
 from nodeapp.core.session import Phase, Session
+from nodeapp.core.steps import is_left_to_renter
 from nodeapp.core.units import BaseUnits, BlockNumber, BlockTime, PricePerToken, Tokens, Wei
 
 Grouping = Literal["session", "day", "model"]
@@ -158,6 +159,8 @@ def _open(session: Session, gas: Wei) -> Amounts:
     claimable = acknowledged if _is_claimable(session, acknowledged) else session.claimed
     if session.phase is Phase.VANISHED:
         return Amounts(sessions=1, at_risk=_value(session, Tokens(0), _sent(session)), gas=gas)
+    if is_left_to_renter(session):
+        return Amounts(sessions=1, lost=_value(session, Tokens(0), _sent(session)), gas=gas)
     return Amounts(
         sessions=1,
         claimed=_value(session, Tokens(0), session.claimed),
@@ -188,6 +191,8 @@ def _note(session: Session) -> str:
         return "a reorganisation took the session's creation away"
     if session.ended is not None:
         return f"{sent - claimed} tokens were sent and not paid" if sent > claimed else ""
+    if is_left_to_renter(session):
+        return f"{sent} tokens are too few for a first claim; the renter ends the session"
     reasons: list[str] = []
     unacknowledged = sent - max(session.acknowledged, claimed)
     if unacknowledged > 0:

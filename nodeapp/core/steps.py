@@ -15,6 +15,9 @@ from nodeapp.core.units import BlockTime, Tokens
 
 COMPLETION_MARGIN_SECONDS = 2
 """Added to the dispute window: the block that checks it may carry the same second."""
+LEFT_SECONDS = 86_400
+"""A session left to its renter stays in the books for so long after anybody may time it out: what
+the renter pays for ending it late is then still booked to it."""
 
 
 class PrepareClaim(msgspec.Struct, frozen=True):
@@ -79,6 +82,8 @@ def next_step(
         return None
     if phase is Phase.ACTIVE and session.acknowledged == session.covered and not session.claims:
         return None  # nearly every open session: a new block must not cost much for it
+    if is_left_to_renter(session):
+        return None
     if session.ended is not None:
         is_owed = session.host_earnings > 0 and session.withdrawn is None
         return WithdrawEarnings() if is_owed else None
@@ -103,6 +108,26 @@ def _end(session: Session, now: BlockTime, dispute_window_seconds: int) -> Step:
     if now >= overdue:
         return TriggerTimeout()
     return WaitUntil(BlockTime(min(completable, overdue)))
+
+
+def is_left_to_renter(session: Session) -> bool:
+    """Whether its end would cost the host gas and pay it nothing: no claim was or can be made.
+
+    The renter may end it at any time, which pays the host minTokensFee before the first claim;
+    after the time-out anybody may, and the whole deposit goes back.
+    """
+    return (
+        session.phase is Phase.CLOSING
+        and not session.proofs
+        and not session.claims
+        and session.request is None
+        and session.acknowledged < session.terms.proof_interval
+    )
+
+
+def is_given_up(session: Session, now: BlockTime) -> bool:
+    """Whether a session left to its renter is not waited for any more."""
+    return is_left_to_renter(session) and now >= overdue_at(session) + LEFT_SECONDS
 
 
 def overdue_at(session: Session) -> BlockTime:

@@ -1,7 +1,8 @@
 """The settings of every process as frozen structs; config.py fills them, one section a process.
 
 Every field has a default that is right for a plain checkout, or is empty and checked by the
-process that needs it. Units are in the names. Secrets appear only as paths to files.
+process that needs it. Units are in the names. Secrets appear only as paths to files. A field that
+names a file or a directory is a FilePath: config.py makes it absolute.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+FilePath = Annotated[str, msgspec.Meta(extra={"is_path": True})]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Device = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9,-]{1,200}$")]
@@ -24,11 +26,11 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NodeSettings(Section, frozen=True):
     """[node]: where files live and how the node talks about itself."""
 
-    state_dir: str = ""
+    state_dir: FilePath = ""
     """Empty: XDG state directory, or /var/lib/fabstir when run as a system service."""
-    run_dir: str = ""
+    run_dir: FilePath = ""
     """Empty: <state_dir>/run. Unix socket paths must stay below 108 bytes."""
-    cache_dir: str = ""
+    cache_dir: FilePath = ""
     """Empty: ~/.cache/fabstir-node, shared by checkouts."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least serious kind of line that is written."""
@@ -58,12 +60,12 @@ class ChainSettings(Section, frozen=True):
     """Endpoints and the deployment file must be of this chain."""
     abi: Literal["auto", "v2", "v3"] = "auto"
     """Refuse to run on another ABI generation of the contracts than this one."""
-    deployment_file: str = ""
+    deployment_file: FilePath = ""
     """JSON with the contract addresses; never built in."""
-    keystore_file: str = ""
+    keystore_file: FilePath = ""
     """Web3 secret storage (version 3) of the host account. A path, or credential:NAME for a
     file that systemd hands over (LoadCredential=)."""
-    password_file: str = ""
+    password_file: FilePath = ""
     """Of the keystore: a path or credential:NAME."""
     signer_url: str = ""
     """http(s)://host:port or unix:/path of a Web3Signer-like signer; then no keystore is read."""
@@ -88,6 +90,9 @@ class ChainSettings(Section, frozen=True):
     """How often new blocks are asked for where no endpoint announces them."""
     claim_interval_tokens: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 1000
     """Upper bound; the session's own proofInterval is used when it is smaller."""
+    max_proof_interval_tokens: Annotated[int, msgspec.Meta(ge=100, le=1920)] = 1000
+    """Sessions with a larger proofInterval are refused: the renter chooses it, and may leave
+    before the first claim with one token less. SDK clients ask for 1000; one claim holds 1920."""
     idle_settle_seconds: PositiveSeconds = 600.0
     """A session that nobody used for so long is claimed and completed by the host."""
     proof: Literal["required", "best_effort", "off"] = "required"
@@ -158,21 +163,24 @@ class InferenceSettings(Section, frozen=True):
 
     model: str = ""
     """Name in the catalogue (`fabstir-node model list`); used when model_path is empty."""
-    model_path: str = ""
+    model_source: str = ""
+    """Where `fabstir-node run` fetches model from while the catalogue has none of this name, in
+    the forms of `fabstir-node model add`; checked as there."""
+    model_path: FilePath = ""
     """A GGUF file; wins over model."""
     model_sha256: str = ""
-    """Of model_path; another file is refused. Empty: not compared."""
+    """Of model_path or model_source; another file is refused. Empty: not compared."""
     model_repo: str = "bartowski/SmolLM2-135M-Instruct-GGUF"
     """With model_file: repo + "/" + file is what the model registry hashes to the model id; for
-    model_path."""
+    model_path, and for a model_source that is no hub's."""
     model_file: str = "SmolLM2-135M-Instruct-Q4_1.gguf"
     """The other half of what the model registry hashes."""
-    store_dir: str = ""
+    store_dir: FilePath = ""
     """Where `fabstir-node model` keeps files; empty: <state_dir>/models."""
     store_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Bound of all kept files; the ones used longest ago make room. 0: only the disk's."""
     hub_url: str = ""
-    """Base address for `fabstir-node model add hub:…`; none is built in."""
+    """Base address of hub:… sources; none is built in."""
     context_length: Annotated[int, msgspec.Meta(ge=256, le=1_048_576)] = 4096
     """Tokens per request, prompt and answer together."""
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
@@ -195,9 +203,9 @@ class InferenceSettings(Section, frozen=True):
     """An answer nobody takes for so long is ended."""
     speculation: bool = True
     """Guess tokens from the request's own text, where the measured cost of a row makes it pay."""
-    public_prefixes: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
+    public_prefixes: Annotated[tuple[FilePath, ...], msgspec.Meta(max_length=64)] = ()
     """Text files with system prompts whose KV cells all renters may share."""
-    embedding_model_path: str = ""
+    embedding_model_path: FilePath = ""
     """A GGUF with a pooling of its own, for /v1/embeddings on the process's socket; empty: none."""
     embedding_model_sha256: str = ""
     """Of embedding_model_path; another file is refused. Empty: not compared."""
@@ -208,12 +216,17 @@ class InferenceSettings(Section, frozen=True):
 class ProverSettings(Section, frozen=True):
     """[prover]: EZKL ledger proofs."""
 
-    profile_dir: str = ""
-    """Directory made by `python -m nodeapp.prover.profile`; empty: the cached test profile."""
+    profile_dir: FilePath = ""
+    """Proof keys, as `fabstir-node proof-keys make` leaves them; empty: a place of their own in
+    the cache."""
+    srs_source: str = ""
+    """File or https address of the public ceremony's reference string (kzg14.srs for poseidon,
+    kzg12.srs for kzg): the prover makes the missing proof keys of it. Known by its hash."""
     profile: Literal["poseidon", "kzg"] = "poseidon"
     """The kind of circuit: hashes of the ledger by Poseidon, or commitments by KZG."""
     allow_test_srs: bool = False
-    """Accept proving parameters that were made for tests; never on a live network."""
+    """Accept proof keys of a test reference string, and make them where there are none; who made
+    one can forge proofs: never on a live network."""
     threads: Annotated[int, msgspec.Meta(ge=0, le=512)] = 0
     """Processor cores for a proof; 0: as many as the prover takes."""
     job_timeout_seconds: PositiveSeconds = 600.0
@@ -229,7 +242,7 @@ class StorageSettings(Section, frozen=True):
     """Address that the portal listens on."""
     listen_port: Port = 5050
     """TCP port of the portal; 0: any free one."""
-    data_dir: str = ""
+    data_dir: FilePath = ""
     """Empty: <state_dir>/s5."""
     max_blob_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 31)] = 32 << 20
     """Largest file that is stored."""
@@ -285,15 +298,15 @@ class UpdaterSettings(Section, frozen=True):
     """Time between two copies of the journal on this machine."""
     keep_snapshots: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 12
     """Copies of the journal that are kept."""
-    snapshot_dir: str = ""
+    snapshot_dir: FilePath = ""
     """Empty: <state_dir>/snapshots."""
-    restic_repository: str = ""
+    restic_repository: FilePath = ""
     """Where backups go: a directory, sftp:user@host:/path, s3:https://host/bucket; empty: none."""
-    restic_password_file: str = ""
+    restic_password_file: FilePath = ""
     """A path, or credential:NAME; so are the two below."""
-    restic_environment_file: str = ""
+    restic_environment_file: FilePath = ""
     """NAME=VALUE lines for restic: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the like."""
-    recovery_password_file: str = ""
+    recovery_password_file: FilePath = ""
     """Seals wallet key and p2p identity apart inside the backup; empty: keys are left out."""
     backup_interval_seconds: PositiveSeconds = 300.0
     """A backup is made so often when something changed, up to a tenth later."""
@@ -309,11 +322,11 @@ class UpdaterSettings(Section, frozen=True):
     """How this node is updated; none: by whoever installed it."""
     repository_url: str = ""
     """Where releases are published: `metadata/` and `targets/` (TUF) lie below it."""
-    trusted_root_file: str = ""
+    trusted_root_file: FilePath = ""
     """The root.json of the first release; everything else is trusted through it."""
     channel: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9-]{0,31}$")] = "stable"
     """Which releases are offered."""
-    releases_dir: str = ""
+    releases_dir: FilePath = ""
     """For venv: releases, the link `current`, the update journal. Empty: <state_dir>/releases."""
     check_interval_seconds: PositiveSeconds = 21_600.0
     """Time between two looks for a release."""

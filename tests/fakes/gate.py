@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from nodeapp.chain.gate import Gate, Sight
 from nodeapp.core.errors import NotFound
 from nodeapp.core.ids import Address, JobId, ModelId
-from nodeapp.core.units import BlockNumber, PricePerToken
+from nodeapp.core.units import BlockNumber, PricePerToken, Tokens
 from tests.fakes.paid_session import HOST, STARTED_AT, terms
 
 
@@ -43,5 +43,6 @@ class View:
             price_at=self.price_at,
             find=self.find,
             confirmations=confirmations,
+            max_proof_interval=Tokens(1000),
             confirmations_by_amount=by_amount,
         )

@@ -7,13 +7,15 @@ from contextlib import closing
 import pytest
 
 from nodeapp.chain import ledger as module
+from nodeapp.chain.desk import Desk
 from nodeapp.chain.ledger import (
     CursorMoved,
     RewoundTo,
+    TransactionDropped,
     TransactionMined,
     TransactionSigned,
 )
-from nodeapp.core.errors import Corrupt, NotFound, Unavailable
+from nodeapp.core.errors import Corrupt, NotFound, PaymentRequired, Unavailable
 from nodeapp.core.session import (
     ClaimPrepared,
     ContractReceiveProofAccepted,
@@ -24,11 +26,16 @@ from nodeapp.core.session import (
     RenterSentReceipt,
     RequestAuthorised,
     RequestEnded,
+    SessionClosing,
     TokensProduced,
 )
+from nodeapp.core.steps import LEFT_SECONDS, overdue_at
+from nodeapp.wire.ipc_chain import OpenSessionRequest
+from tests.fakes.clock import FakeClock
 from tests.fakes.ledger_facts import all_of
 from tests.fakes.paid_session import (
     JOB,
+    RENTER,
     RENTER_KEY,
     STARTED_AT,
     claim_of,
@@ -154,6 +161,34 @@ async def test_a_vanished_session_is_archived_when_it_cannot_come_back(tmp_path)
     assert ledger.sessions == {}
     assert (await ledger.archived(JOB))[0].session.opened_in is None
     await ledger.close()
+
+
+async def test_a_session_left_to_its_renter_is_archived_a_day_after_its_time_out(tmp_path):
+    ledger = await open_ledger(tmp_path)
+    await ledger.record(opened(block=5), opened(job_id=8, block=5), SessionClosing(JOB, "idle"))
+    await ledger.record(TransactionSigned(f"complete/{JOB}", 0, "0xcc", b"raw"))
+    end = overdue_at(ledger.session(JOB)) + LEFT_SECONDS
+
+    async def left_at(time, final):
+        ledger.time = time
+        await ledger.record(CursorMoved(final + 10, f"{final:#x}", final))
+        await ledger.checkpoint()
+        return sorted(ledger.unsettled)
+
+    assert await left_at(end, 4) == [JOB, 8], "its creation may still be taken back"
+    assert await left_at(end, 5) == [JOB, 8], "what an older node signed may still be mined"
+    await ledger.record(TransactionDropped(f"complete/{JOB}", "given up"))
+    assert await left_at(end - 1, 6) == [JOB, 8], "the renter may still end it"
+    assert await left_at(end, 7) == [8], "the other one is open"
+    (archived,) = await ledger.archived(JOB)
+    assert archived.session.phase is Phase.CLOSING
+    await ledger.close()
+    again = await open_ledger(tmp_path)
+    assert sorted(again.sessions) == [8]
+    open_again = OpenSessionRequest(job_id=JOB, renter=RENTER, renter_key=RENTER_KEY)
+    with pytest.raises(PaymentRequired, match="is closing; open a new session"):
+        await Desk(again, FakeClock()).open_session(open_again)
+    await again.close()
 
 
 async def test_a_full_disk_leaves_everything_where_it_was(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ async def other(counter, **changes):
     [
         ({"host": RENTER}, "is with host"),
         ({"asset": "0x" + "33" * 20}, "not accepted here"),
-        ({"proof_interval": 1921}, "proof interval 1921"),
+        ({"proof_interval": 1001}, "proof interval 1001; this host takes at most 1000 tokens"),
     ],
 )
 async def test_sessions_with_terms_we_do_not_serve_are_refused_at_once(counter, changes, text):

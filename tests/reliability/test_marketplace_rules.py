@@ -161,7 +161,14 @@ def test_the_dispute_window_counts_from_the_last_proof_in_block_time():
 
 
 def test_a_session_that_cannot_be_completed_in_time_is_timed_out_by_its_own_host():
-    session = apply(new_session(), SessionClosing(JOB, "renter"))
+    session = after((*answer(tuple(range(300))), SessionClosing(JOB, "renter")))
+    claim = claim_of(session, 300)
+    for change in (
+        ClaimPrepared(JOB, claim),
+        sealed(claim),
+        ContractReceiveProofAccepted(JOB, 300, sealed(claim).proof_hash, STARTED_AT),
+    ):
+        session = apply(session, change)
     overdue = session.terms.proof_timeout_seconds
     window = 10 * overdue
     # The contract wants block time > last proof + window: not in that very second.

@@ -17,6 +17,7 @@ from nodeapp.chain.sending import build_sending
 from nodeapp.core.errors import NotFound, Rejected
 from nodeapp.core.ids import NATIVE
 from nodeapp.core.listing import Listing, ModelPrice, Wish, findings
+from nodeapp.core.session import SessionClosing
 from nodeapp.devnet.provision import STAKE
 from nodeapp.evm.abi import Call, load_abi
 from nodeapp.evm.calls import Calls, model_bytes
@@ -31,7 +32,7 @@ from nodeapp.wire.ipc_listing import (
     WithdrawRequest,
 )
 from tests.client.host_world import API_URL, FIRST, SECOND, host_world
-from tests.fakes.paid_session import opened
+from tests.fakes.paid_session import JOB, opened
 
 pytestmark = pytest.mark.timeout(60)
 SETTINGS = ChainSettings(
@@ -266,6 +267,13 @@ async def test_open_sessions_keep_a_host_from_leaving_unless_it_insists(host):
     assert stake == STAKE
     with pytest.raises(NotFound, match="is not registered"):
         await host.registrar.unregister(UnregisterRequest())
+
+
+async def test_a_session_that_pays_nothing_keeps_no_host_from_leaving(host):
+    await host.register()
+    await host.ledger.record(opened(), SessionClosing(JOB, "idle"))
+    await host.registrar.unregister(UnregisterRequest())
+    assert "not registered" in (await host.look())[0]
 
 
 async def test_nothing_credited_is_nothing_to_withdraw_and_the_market_is_read(host):

@@ -128,11 +128,38 @@ async def test_a_closed_session_is_claimed_and_completed(money):
 
 
 async def test_a_session_that_cannot_be_completed_is_timed_out_when_it_may_be(money):
-    await money.ledger.record(opened(), SessionClosing(JOB, "renter"))
+    await finished_session(money)
     money.chain.refuses_calls = "completeSessionJob"
     async with money.running(seconds=400):
+        await money.until(lambda: f"claim/{JOB}/0" in money.ledger.mined)
+        await money.confirm_claim()
         await money.until(lambda: f"timeout/{JOB}" in money.ledger.mined)
-    assert money.chain.effects == ["triggerSessionTimeout"]
+    assert money.chain.effects == ["submitProofOfWork", "triggerSessionTimeout"]
+
+
+async def test_a_session_without_a_claim_is_ended_by_no_transaction_of_the_host(money):
+    await money.ledger.record(opened(interval=1000))
+    await money.ledger.record(
+        RequestAuthorised(JOB, request_id(1), 500, b"sealed"),
+        TokensProduced(JOB, request_id(1), IDS),
+        RenterSentReceipt(JOB, 250, running_hash(IDS), b"r" * 65),
+        RequestEnded(JOB, request_id(1), "stop"),
+        SessionClosing(JOB, "idle"),
+        opened(job_id=8, interval=100),
+    )
+    async with money.running(seconds=10_000):
+        # Another session gets its turn meanwhile, so the runner has looked at both.
+        await money.ledger.record(
+            RenterAuthenticated(8, RENTER_KEY),
+            RequestAuthorised(8, request_id(2), 500, b"sealed"),
+            TokensProduced(8, request_id(2), IDS),
+            RenterSentReceipt(8, 250, running_hash(IDS, 8), b"r" * 65),
+            RequestEnded(8, request_id(2), "stop"),
+            SessionClosing(8, "renter"),
+        )
+        await money.until(lambda: "claim/8/0" in money.ledger.mined)
+    assert money.chain.effects == ["submitProofOfWork"]
+    assert not [key for key in money.ledger.mined if str(JOB) in key]
 
 
 async def test_what_a_reorg_took_out_is_done_again(money):

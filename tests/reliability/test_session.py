@@ -20,6 +20,7 @@ from nodeapp.core.session import (
     TokensProduced,
 )
 from nodeapp.core.steps import (
+    LEFT_SECONDS,
     CompleteSession,
     PrepareClaim,
     SealClaim,
@@ -27,6 +28,8 @@ from nodeapp.core.steps import (
     TriggerTimeout,
     WaitUntil,
     WithdrawEarnings,
+    is_given_up,
+    is_left_to_renter,
     next_step,
     overdue_at,
 )
@@ -254,11 +257,12 @@ def test_closing_claims_the_rest_then_waits_then_completes():
 
 def test_a_session_that_may_be_timed_out_before_it_may_be_completed_is_timed_out():
     """Its proof window of 300 s is shorter than the dispute window here."""
-    life = answered(99).feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
-    assert overdue_at(life.session) == STARTED_AT + 301
-    assert life.step(300, dispute=500) == WaitUntil(STARTED_AT + 301)
-    assert life.step(301, dispute=500) == TriggerTimeout()
-    assert life.step(502, dispute=500) == CompleteSession()
+    life = answered(150).feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
+    life.claim(150).mined(STARTED_AT + 10)
+    assert overdue_at(life.session) == STARTED_AT + 311
+    assert life.step(310, dispute=500) == WaitUntil(STARTED_AT + 311)
+    assert life.step(311, dispute=500) == TriggerTimeout()
+    assert life.step(512, dispute=500) == CompleteSession()
 
 
 def test_a_session_is_overdue_after_its_duration_too():
@@ -268,8 +272,50 @@ def test_a_session_is_overdue_after_its_duration_too():
 
 
 def test_a_rest_too_small_for_the_contract_does_not_hold_up_the_end():
+    life = answered(199).claim(100).mined()
+    life.feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
+    assert life.step(WINDOW + 3) == CompleteSession()
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 999])
+def test_no_gas_is_spent_on_a_session_that_pays_nothing(tokens):
+    """Whoever takes less than its proof interval and leaves costs the host no transaction."""
+    life = Life(new_session(interval=1000))
+    if tokens:
+        life.ask().make(tokens).acknowledge(tokens).feed(RequestEnded(JOB, ONE, "stop"))
+    assert not is_left_to_renter(life.session), "it may go on"
+    life.feed(SessionClosing(JOB, "idle"))
+    assert is_left_to_renter(life.session)
+    assert [life.step(seconds) for seconds in (1, 32, 301, 10**6)] == [None] * 4
+
+
+def test_a_session_left_to_its_renter_pays_what_the_renter_ends_it_with():
     life = answered(99).feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
-    assert life.step(WINDOW + 2) == CompleteSession()
+    life.feed(ContractReceiveSessionEnded(JOB, Phase.COMPLETED, 10_000, 990_000))
+    assert life.step() == WithdrawEarnings()
+
+
+def test_a_late_receipt_makes_a_session_claimable_that_was_left_to_its_renter():
+    life = Life().ask().make(100).acknowledge(99).feed(RequestEnded(JOB, ONE, "lost"))
+    life.feed(SessionClosing(JOB, "idle"))
+    assert is_left_to_renter(life.session)
+    assert life.acknowledge(100).step() == PrepareClaim(100)
+
+
+def test_a_claim_that_a_reorganisation_took_back_is_not_given_away():
+    life = answered(150).feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
+    life.claim(150).mined()
+    life.session = msgspec.structs.replace(life.session, proofs=())
+    assert not is_left_to_renter(life.session)
+    assert isinstance(life.step(10**6), SubmitClaim)
+
+
+def test_a_session_left_to_its_renter_is_given_up_a_day_after_its_time_out():
+    life = answered(99).feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
+    end = overdue_at(life.session) + LEFT_SECONDS
+    assert (is_given_up(life.session, end - 1), is_given_up(life.session, end)) == (False, True)
+    earning = answered(150).feed(RequestEnded(JOB, ONE, "stop"), SessionClosing(JOB, "renter"))
+    assert not is_given_up(earning.session, 10 * end)
 
 
 def test_a_closing_session_takes_no_new_request_and_finishes_the_open_one():

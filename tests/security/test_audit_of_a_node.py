@@ -11,7 +11,7 @@ from nodeapp.core.audit import decode_record
 from nodeapp.renter.events import AnswerEnded, TokensReceived
 from nodeapp.security.audit import read_files
 from nodeapp.service.audit import audit_root
-from tests.world import Started, World, until
+from tests.world import STORY, Started, World, until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -39,7 +39,7 @@ def found(world: World, process: str, kind: str, **fields: object) -> list[dict]
 
 def test_a_paid_request_and_an_operators_words_are_on_record(world: World):
     renter = world.renter("audited")
-    chat = renter.chat(f"Say {CANARY}.", "--max-tokens", 12)
+    chat = renter.chat(f"{STORY} It is called {CANARY}.", "--max-tokens", 120)
     assert chat.finish() == 0, chat.err
     job_id = chat.one(AnswerEnded).job_id
     assert world.until_settled(job_id).status == 1
