@@ -3,16 +3,14 @@
     with booted(tool_root(), tmp_path, {"/source": ROOT}) as machine:
         machine.run("systemctl", "is-active", "fabstir-node")
 
-systemd-nspawn in a mount namespace of its own that shows only control groups of version 2, over an overlay of the
-root: nothing is written to the root, and nothing is left when the process that opened it ends. The network is the
-host's, so a chain or a renter outside reaches it on loopback.
+systemd-nspawn (nspawn.py) over an overlay of the root: nothing is written to the root. The network is the host's, so
+a chain or a renter outside reaches it on loopback.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import subprocess
 import time
@@ -20,40 +18,48 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.image.nspawn import (
+    BOOT_SECONDS,
+    ENVIRONMENT,
+    IN_GROUP,
+    Running,
+    in_new_namespace,
+    nspawn,
+    started,
+)
 from tests.image.toolroot import require_tools, told
 
-BOOT_SECONDS = 60.0
-STOP_SECONDS = 30.0
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-OPEN = """set -eu
-root=$1 place=$2 group=$3
-shift 3
-umount -R /sys/fs/cgroup
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mkdir "/sys/fs/cgroup/$group"
-echo $$ > "/sys/fs/cgroup/$group/cgroup.procs"
+OPEN = f"""{IN_GROUP}
+root=$1 place=$2
+shift 2
 mkdir -p /run/systemd
 mount -t tmpfs tmpfs /run/systemd
 mkdir -p "$place/upper" "$place/work" "$place/root"
 mount -t overlay -o "lowerdir=$root,upperdir=$place/upper,workdir=$place/work" room "$place/root"
 : > "$place/root/etc/machine-id"
 cat /etc/resolv.conf > "$place/root/etc/resolv.conf"
-exec systemd-nspawn --quiet -D "$place/root" -b --register=no --keep-unit --console=pipe --link-journal=no \\
-  --resolv-conf=off "$@" systemd.unit=multi-user.target systemd.firstboot=off
+exec "$@"
 """
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "fstrim.timer", "console-getty.service")
 
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """The running container; `pid` is its first process as seen from outside."""
+    """The running container."""
 
-    pid: int
-    root: Path
-    group: str
+    running: Running
+
+    @property
+    def pid(self) -> int:
+        """Its first process as seen from outside."""
+        return self.running.pid
+
+    @property
+    def root(self) -> Path:
+        """Its files as seen from outside: the overlay is seen from inside only."""
+        return Path(f"/proc/{self.pid}/root")
 
     def run(
         self,
@@ -63,9 +69,8 @@ class Booted:
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run to its end, inside; a failure shows what it said."""
-        enter = ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-n", "-p", "-r", "-w"]
         environment = {**ENVIRONMENT, **(environment or {})}
-        return told([*enter, *map(str, command)], environment, timeout_seconds, check=check)
+        return told(self.running.inside(*command), environment, timeout_seconds, check=check)
 
     def state(self, unit: str) -> str:
         """`active`, `activating`, `inactive`, `failed` …"""
@@ -114,38 +119,15 @@ def booted(root: Path, place: Path, binds: Mapping[str, Path] | None = None) -> 
         place: an empty directory for what is.
         binds: place inside → file or directory outside, writable.
     """
-    group = f"fabstir-test-{os.getpid()}-{secrets.token_hex(4)}"
     options = [f"--bind={outside}:{inside}" for inside, outside in (binds or {}).items()]
+    words = nspawn(str(place / "root"), *options)
+    words += ["systemd.unit=multi-user.target", "systemd.firstboot=off"]
     _mask(place)
-    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", OPEN, "booted"]
-    with (place / "console").open("wb") as console:
-        nspawn = subprocess.Popen(
-            [*command, str(root), str(place), group, *options],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        pid = _first_process(nspawn, place)
-        # The overlay is seen from inside only.
-        machine = Booted(pid, Path(f"/proc/{pid}/root"), group)
+    command = in_new_namespace(OPEN, "booted", str(root), str(place), *words)
+    with started(command, place / "console") as running:
+        machine = Booted(running)
         _until_up(machine)
         yield machine
-    finally:
-        _end(nspawn)
-        _forget(group)
-
-
-def _forget(group: str) -> None:
-    """Take the empty control groups away, wherever this machine shows those of version 2."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _source, place, kind, *_rest = line.split()
-        top = Path(place) / group
-        if kind == "cgroup2" and top.is_dir():
-            for path in sorted((top, *top.rglob("*")), reverse=True):
-                if path.is_dir():
-                    with contextlib.suppress(OSError):
-                        path.rmdir()
 
 
 def _mask(place: Path) -> None:
@@ -157,22 +139,6 @@ def _mask(place: Path) -> None:
         (units / name).symlink_to("/dev/null")
 
 
-def _first_process(nspawn: subprocess.Popen[bytes], place: Path) -> int:
-    """The child of nspawn that is process 1 of a namespace of its own."""
-    end = time.monotonic() + BOOT_SECONDS
-    while nspawn.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, StopIteration):
-            for child in psutil.Process(nspawn.pid).children(recursive=True):
-                status = Path(f"/proc/{child.pid}/status").read_text()
-                line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-                # nspawn's stub is process 1 until systemd takes over.
-                if line.split()[-1] == "1" and child.name() == "systemd":
-                    return child.pid
-        time.sleep(0.1)
-    said = (place / "console").read_text(errors="replace")[-2000:]
-    raise AssertionError(f"nothing booted (exit code {nspawn.poll()}): {said}")
-
-
 def _until_up(machine: Booted) -> None:
     end = time.monotonic() + BOOT_SECONDS
     while True:
@@ -182,14 +148,3 @@ def _until_up(machine: Booted) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"not up: {done.stdout}{done.stderr}")
         time.sleep(0.2)
-
-
-def _end(nspawn: subprocess.Popen[bytes]) -> None:
-    """An orderly power-off, then the end of everything inside."""
-    if nspawn.poll() is None:
-        nspawn.terminate()
-    try:
-        nspawn.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        nspawn.kill()
-        nspawn.wait(10)
