@@ -10,6 +10,7 @@ import typer
 
 from nodeapp.cli.options import ConfigFile, Flags, StateDir, chain_settings_of
 
+MAKE = "`fabstir-node wallet new --keystore FILE --password-file FILE`"
 Keystore = Annotated[Path, typer.Option("--keystore", help="V3 keystore file to write.")]
 PasswordFile = Annotated[
     Path,
@@ -44,11 +45,23 @@ def new(keystore: Keystore, password_file: PasswordFile) -> None:
 
 def show(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
     """Print the address of the settings' keystore and the public key clients encrypt to."""
-    from nodeapp.core.errors import InvalidRequest
+    from nodeapp.core.errors import InvalidRequest, NotFound
     from nodeapp.evm.accounts import load_keystore
+    from nodeapp.service.config import credential_path
 
     chain = chain_settings_of(config, state_dir, flags).chain
-    if not chain.keystore_file or not chain.password_file:
-        raise InvalidRequest("chain.keystore_file and chain.password_file are not set")
-    wallet = load_keystore(Path(chain.keystore_file), Path(chain.password_file))
+    empty = [name for name in ("keystore_file", "password_file") if not getattr(chain, name)]
+    if empty:
+        given = "" if config else "give the settings file that has them with --config, or "
+        raise InvalidRequest(
+            f"{' and '.join(f'chain.{name}' for name in empty)} not set; {given}make a wallet with"
+            f" {MAKE} and set them to its files"
+        )
+    keystore = credential_path(chain.keystore_file)
+    if not keystore.exists():
+        raise NotFound(
+            f"keystore {keystore} does not exist; make one with `fabstir-node wallet new"
+            f" --keystore {keystore} --password-file {chain.password_file}`"
+        )
+    wallet = load_keystore(keystore, credential_path(chain.password_file))
     sys.stdout.write(f"{wallet.address}  public key {wallet.public_key.hex()}\n")

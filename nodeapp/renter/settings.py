@@ -10,6 +10,9 @@ import tomli
 
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.renter.standing import Preference
+from nodeapp.service.config import absolute_path
+
+PATHS = ("state_dir", "deployment_file", "keystore_file", "password_file", "profile_dir")
 
 
 class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,13 +53,16 @@ class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_renter_settings(path: Path) -> RenterSettings:
-    """Read renter.toml.
+    """Read renter.toml; a relative path in it is relative to its directory.
 
     Raises:
         InvalidRequest: missing, not TOML, unknown key or value out of range.
     """
     try:
-        return msgspec.convert(tomli.loads(path.read_text("utf-8")), RenterSettings)
+        tree = tomli.loads(path.read_text("utf-8"))
+        beside = path.absolute().parent
+        paths = {key: absolute_path(tree[key], beside) for key in PATHS if key in tree}
+        return msgspec.convert({**tree, **paths}, RenterSettings)
     except FileNotFoundError as error:
         raise InvalidRequest(
             f"{path} does not exist; `fabstir-node devnet` writes one, or pass --config"

@@ -3,15 +3,21 @@
 The only file that reads environment variables. Later sources win: defaults < file <
 file.d/*.toml (sorted) < environment (`FABSTIR_CHAIN__CHAIN_ID=8453`) < flags
 (`chain.chain_id=8453`). An unknown key refuses to start and names the nearest known one.
+
+A relative path in the file or in a drop-in is relative to the file's directory, wherever the node
+is started; a drop-in is a part of its file, so a line means the same in both. In the environment
+and in flags it is relative to the working directory. All leave here absolute: the processes run
+elsewhere.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 import msgspec
 import tomli
@@ -28,6 +34,8 @@ CREDENTIAL_PREFIX = "credential:"
 CACHE_VARIABLE = "FABSTIR_CACHE"
 
 Tree = dict[str, dict[str, object]]
+_NO_PATH = re.compile(r"[a-z][a-z0-9+.-]*:")
+"""credential:NAME, sftp:user@host:/path, s3:…"""
 
 
 def load_settings(
@@ -48,12 +56,12 @@ def load_settings(
     """
     tree: Tree = {}
     if path is not None:
+        beside = path.absolute().parent
         for source in (path, *sorted(path.with_name(path.name + ".d").glob("*.toml"))):
-            _merge(tree, _read_toml(source), str(source))
-    _merge(
-        tree, _from_environment(os.environ if environment is None else environment), "environment"
-    )
-    _merge(tree, _from_flags(flags), "flags")
+            _merge(tree, _with_paths(_read_toml(source), beside), str(source))
+    variables = _from_environment(os.environ if environment is None else environment)
+    _merge(tree, _with_paths(variables, Path()), "environment")
+    _merge(tree, _with_paths(_from_flags(flags), Path()), "flags")
     _check_names(tree)
     try:
         return with_replica_processes(with_chain_processes(msgspec.convert(tree, Settings)))
@@ -139,9 +147,53 @@ def _put(tree: Tree, section: str, keys: Sequence[str], text: str) -> None:
     tree.setdefault(section, {})[key] = _value(section, key, text)
 
 
+def _with_paths(tree: Tree, beside: Path) -> Tree:
+    """The same with every path made absolute."""
+    found: Tree = {}
+    for section, values in tree.items():
+        if section == CHAINS:
+            known = _fields_of(ChainSettings)
+            found[section] = {
+                name: _absolute(known, chain, beside) if isinstance(chain, dict) else chain
+                for name, chain in values.items()
+            }
+        else:
+            found[section] = _absolute(_fields(section), values, beside)
+    return found
+
+
+def _absolute(
+    known: Mapping[str, object], values: Mapping[str, object], beside: Path
+) -> dict[str, object]:
+    found = dict(values)
+    for key, value in values.items():
+        kind = known.get(key)
+        if _is_path(kind):
+            found[key] = absolute_path(value, beside)
+        elif isinstance(value, list) and any(map(_is_path, get_args(_bare(kind)))):
+            found[key] = [absolute_path(one, beside) for one in value]
+    return found
+
+
+def absolute_path(value: object, beside: Path) -> object:
+    """A path seen from a directory; what is no relative path is left as it is."""
+    if not isinstance(value, str) or not value or _NO_PATH.match(value):
+        return value
+    return str((beside / value).absolute())
+
+
+def _is_path(kind: object) -> bool:
+    notes = (one.extra for one in get_args(kind) if isinstance(one, msgspec.Meta))
+    return get_origin(kind) is Annotated and any((note or {}).get("is_path") for note in notes)
+
+
+def _bare(kind: object) -> object:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
 def _value(section: str, key: str, text: str) -> object:
     """Text fields take the text as it is; every other kind is read as TOML."""
-    kind = _fields(section).get(key)
+    kind = _bare(_fields(section).get(key))
     if kind is str or kind is None or _is_text_choice(kind) or _is_word_of(kind, text):
         return text
     try:

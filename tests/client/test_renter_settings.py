@@ -61,3 +61,9 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
     (tmp_path / "renter.toml").write_bytes(b"state_dir = '\xff'\n")
     with pytest.raises(InvalidRequest, match=r"renter\.toml"):
         load_renter_settings(tmp_path / "renter.toml")
+
+
+def test_a_relative_path_is_seen_from_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    text = GOOD.replace('"/k.json"', '"keys/k.json"')
+    assert load(tmp_path, text).keystore_file == f"{tmp_path}/keys/k.json"

@@ -1,7 +1,9 @@
 """Settings come from four places, the later one wins, and every mistake is named."""
 
 import sys
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from nodeapp.core.errors import InvalidRequest
@@ -42,13 +44,71 @@ def test_values_of_every_kind_come_from_environment_and_flags():
         ["p2p.flush_seconds=0.5", "node.state_dir=/tmp/with = sign", "chain.withdraw=false"],
         FABSTIR_CHAIN__RPC_URLS='["http://a", "http://b"]',
         FABSTIR_NODE__LOG_LEVEL="debug",
-        FABSTIR_CHAIN__KEYSTORE_FILE="12345",
+        FABSTIR_CHAIN__SIGNER_ADDRESS="12345",
+        FABSTIR_UPDATER__CHANNEL="beta",
     )
     assert settings.chain.rpc_urls == ("http://a", "http://b")
     assert settings.node.log_level == "debug"
-    assert settings.chain.keystore_file == "12345"
+    assert (settings.chain.signer_address, settings.updater.channel) == ("12345", "beta")
     assert (settings.p2p.flush_seconds, settings.chain.withdraw) == (0.5, False)
     assert settings.node.state_dir == "/tmp/with = sign"
+
+
+def test_a_path_in_the_file_is_seen_from_the_file(tmp_path, monkeypatch):
+    path = write(
+        tmp_path / "etc/node.toml",
+        '[chain]\nkeystore_file = "keys/host.json"\npassword_file = "credential:word"\n'
+        '[chains.base]\ndeployment_file = "base.json"\n'
+        '[inference]\npublic_prefixes = ["prefixes/one", "/two"]\nmodel_repo = "some/name"\n'
+        '[updater]\nrestic_repository = "sftp:me@there:backups"\nsnapshot_dir = "/s"\n',
+    )
+    write(tmp_path / "etc/node.toml.d/10-own.toml", '[node]\nstate_dir = "../state"\n')
+    etc = tmp_path / "etc"
+    for working, given in (("/", path), (tmp_path, "etc/node.toml"), (etc, "node.toml")):
+        monkeypatch.chdir(working)
+        settings = load(Path(given))
+        assert settings.chain.keystore_file == f"{etc}/keys/host.json"
+        assert settings.chain.password_file == "credential:word"
+        assert settings.chains["base"].deployment_file == f"{etc}/base.json"
+        assert settings.inference.public_prefixes == (f"{etc}/prefixes/one", "/two")
+        assert settings.inference.model_repo == "some/name", "no path"
+        assert settings.updater.restic_repository == "sftp:me@there:backups"
+        assert settings.updater.snapshot_dir == "/s"
+        assert settings.node.state_dir == f"{etc}/../state", "a drop-in is a part of its file"
+
+
+def test_a_path_in_environment_and_flags_is_seen_from_the_working_directory(tmp_path, monkeypatch):
+    path = write(tmp_path / "etc/node.toml", '[node]\nstate_dir = "x"\n')
+    monkeypatch.chdir(tmp_path)
+    settings = load(
+        path,
+        [
+            "chain.keystore_file=keys/k",
+            'inference.public_prefixes=["a"]',
+            "chains.base.signer_url=",
+        ],
+        FABSTIR_NODE__STATE_DIR="state",
+        FABSTIR_CHAINS__BASE__PASSWORD_FILE="word",
+    )
+    assert settings.chain.keystore_file == f"{tmp_path}/keys/k"
+    assert settings.inference.public_prefixes == (f"{tmp_path}/a",)
+    assert settings.node.state_dir == f"{tmp_path}/state"
+    assert settings.chains["base"].password_file == f"{tmp_path}/word"
+
+
+def test_every_setting_that_names_a_file_is_a_path():
+    paths = {
+        f"{section.name}.{field.name}"
+        for section in msgspec.structs.fields(Settings)
+        if section.name != "chains"
+        for field in msgspec.structs.fields(section.type)
+        if field.name.endswith(("_dir", "_file", "_path"))
+    }
+    values = {name: load(None, [f"{name}=here/x"]) for name in paths - {"inference.model_file"}}
+    assert len(values) > 15
+    for name, settings in values.items():
+        section, _, key = name.partition(".")
+        assert getattr(getattr(settings, section), key) == f"{Path.cwd()}/here/x", name
 
 
 def test_other_variables_are_left_alone():
