@@ -54,8 +54,7 @@ def forger(pipe: Connection, address: str, known: str, victim: Listed, seconds: 
         topics = {GOSSIP_TOPIC: lambda _message: None}
         rules = {DHT_NAMESPACE: lambda _key, _value: int(time.time())}
         async with stranger(address, topics=topics, record_rules=rules) as host:
-            network = host._settings
-            identity = load_or_create_identity(network.identity_path)
+            identity = load_or_create_identity(host._settings.identity_path)
             true = await _told_by(host, victim.address)
             record = decode_record(true.record)
             mine = msgspec.structs.replace(record, addresses=host.addresses)
@@ -65,20 +64,15 @@ def forger(pipe: Connection, address: str, known: str, victim: Listed, seconds: 
             forged = pb.Capability()
             forged.CopyFrom(true)
             forged.signature = bytes(reversed(true.signature))
+            my_key, their_key = dht_key(host.peer_id), dht_key(victim.peer_id)
             values = {
-                "expired": (dht_key(host.peer_id), expired.SerializeToString()),
-                "forged": (dht_key(victim.peer_id), forged.SerializeToString()),
-                "another's under my key": (dht_key(host.peer_id), true.SerializeToString()),
-                "mine under another's key": (
-                    dht_key(victim.peer_id),
-                    signed(mine, identity).SerializeToString(),
-                ),
-                "oversize": (dht_key(host.peer_id), bytes(100_000)),
+                "expired": (my_key, expired.SerializeToString()),
+                "forged": (their_key, forged.SerializeToString()),
+                "another's under my key": (my_key, true.SerializeToString()),
+                "mine under another's key": (their_key, signed(mine, identity).SerializeToString()),
+                "oversize": (my_key, bytes(100_000)),
                 # Valid, if of no use to anybody: the wallet is in no registry.
-                "control: true": (
-                    dht_key(host.peer_id),
-                    signed(mine, identity).SerializeToString(),
-                ),
+                "control: true": (my_key, signed(mine, identity).SerializeToString()),
             }
             await host.dht.join([known])
             taken = {name: await _taken(host, name, *pair) for name, pair in values.items()}
