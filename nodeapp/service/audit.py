@@ -128,6 +128,8 @@ class AuditLog:
     async def keep(self, event: AuditEvent) -> None:
         """See AuditSink."""
         written: Future[None] = Future()
+        # Whoever waits may be cancelled; what it waits for is done all the same.
+        written.set_running_or_notify_cancel()
         if self._tell(event, written):
             await asyncio.wrap_future(written)
 
@@ -183,13 +185,10 @@ class AuditLog:
         missed = self._lost
         if missed:
             entries.insert(0, Stamped(entries[0].at, RecordsLost(missed, self._reason)))
-        try:
-            self._file.append(entries)
-        except Unavailable as error:
-            if not self._reason:
-                _log.error("audit log is not written", error=error.message)
+        failure = self._failure(entries)
+        if failure:
             for told in batch:
-                self._note_lost(told, error.message)
+                self._note_lost(told, failure)
         else:
             with self._counting:
                 self._lost -= missed
@@ -199,6 +198,19 @@ class AuditLog:
         for told in batch:
             if told.written is not None:
                 told.written.set_result(None)
+
+    def _failure(self, entries: Sequence[Stamped]) -> str:
+        """Append; "" when that went well."""
+        try:
+            self._file.append(entries)
+        except Unavailable as error:
+            if not self._reason:
+                _log.error("audit log is not written", error=error.message)
+            return error.message
+        except Exception as error:  # noqa: BLE001  # a fault in a record must hold nobody up
+            _log.exception("audit log has a fault")
+            return f"a record has a fault: {type(error).__name__}"
+        return ""
 
     def _note_lost(self, told: _Told, reason: str) -> None:
         with self._counting:
@@ -300,7 +312,11 @@ async def witness(audit: AuditSink, state: Path, process: str, clock: Clock) -> 
     seen = dict[str, str]()
     told_at = -WITNESS_REST_SECONDS
     while True:
-        found = await asyncio.to_thread(heads, audit_root(state), but=process)
+        try:
+            found = await asyncio.to_thread(heads, audit_root(state), but=process)
+        except Unavailable as error:
+            _log.warning("audit logs cannot be looked at", error=error.message)
+            found = {}
         new = {name: head for name, head in found.items() if seen.get(name) != head.sha256}
         now = clock.monotonic_seconds()
         # Two witnesses that wrote down each other's words would never stop.

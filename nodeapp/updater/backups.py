@@ -30,6 +30,7 @@ from nodeapp.updater.snapshots import Snapshots
 from nodeapp.updater.staging import (
     NodeFiles,
     fill_stage,
+    is_readable,
     node_files,
     recovery_password,
     running_settings,
@@ -98,7 +99,11 @@ class Backups:
                 added, is_new = 0, False
             else:
                 # The journal's copy is older than the blobs: it never names one that is missing.
-                roots = [stage, *(one for one in (files.blobs, files.audit) if one.is_dir())]
+                roots = [stage, *([files.blobs] if files.blobs.is_dir() else ())]
+                if await asyncio.to_thread(is_readable, files.audit):
+                    roots.append(files.audit)
+                elif files.audit.exists():
+                    _log.warning("audit logs are not backed up: some cannot be read")
                 made, added = await _saved(restic, roots, manifest.account)
                 backup = Stored(made, "", manifest.account, tuple(roots))
                 tested = await self._test(restic, backup, manifest, password)

@@ -6,6 +6,7 @@ leave it sealed or not at all.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,14 @@ def node_files(settings: Settings, paths: Paths) -> NodeFiles:
     root = Path(settings.s5.data_dir or paths.process_state("s5"))
     audit = audit_root(paths.state)
     return NodeFiles(processes, keys, deployments, root / BLOBS, audit)
+
+
+def is_readable(audit: Path) -> bool:
+    """Whether every file of the audit logs can be backed up: what is root's must stop no backup."""
+    try:
+        return audit.is_dir() and all(os.access(path, os.R_OK) for path in audit.rglob("*"))
+    except OSError:
+        return False
 
 
 def running_settings(paths: Paths, processes: Sequence[str]) -> Settings:
@@ -137,7 +146,7 @@ def fill_stage(  # noqa: PLR0913 (each is one thing that a backup holds)
             blobs=len(blobs),
             blob_bytes=sum(blobs),
             key_names=tuple(sorted(keys)),
-            audit=steady_heads(files.audit),
+            audit=steady_heads(files.audit) if is_readable(files.audit) else {},
         )
         write_manifest(stage, manifest)
     except OSError as error:

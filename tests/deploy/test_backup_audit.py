@@ -139,3 +139,10 @@ async def test_the_manifest_misses_what_was_cut_off_everywhere_on_the_machine(no
     kept = [one for one in kept if one.process != "watchdog"]
     assert first_fault(read_chains(root)) is None
     assert "its end was cut off" in first_fault(read_chains(root), kept).text()
+
+
+async def test_a_log_that_cannot_be_read_stops_no_backup(node):
+    shutil.rmtree(audit_root(node.paths.state))
+    audit_root(node.paths.state).write_text("in the way")
+    manifest = await (await node.backups()).fill(node.directory / "stage")
+    assert (manifest.audit, manifest.records) == ({}, 2)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from nodeapp.core.audit import (
     STRANGERS_PER_HOUR,
     BanLifted,
+    Head,
     HeadsSeen,
     ProcessStopped,
     RenterRefused,
@@ -233,3 +235,44 @@ def test_a_command_of_root_writes_as_the_states_owner(clock):
         assert len(made) == 4
         assert {path.stat().st_uid for path in made} == {65534}
     assert os.geteuid() == 0
+
+
+async def test_whoever_gives_up_waiting_stops_no_record(tmp_path, clock):
+    disk = Failing(file_in(tmp_path))
+    log = AuditLog(disk, clock, Metrics("p2p"))
+    disk.gate.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await log.keep(BanLifted("peer:1"))
+    disk.gate.set()
+    async with asyncio.timeout(5):
+        await log.keep(BanLifted("peer:2"))
+    log.close(ProcessStopped(""))
+    assert [one["kind"] for one in events(tmp_path)] == ["ban_lifted"] * 2 + ["process_stopped"]
+
+
+async def test_a_record_that_cannot_be_encoded_holds_nobody_up(tmp_path, clock):
+    log = AuditLog(file_in(tmp_path), clock, Metrics("p2p"))
+    async with asyncio.timeout(5):
+        await log.keep(HeadsSeen({"\ud800": Head(1, "a" * 64)}))
+        assert "a record has a fault: UnicodeEncodeError" in log.trouble
+        await log.keep(BanLifted("peer:2"))
+    log.close(ProcessStopped(""))
+    kinds = [one["kind"] for one in events(tmp_path)]
+    assert kinds == ["records_lost", "ban_lifted", "process_stopped"]
+
+
+async def test_a_witness_lives_on_when_there_is_nothing_to_look_at(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr("nodeapp.service.audit.WITNESS_SECONDS", 0.01)
+    root, told = audit_root(tmp_path), Told()
+    root.write_text("in the way")
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        with capture_logs() as lines:
+            task = tasks.create_task(witness(told, tmp_path, "watchdog", clock))
+            while not lines:
+                await asyncio.sleep(0.01)
+        assert lines[0]["event"] == "audit logs cannot be looked at"
+        root.unlink()
+        DirectAudit(file_in(root, "chain"), clock, tmp_path).record(BanLifted("peer:1"))
+        assert set((await told.events.get()).heads) == {"chain"}
+        task.cancel()
