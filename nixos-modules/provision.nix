@@ -30,6 +30,13 @@ in
       boot.units."fabstir-node.service.d/appliance.conf".Unit.ConditionPathExists;
   };
 
+  systemd.targets.boot-complete.unitConfig = boot.units."boot-complete.target.d/appliance.conf".Unit;
+  boot.initrd.systemd.services.emergency = {
+    unitConfig = boot.initrd."emergency.service.d/fabstir.conf".Unit;
+    serviceConfig = boot.initrd."emergency.service.d/fabstir.conf".Service;
+  };
+  boot.initrd.systemd.targets.initrd.unitConfig = boot.initrd."initrd.target.d/fabstir.conf".Unit;
+
   # The screen is the console's; a login is on the next ones.
   systemd.services."getty@tty1".enable = false;
 

@@ -91,7 +91,10 @@ def _sources() -> list[str]:
 def initrd_directory(places: Layout, status: Status) -> Path:
     """initrd, vmlinuz, and systemd-bless-boot, whose package would write to a boot loader."""
     base = base_root(places, status)
-    ours = sorted((HERE / "initrd").iterdir())
+    dropins = APPLIANCE / "initrd"
+    ours = sorted(
+        path for place in (HERE / "initrd", dropins) for path in place.rglob("*") if path.is_file()
+    )
     words = (DRIVERS, INITRD_MODULES, LEFT_OUT)
     target = places.cache / "appliance" / f"initrd-{digest(base.name, *words, *ours)}"
     if target.is_dir():
@@ -99,7 +102,8 @@ def initrd_directory(places: Layout, status: Status) -> Path:
     kernel = next((base / "usr/lib/modules").iterdir()).name
     with made_atomically(target) as made:
         module = "/usr/lib/dracut/modules.d/95fabstir"
-        with room(base, {module: HERE / "initrd", "/out": made}) as inside:
+        binds = {f"{module}/{path.name}": path for path in (HERE / "initrd").iterdir()}
+        with room(base, {**binds, f"{module}/system": dropins, "/out": made}) as inside:
             status.update("initrd")
             inside.run(
                 *("dracut", "--no-hostonly", "--reproducible", "--force", "--kver", kernel),

@@ -34,6 +34,8 @@ SKIPPED = (
         "serial-getty@.service",
         "getty-static.service",
     ),
+    # As NixOS without its emergency mode: what cannot be mounted leaves the rest of the boot alone.
+    *("emergency.service", "emergency.target"),
     *("systemd-timesyncd.service", "systemd-update-done.service", "systemd-hwdb-update.service"),
     *("systemd-journal-catalog-update.service", "ldconfig.service", "fstrim.timer"),
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
@@ -101,10 +103,11 @@ def write_settings(tree: Path, keyring: Path) -> None:
     for unit in (*UNITS.glob("*.*"), *(HERE / "units").glob("*.service")):
         if unit.is_file():
             shutil.copy(unit, units / unit.name)
-    dropin = units / "fabstir-node.service.d"
-    dropin.mkdir(exist_ok=True)
-    shutil.copy(UNITS / dropin.name / "appliance.conf", dropin)
-    shutil.copy(HERE / "units/fabstir-node.slow.conf", dropin / "50-test.conf")
+    for name in ("fabstir-node.service", "boot-complete.target"):
+        dropin = units / f"{name}.d"
+        dropin.mkdir(exist_ok=True)
+        shutil.copy(UNITS / dropin.name / "appliance.conf", dropin)
+        shutil.copy(HERE / "units" / f"{name.partition('.')[0]}.slow.conf", dropin / "50-test.conf")
     (etc / "fabstir").mkdir()
     shutil.copytree(SYSUPDATE, etc / "fabstir/sysupdate")
     shutil.copy(keyring, etc / "systemd/import-pubring.gpg")

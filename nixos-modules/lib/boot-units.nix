@@ -84,7 +84,8 @@ let
         After = "local-fs.target run-media-CONFIG.mount systemd-machine-id-commit.service";
         Before = "network-pre.target systemd-networkd.service ssh.service sshd.service fabstir-node.service fabstir-health.service fabstir-console.service shutdown.target";
         Conflicts = "shutdown.target";
-        RequiresMountsFor = "/var/lib/fabstir /var/lib/fabstir-keys";
+        # Wanted only: where they cannot be mounted an operator must still get in, and a trial be judged.
+        WantsMountsFor = "/var/lib/fabstir /var/lib/fabstir-keys";
       };
       Service = confined // {
         Type = "oneshot";
@@ -109,7 +110,8 @@ let
         Documentation = "file:${directory}/docs/updates.md";
         After = "fabstir-provision.service";
         Before = "boot-complete.target";
-        RequiresMountsFor = "/var/lib/fabstir";
+        # Were it required, the gate would not be started without it, which is no failure to systemd.
+        WantsMountsFor = "/var/lib/fabstir";
         # Boot counting goes down; the boot loader returns to the release before.
         FailureAction = "reboot";
       };
@@ -119,10 +121,14 @@ let
         ExecStart = "${command} health --boot ${options}";
         # Longer than any verdict: only a hang comes here.
         TimeoutStartSec = 1800;
-        # A state that is missing is told by the gate: a unit that cannot start would reboot for ever.
+        # Missing, it is told by the gate: a unit that cannot start would reboot a blessed release for ever.
         ReadWritePaths = "-/var/lib/fabstir";
       };
-      Install.RequiredBy = "boot-complete.target";
+      # What an operator goes back to is booted without a count, and nothing asks for boot-complete.
+      Install = {
+        RequiredBy = "boot-complete.target";
+        WantedBy = "multi-user.target";
+      };
     };
     "fabstir-console.service" = {
       Unit = {
@@ -148,6 +154,15 @@ let
       };
       Install.WantedBy = "multi-user.target";
     };
+    # Only a boot that the boot loader counts waits for this target, so no blessed release is rebooted.
+    # Longer than provisioning and the judge together: only a hang comes here.
+    "boot-complete.target.d/appliance.conf" = {
+      Unit = {
+        JobTimeoutSec = 2400;
+        JobTimeoutAction = "reboot";
+      };
+      Install = { };
+    };
     # Of fabstir-node.service on a provisioned machine: it waits for its settings.
     "fabstir-node.service.d/appliance.conf" = {
       Unit = {
@@ -156,6 +171,21 @@ let
       };
       Service = { };
       Install = { };
+    };
+  };
+  # In the initrd, where nothing counts and nobody is asked: what does not come to its root starts anew,
+  # and systemd-boot has counted down. Not at once, so that a screen can be read.
+  initrd = {
+    "emergency.service.d/fabstir.conf" = {
+      Unit = {
+        SuccessAction = "reboot-force";
+        FailureAction = "reboot-force";
+      };
+      Service.RuntimeMaxSec = 120;
+    };
+    "initrd.target.d/fabstir.conf".Unit = {
+      JobTimeoutSec = 1200;
+      JobTimeoutAction = "reboot-force";
     };
   };
   section = unit: name: {
@@ -174,8 +204,9 @@ let
     );
 in
 {
-  inherit units;
+  inherit initrd units;
   texts = mapAttrs (_name: text) units;
+  initrdTexts = mapAttrs (_name: text) initrd;
   # sshd_config(5) of the machine; root's keys come with CONFIG, its own are made at the first boot.
   sshd = ''
     HostKey /var/lib/fabstir-keys/ssh/ssh_host_ed25519_key

@@ -35,6 +35,17 @@ ChainId = Annotated[int | None, typer.Option("--chain-id", help="Asked for when 
 RpcUrl = Annotated[
     list[str] | None, typer.Option("--rpc-url", help="Endpoint of the chain; repeatable.")
 ]
+Model = Annotated[str, typer.Option("--model", help="Name of the model that it serves.")]
+ModelSource = Annotated[
+    str, typer.Option("--model-source", help="Where its first start fetches the model from.")
+]
+Srs = Annotated[
+    str,
+    typer.Option("--srs", help="The ceremony's file or its address: of it are proof keys made."),
+]
+WithoutProofs = Annotated[
+    bool, typer.Option("--without-proofs", help="Claims go out without; renters see it.")
+]
 Keystore = Annotated[Path | None, typer.Option("--keystore", help="V3 keystore of the host.")]
 Password = Annotated[Path | None, typer.Option("--password-file", help="The keystore's.")]
 Deployment = Annotated[Path | None, typer.Option("--deployment", help="The contracts' addresses.")]
@@ -78,14 +89,16 @@ def apply(root: Root = Path("/"), media: Media = MEDIA, as_json: Json = False) -
     from nodeapp.provision.medium import labelled
     from nodeapp.provision.parts import LABEL
     from nodeapp.provision.places import Places, service_account
+    from nodeapp.provision.rescue import is_kept, let_in
 
     is_here = root == Path("/")
-    report = apply_config(
-        Places.under(root),
-        media if media.is_dir() else None,
-        service_account() if is_here else None,
-        partitions=labelled(LABEL) if is_here else (),
-    )
+    places, medium = Places.under(root), media if media.is_dir() else None
+    if is_here and not is_kept(places.keys):
+        report = let_in(places, medium)
+    else:
+        account = service_account() if is_here else None
+        partitions = labelled(LABEL) if is_here else ()
+        report = apply_config(places, medium, account, partitions=partitions)
     _show(report, as_json=as_json)
     if report.outcome == "refused":
         raise typer.Exit(EXIT_REFUSED)
@@ -129,6 +142,10 @@ def make(  # noqa: PLR0913, PLR0917  # one argument an option
     setting: Setting = None,
     chain_id: ChainId = None,
     rpc_url: RpcUrl = None,
+    model: Model = "",
+    model_source: ModelSource = "",
+    srs: Srs = "",
+    without_proofs: WithoutProofs = False,
     keystore: Keystore = None,
     password_file: Password = None,
     deployment: Deployment = None,
@@ -162,6 +179,8 @@ def make(  # noqa: PLR0913, PLR0917  # one argument an option
     settings = list(setting or [])
     if node_toml is None:
         settings += _chain_settings(chain_id, rpc_url or [])
+        settings += _model_settings(model, model_source)
+        settings += _proof_settings(srs, without_proofs=without_proofs)
         _ask_for_files(given)
     answers = Answers(
         node_toml=node_toml,
@@ -190,6 +209,37 @@ def _chain_settings(chain_id: int | None, rpc_urls: Sequence[str]) -> list[str]:
     if rpc_urls:
         settings.append(f"chain.rpc_urls={msgspec.json.encode(list(rpc_urls)).decode()}")
     return settings
+
+
+def _model_settings(model: str, source: str) -> list[str]:
+    if sys.stdin.isatty() and not model:
+        model = typer.prompt("Name of the model")
+        source = source or typer.prompt("Where it is fetched from (docs/models.md)")
+    return _texts(("inference.model", model), ("inference.model_source", source))
+
+
+def _proof_settings(srs: str, *, without_proofs: bool) -> list[str]:
+    """Either what proof keys are made of, or a node without a prover."""
+    if sys.stdin.isatty() and not (srs or without_proofs):
+        question = "The ceremony's file for proof keys: path on the machine, or address"
+        srs = typer.prompt(f"{question}; empty for no proofs", default="")
+        without_proofs = not srs
+    if not without_proofs:
+        return _texts(("prover.srs_source", srs))
+    import msgspec
+
+    from nodeapp.service.settings import NodeSettings
+
+    processes = [one for one in NodeSettings().processes if one != "prover"]
+    named = f"node.processes={msgspec.json.encode(processes).decode()}"
+    return [*_texts(("chain.proof", "off")), named]
+
+
+def _texts(*named: tuple[str, str]) -> list[str]:
+    """Lines of node.toml for what is given."""
+    import msgspec
+
+    return [f"{key}={msgspec.json.encode(value).decode()}" for key, value in named if value]
 
 
 def _ask_for_files(files: dict[str, Path | None]) -> None:

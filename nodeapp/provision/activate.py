@@ -15,11 +15,15 @@ from nodeapp.provision.places import Places
 from nodeapp.store.atomic import swap_link, write_whole
 
 
-def activate(places: Places, held: Held) -> list[str]:
-    """Returns what could not be done; the rest is done all the same."""
+def activate(places: Places, held: Held, *, with_node: bool = True) -> list[str]:
+    """Returns what could not be done; the rest is done all the same.
+
+    Args:
+        with_node: its settings as well, without which it is not started.
+    """
     notes: list[str] = []
     # A part that fails must not keep the machine off the network.
-    for step in (_network, _logins, _settings, _hostname):
+    for step in (_network, _logins, *([_settings] if with_node else []), _hostname):
         try:
             notes += step(places, held)
         except NodeError as error:

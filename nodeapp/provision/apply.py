@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from nodeapp.core.audit import Provisioned
 from nodeapp.core.errors import NodeError
 from nodeapp.provision.activate import activate, set_machine_id
@@ -22,9 +20,9 @@ from nodeapp.provision.identities import Identities, make_identities
 from nodeapp.provision.medium import Medium, read_medium, wipe
 from nodeapp.provision.parts import is_asked_for
 from nodeapp.provision.places import Account, Places
+from nodeapp.provision.rescue import tell
 from nodeapp.service.audit import direct_audit_in
 from nodeapp.service.settings import NodeSettings
-from nodeapp.store.atomic import write_whole
 from nodeapp.wire.ipc_provision import Outcome, ProvisionReport
 
 
@@ -47,7 +45,7 @@ def apply_config(
     """One run.
 
     Args:
-        places: of this machine.
+        places: of this machine, and they outlive a reboot: see rescue.py.
         media: the mounted CONFIG; None, or an empty directory: there is none.
         account: who owns the node's files; None: whoever runs this.
         partitions: all that are labelled CONFIG; of two, chance would choose the one that is read.
@@ -84,7 +82,7 @@ def apply_config(
     if identities is not None:
         run.notes += [identities.trouble] if identities.trouble else []
         run.notes += set_machine_id(places, identities.machine_id)
-    report = _tell(run, held, identities)
+    report = _told(run, held, identities)
     if run.outcome in {"applied", "refused"}:
         audit = direct_audit_in(places.state, NodeSettings(), "provision")
         audit.record(Provisioned(report.outcome, report.generation, report.wallet, report.hostname))
@@ -152,19 +150,20 @@ def _wipe(run: _Run, medium: Medium, held: Held) -> None:
         )
 
 
-def _tell(run: _Run, held: Held | None, identities: Identities | None) -> ProvisionReport:
-    report = ProvisionReport(
-        outcome=run.outcome,
-        findings=tuple(one.text() for one in run.findings),
-        notes=tuple(run.notes),
-        is_configured=held is not None,
-        generation=held.directory.name if held else "",
-        hostname=held.manifest.hostname if held else "",
-        wallet=held.manifest.wallet if held else "",
-        machine_id=identities.machine_id if identities else "",
-        peer_id=identities.peer_id if identities else "",
-        ssh_fingerprint=identities.ssh_fingerprint if identities else "",
-        sealing_key=identities.sealing_public_key if identities else "",
+def _told(run: _Run, held: Held | None, identities: Identities | None) -> ProvisionReport:
+    return tell(
+        run.places,
+        ProvisionReport(
+            outcome=run.outcome,
+            findings=tuple(one.text() for one in run.findings),
+            notes=tuple(run.notes),
+            is_configured=held is not None,
+            generation=held.directory.name if held else "",
+            hostname=held.manifest.hostname if held else "",
+            wallet=held.manifest.wallet if held else "",
+            machine_id=identities.machine_id if identities else "",
+            peer_id=identities.peer_id if identities else "",
+            ssh_fingerprint=identities.ssh_fingerprint if identities else "",
+            sealing_key=identities.sealing_public_key if identities else "",
+        ),
     )
-    write_whole(run.places.told / "report.json", msgspec.json.encode(report))
-    return report

@@ -91,7 +91,7 @@ def check(
     if NODE not in files:
         checked.need(NODE, "is missing", "put the settings there; `fabstir-node provision make`")
         return checked
-    _read_machine(files, checked)
+    read_machine_files(files, checked)
     tree = _tree(files[NODE], checked)
     if tree is None:
         return checked
@@ -112,7 +112,8 @@ def check(
     return checked
 
 
-def _read_machine(files: Mapping[str, bytes], checked: Checked) -> None:
+def read_machine_files(files: Mapping[str, bytes], checked: Checked) -> None:
+    """Name and network of the machine."""
     if MACHINE in files:
         checked.machine, found = read_machine(files[MACHINE].decode())
         checked.findings += found

@@ -61,7 +61,7 @@ def make_identities(places: Places, account: Account | None) -> Identities:
         peer_id, trouble = _peer_id(places, account)
         return Identities(
             machine_id=_machine_id(places),
-            ssh_fingerprint=_ssh_host_key(places.keys / HOST_KEY),
+            ssh_fingerprint=ssh_host_key(places.keys / HOST_KEY),
             sealing_key=_sealing_key(places.keys / "provision.key"),
             peer_id=peer_id,
             trouble=trouble,
@@ -87,7 +87,8 @@ def _machine_id(places: Places) -> str:
     return text
 
 
-def _ssh_host_key(path: Path) -> str:
+def ssh_host_key(path: Path) -> str:
+    """Its fingerprint; made when it is missing. Raises: Corrupt, OSError."""
     if not path.exists():
         key = Ed25519PrivateKey.generate()
         private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())

@@ -53,6 +53,11 @@ def boot_tries_left(variable: Path = BOOT_COUNT) -> int:
     return int(found[1]) if found else 0
 
 
+def is_counted(variable: Path = BOOT_COUNT) -> bool:
+    """Whether the boot loader counts the boots of the running release, its last one included."""
+    return variable.exists()
+
+
 @dataclass(frozen=True, slots=True)
 class SettingsUnusable:
     """The gate of a release that cannot even read its settings."""
@@ -72,6 +77,7 @@ class BootHealth:
     backend: UpdateBackend
     gate: Gate
     gpus: Callable[[], int] = count_gpus
+    is_counted: Callable[[], bool] = is_counted
     tries_left: Callable[[], int] = boot_tries_left
 
     async def failure(self) -> str:
@@ -103,6 +109,9 @@ class BootHealth:
         try:
             state = self.journal.read()
         except (Corrupt, Unavailable):
+        if not state.current and self.is_counted():
+            # What was armed is written there: this is another file system, or none.
+            return "the boot loader tries this release, of which no state is left: is it mounted?"
             return ""  # _begin tells it
         reasons = [one.reason for one in state.blacklist if one.version == running]
         is_over = state.phase is Phase.ROLLED_BACK and running != state.current

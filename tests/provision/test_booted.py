@@ -104,10 +104,14 @@ def machine(place):
     fill_at = place / "upper"
     fill_at.mkdir()
     fill(fill_at)
-    binds = {str(path): path for path in (ROOT, Path(sys.base_prefix), Path(sys.prefix))
-             if str(path) != "/usr"}  # fmt: skip
-    with booted(root, place, binds) as running:
+    with booted(root, place, binds_of()) as running:
         yield running
+
+
+def binds_of() -> dict[str, Path]:
+    """This checkout and its Python."""
+    return {str(path): path for path in (ROOT, Path(sys.base_prefix), Path(sys.prefix))
+            if str(path) != "/usr"}  # fmt: skip
 
 
 def report(machine):

@@ -14,12 +14,12 @@ UNITS = (
     "fabstir-health.service",
     "fabstir-console.service",
     "fabstir-node.service.d/appliance.conf",
+    "boot-complete.target.d/appliance.conf",
 )
+INITRD = ("emergency.service.d/fabstir.conf", "initrd.target.d/fabstir.conf")
 
 
-RENDER = (
-    "let b = import ./nixos-modules/lib/boot-units.nix {}; in { inherit (b) texts sshd network; }"
-)
+RENDER = "let b = import ./nixos-modules/lib/boot-units.nix {}; in { inherit (b) texts initrdTexts sshd network; }"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,8 @@ def rendered():
 def test_the_committed_units_are_the_rendered_ones(rendered):
     committed = {name: (APPLIANCE / "systemd" / name).read_text("utf-8") for name in UNITS}
     assert committed == rendered["texts"]
+    initrd = {name: (APPLIANCE / "initrd" / name).read_text("utf-8") for name in INITRD}
+    assert initrd == rendered["initrdTexts"]
 
 
 @needs_nix
@@ -68,6 +70,28 @@ def test_the_health_gate_stands_in_the_way_of_blessing():
     # The outside world is no part of the judgement: the unit has no network.
     assert "PrivateNetwork=true" in unit
     assert not any("network-online" in line for line in unit)
+
+
+def seconds(text: list[str], key: str) -> int:
+    (line,) = [line for line in text if line.startswith(f"{key}=")]
+    return int(line.removeprefix(f"{key}="))
+
+
+def test_a_counted_boot_that_hangs_ends_after_the_judge_would_have_spoken():
+    target = lines("boot-complete.target.d/appliance.conf")
+    judged = sum(
+        seconds(lines(f"fabstir-{one}.service"), "TimeoutStartSec")
+        for one in ("provision", "health")
+    )
+    assert seconds(target, "JobTimeoutSec") > judged
+    assert "JobTimeoutAction=reboot" in target
+
+
+@pytest.mark.parametrize("name", ["fabstir-provision.service", "fabstir-health.service"])
+def test_a_state_that_cannot_be_mounted_keeps_nobody_from_judging_and_getting_in(name):
+    unit = lines(name)
+    assert any(line.startswith("WantsMountsFor=/var/lib/fabstir") for line in unit)
+    assert not any(line.startswith("RequiresMountsFor=") for line in unit)
 
 
 def test_the_commands_of_the_units_exist():

@@ -5,5 +5,7 @@ depends() { echo systemd-initrd; }
 install() {
     inst_simple "$moddir/fabstir-root.service" /usr/lib/systemd/system/fabstir-root.service
     inst_multiple cp mkfs.btrfs btrfs sync
+    # The committed drop-ins: what does not come to its root starts anew.
+    cp -r "$moddir/system" "$initdir/etc/systemd/"
     $SYSTEMCTL -q --root "$initdir" add-wants initrd-fs.target fabstir-root.service
 }
