@@ -21,7 +21,7 @@ from nodeapp.chain.sealing import Sealer
 from nodeapp.chain.sending import Sending, build_sending
 from nodeapp.chain.signing import PolicySigner, host_policy, journal_marker, open_signer
 from nodeapp.chain.watcher import Watcher
-from nodeapp.core.errors import InvalidRequest, Unavailable
+from nodeapp.core.errors import Corrupt, InvalidRequest, Unavailable
 from nodeapp.core.ids import Address
 from nodeapp.core.listing import Listing, Wish, findings
 from nodeapp.core.units import Tokens
@@ -31,9 +31,10 @@ from nodeapp.evm.deployment import Deployment, load_deployment
 from nodeapp.evm.signers import Signer
 from nodeapp.rpc.prover import ProverClient
 from nodeapp.rpc.storage import StorageClient
-from nodeapp.service.chains import FIRST
+from nodeapp.service.chains import FIRST, snapshots_of
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.settings import ChainSettings
+from nodeapp.store.backups import way_back
 
 FirstContact = Callable[[Connection, Contracts], Awaitable[int]]
 """Wait for the chain and check its contracts; the dispute window in seconds."""
@@ -135,7 +136,14 @@ class Builder:
         if process != FIRST:
             # One key may earn on several chains; each has a journal of its own.
             marker = marker.with_name(f"{marker.name}.{process}")
-        ledger = await Ledger.open(paths.journal_of(process), owner=owner, marker=marker)
+        place = paths.journal_of(process)
+        try:
+            ledger = await Ledger.open(place, owner=owner, marker=marker)
+        except Corrupt as error:
+            # An update that fell back after it had changed the journal.
+            copies = snapshots_of(paths.state / "snapshots", process)
+            way = await asyncio.to_thread(way_back, place, copies)
+            raise Corrupt(f"{error.message}{way}") from error
         self.resources.push_async_callback(ledger.close)
         return ledger
 

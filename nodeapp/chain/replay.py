@@ -28,7 +28,8 @@ async def replayed(backup: Path) -> ReplayReport:
         Corrupt: it does not replay, is damaged, or was written by a newer program.
     """
     owner = Address(owner_of(backup))
-    directory = Path(tempfile.mkdtemp(prefix="fabstir-replay-"))
+    # Beside it, not in /tmp: that is memory on many machines.
+    directory = Path(tempfile.mkdtemp(prefix=".replay-", dir=backup.parent))
     try:
         copy = directory / "journal.db"
         await asyncio.to_thread(shutil.copyfile, backup, copy)

@@ -9,20 +9,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import Corrupt, NotFound, Rejected
 from nodeapp.store.atomic import write_whole
 from nodeapp.store.errors import told_as_ours
-from nodeapp.store.migrations import MIGRATIONS, schema_version
+from nodeapp.store.migrations import MIGRATIONS, is_readable, schema_version
 
 RESTORED_KEY = "restored"
 """Meta: this file came out of a backup and what it lost is not looked into yet."""
+HISTORY_KEY = "history"
+"""Meta: drawn at random when a journal is begun; its copies and those put back keep it."""
 _HEAD_QUERIES = (
     "SELECT sequence, kind, payload FROM records ORDER BY sequence",
     "SELECT key, payload FROM states ORDER BY key",
@@ -89,7 +93,9 @@ def copy_closed(journal: Path, directory: Path) -> BackupFile:
     """
     if not journal.is_file():
         raise NotFound(f"journal {journal} does not exist")
-    with tempfile.TemporaryDirectory(prefix="fabstir-journal-") as scratch:
+    # Not in /tmp: that is memory on many machines.
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".journal-", dir=directory) as scratch:
         taken = Path(scratch) / journal.name
         for suffix in ("", "-wal"):
             source = journal.with_name(journal.name + suffix)
@@ -152,6 +158,8 @@ def restore_backup(backup: Path, journal: Path) -> BackupFile:
     part.chmod(0o600)
     with told_as_ours(part), closing(sqlite3.connect(part, isolation_level=None)) as copy:
         copy.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (RESTORED_KEY, b"1"))
+        # Copies made by older programs have none.
+        copy.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (HISTORY_KEY, new_history()))
     _sync(part)
     # Leftovers of the lost file would be replayed into the restored one.
     for suffix in ("-wal", "-shm"):
@@ -168,12 +176,9 @@ def head_of(backup: Path) -> JournalHead:
         Corrupt: not a journal of ours, or written by a newer program.
     """
     digest = hashlib.sha256()
-    with (
-        told_as_ours(backup),
-        closing(sqlite3.connect(f"{backup.absolute().as_uri()}?immutable=1", uri=True)) as found,
-    ):
+    with _opened(backup) as found:
         schema = schema_version(found)
-        if not 1 <= schema <= len(MIGRATIONS):
+        if not (schema and is_readable(found)):
             raise Corrupt(
                 f"backup {backup} has schema {schema}, this program knows 1 to {len(MIGRATIONS)}:"
                 " update the node first"
@@ -192,14 +197,46 @@ def owner_of(backup: Path) -> str:
     Raises:
         Corrupt: not a journal of ours.
     """
-    with (
-        told_as_ours(backup),
-        closing(sqlite3.connect(f"{backup.absolute().as_uri()}?immutable=1", uri=True)) as found,
-    ):
-        row = found.execute("SELECT value FROM meta WHERE key = 'owner'").fetchone()
-    if row is None:
+    owner = _meta(backup, "owner")
+    if owner is None:
         raise Corrupt(f"backup {backup} names no owner")
-    return bytes(row[0]).decode()
+    return owner.decode()
+
+
+def history_of(backup: Path) -> str:
+    """Which history a copy belongs to; "": made by an older program.
+
+    Raises:
+        Corrupt: not a journal of ours.
+    """
+    return (_meta(backup, HISTORY_KEY) or b"").decode()
+
+
+def new_history() -> bytes:
+    """A name for the history of a journal that begins."""
+    return secrets.token_hex(8).encode()
+
+
+def way_back(journal: Path, copies: Path) -> str:
+    """What to do about a journal of a newer program that this one cannot read; "" if it can.
+
+    Args:
+        journal: closed.
+        copies: directory of its local copies; the newest one that can be read is named.
+    """
+    try:
+        if not journal.is_file() or _can_read(journal):
+            return ""
+        found = next(
+            (one.path for one in reversed(list_backups(copies)) if _can_read(one.path)), ""
+        )
+    except Corrupt:
+        return ""
+    where = found or "latest"
+    return (
+        f"; start the newer version again, or go back: mv {journal} {journal}.newer, then"
+        f" fabstir-node backup restore {where}"
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -208,11 +245,28 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(path: Path) -> int:
+def _can_read(journal: Path) -> bool:
+    with _opened(journal) as found:
+        return is_readable(found)
+
+
+def _meta(backup: Path, key: str) -> bytes | None:
+    with _opened(backup) as found:
+        row = found.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     with (
         told_as_ours(path),
-        closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection,
+        closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as found,
     ):
+        yield found
+
+
+def _check(path: Path) -> int:
+    with _opened(path) as connection:
         verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if verdict != "ok":
             raise Corrupt(f"backup {path}: {verdict}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nodeapp.core.errors import Corrupt, Unavailable
-from nodeapp.store.backups import BackupFile, copy_to
+from nodeapp.store.backups import HISTORY_KEY, BackupFile, copy_to, new_history
 from nodeapp.store.errors import told_as_ours
 from nodeapp.store.lock import FileLock
 from nodeapp.store.marker import Marker, check
@@ -236,6 +236,8 @@ class Journal:
             raise Corrupt(
                 f"journal {self._path} belongs to {known.decode(errors='replace')}, not to {owner}"
             )
+        if self._get_meta(HISTORY_KEY) is None:
+            self._put_meta(HISTORY_KEY, new_history())
 
     def _append(self, changes: tuple[Change, ...]) -> int:
         if not changes:
