@@ -25,6 +25,10 @@ Temperature = Annotated[float, typer.Option("--temperature", min=0, max=4, help=
 System = Annotated[str, typer.Option("--system", help="System prompt.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the session open for more questions.")]
 Job = Annotated[int | None, typer.Option("--job", min=0, help="Session; default: the newest.")]
+JobOrAll = Annotated[int | None, typer.Option("--job", min=0, help="Session; default: all.")]
+Now = Annotated[
+    bool, typer.Option("--now", help="Do not wait; the host gets the marketplace's minimum fee.")
+]
 EnvelopeFile = Annotated[
     Path | None, typer.Option("--envelope", help="Check this copy of the newest envelope instead.")
 ]
@@ -79,9 +83,20 @@ def proxy(config: ConfigFile = None, port: Port = 8081) -> None:
         sys.stderr.write("stopped\n")
 
 
+@app.command("refund")
+def refund(config: ConfigFile = None, job: JobOrAll = None, *, now: Now = False) -> None:
+    """Get deposits back that no host settles: too few tokens for a claim, or a host that is gone.
+
+    A session can be ended once its proof window is over, which costs its gas only.
+    """
+    from nodeapp.cli.interrupt import run_interruptible
+
+    run_interruptible(_refund(_settings(config), job, at_once=now))
+
+
 @app.command("close")
 def close(config: ConfigFile = None, job: Job = None) -> None:
-    """End a session that was kept open: the host claims, completes and refunds the rest."""
+    """Tell the host that a session kept open is over: it claims and refunds the rest."""
     from nodeapp.cli.interrupt import run_interruptible
 
     run_interruptible(_close(_settings(config), job))
@@ -135,6 +150,27 @@ async def _close(settings: RenterSettings, job: int | None) -> None:
     job_id = JobId(job) if job is not None else newest_session(directory)
     async with running_renter(settings, _Console().show) as renter:
         await renter.close(SessionRecord.load(directory, job_id))
+
+
+async def _refund(settings: RenterSettings, job: int | None, *, at_once: bool) -> None:
+    from datetime import UTC, datetime
+
+    from nodeapp.core.ids import JobId
+    from nodeapp.renter.refund import open_records, refunds
+    from nodeapp.renter.run import open_chain
+
+    async with open_chain(settings) as (wallet, contracts):
+        directory = Path(settings.state_dir)
+        jobs = open_records(directory, contracts) if job is None else (JobId(job),)
+        found = 0
+        async for one in refunds(contracts, wallet, jobs, at_once=at_once):
+            found += 1
+            due = datetime.fromtimestamp(one.due_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            waits = one.outcome == "waits"
+            then = f"can be ended from {due} on" if waits else f"{one.refund} base units came back"
+            sys.stdout.write(f"session {one.job_id}: {then}\n")
+        if not found:
+            sys.stdout.write("no session is open\n")
 
 
 async def _proxy(settings: RenterSettings, port: int) -> None:
@@ -247,8 +283,11 @@ class _Console:
             case events.AnswerEnded(tokens=tokens, tokens_per_second=speed, finish_reason=reason):
                 sys.stdout.write("\n")
                 self._say(f"{tokens} tokens, {speed:g} tokens/s, {reason}")
-            case events.SessionClosed(job_id=job_id):
-                self._say(f"session {job_id} closed; the host settles it")
+            case events.SessionClosed(job_id=job_id, claimable=claimable):
+                short = "too short for a claim: get the deposit by `fabstir-node renter refund`"
+                self._say(
+                    f"session {job_id} closed; {'the host settles it' if claimable else short}"
+                )
             case events.Connected() | events.AnswerStarted():
                 pass
 

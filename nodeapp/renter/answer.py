@@ -125,7 +125,7 @@ class Asker:
         )
 
     async def close(self, *, patience_seconds: float) -> pb.SessionState:
-        """Tell the host that the session is over; it claims, completes and refunds.
+        """Tell the host that the session is over; it claims and completes where that pays it.
 
         Raises:
             Unavailable: the host did not come back; it will close by itself when idle.
@@ -144,7 +144,11 @@ class Asker:
                 if not was_lost:
                     raise
                 # Only the reply was lost: the session is not active any more.
-                return pb.SessionState(job_id=self._record.head.job_id, phase=Phase.CLOSING)
+                return pb.SessionState(
+                    job_id=self._record.head.job_id,
+                    phase=Phase.CLOSING,
+                    acknowledged=len(self._record.token_ids),
+                )
 
     async def _close_once(self) -> pb.SessionState:
         async with open_link(self._host, self._record.head, self._wallet) as (link, state):

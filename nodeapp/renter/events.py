@@ -112,6 +112,8 @@ class SessionClosed(RenterEvent, frozen=True):
 
     job_id: JobId
     phase: str
+    claimable: bool = True
+    """False: too few tokens for a first claim, so the renter gets the deposit back by itself."""
 
 
 AnyEvent = (

@@ -131,9 +131,13 @@ def newest_session(directory: Path) -> JobId:
     Raises:
         NotFound: there is none.
     """
-    numbers = [
-        int(path.stem.removeprefix("session-")) for path in directory.glob("session-*.jsonl")
-    ]
+    numbers = session_numbers(directory)
     if not numbers:
         raise NotFound(f"no session in {directory}; run `fabstir-node renter chat` first")
-    return JobId(max(numbers))
+    return numbers[-1]
+
+
+def session_numbers(directory: Path) -> tuple[JobId, ...]:
+    """Every session with a record, by number."""
+    found = directory.glob("session-*.jsonl")
+    return tuple(sorted(JobId(int(path.stem.removeprefix("session-"))) for path in found))

@@ -141,7 +141,9 @@ class Renter:
         """Tell the host that the session is over."""
         asker = self.asker(record, self.report)
         state = await asker.close(patience_seconds=self.settings.resume_seconds)
-        self.report(SessionClosed(record.head.job_id, state.phase))
+        tokens = max(state.claimed, state.acknowledged)
+        is_claimable = tokens >= self.settings.proof_interval_tokens
+        self.report(SessionClosed(record.head.job_id, state.phase, is_claimable))
 
     def asker(self, record: SessionRecord, report: Report) -> Asker:
         """For one question on a paid session."""

@@ -10,7 +10,7 @@ from nodeapp.devnet.provision import ensure_keys
 from nodeapp.evm.calls import Calls
 from nodeapp.evm.deployment import load_deployment
 from nodeapp.evm.transactions import Transactions
-from nodeapp.renter.events import AnswerEnded, SessionPaid
+from nodeapp.renter.events import AnswerEnded, SessionClosed, SessionPaid
 from tests.world import STORY, RenterHome, World, last_line, until
 
 pytestmark = pytest.mark.timeout(180)
@@ -51,6 +51,26 @@ def test_two_questions_share_one_kept_session(world: World):
     one, two = first.one(AnswerEnded), second.one(AnswerEnded)
     assert two.job_id == one.job_id
     assert two.session_tokens == one.tokens + two.tokens
+
+
+def test_the_deposit_of_a_session_too_short_to_be_claimed_comes_back(world: World):
+    renter = world.renter("short")
+    chat = renter.chat("Name three colours.", "--max-tokens", 10)
+    assert chat.finish() == 0, chat.err
+    job_id = chat.one(SessionPaid).job_id
+    assert not chat.one(SessionClosed).claimable
+    waits = renter.command("refund")
+    assert waits.finish() == 0, waits.err
+    assert f"session {job_id}: can be ended from 20" in waits.out
+    ended = renter.command("refund", "--now", "--job", job_id)
+    assert ended.finish() == 0, ended.err
+    job = world.until_settled(job_id)
+    assert f"session {job_id}: {job.refund} base units came back" in ended.out
+    assert (job.tokens_used, job.host_share) == (0, job.deposit - job.refund)
+    assert job.host_share > 0, "minTokensFee, all of it the host's"
+    again = renter.command("refund")
+    assert again.finish() == 0, again.err
+    assert "no session is open" in again.out
 
 
 def test_a_session_that_is_completed_on_chain_in_mid_answer_ends_the_answer_with_the_reason(

@@ -11,6 +11,7 @@ from nodeapp.core.errors import Unavailable
 from nodeapp.devnet.anvil import find_anvil
 from nodeapp.devnet.main import Devnet, DevnetOptions, running_devnet
 from nodeapp.service.paths import default_cache_dir
+from tests.contracts.market import Market, provisioned
 from tests.contracts.world import MODEL, RULES, World, build_world
 
 
@@ -46,3 +47,8 @@ async def devnet(anvil_binary: Path, tmp_path: Path) -> AsyncIterator[Devnet]:
     )
     async with running_devnet(options) as running:
         yield running
+
+
+@pytest.fixture
+async def market(devnet: Devnet) -> Market:
+    return await provisioned(devnet)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 import pytest
 
 from nodeapp.core.errors import NotFound, Rejected, Unavailable
 from nodeapp.core.ids import JobId, ModelId
 from nodeapp.core.units import BlockNumber, Wei
-from nodeapp.devnet.main import Devnet
-from nodeapp.devnet.provision import HostOffer, provision_host, provision_renter
 from nodeapp.evm.abi import load_abi
-from nodeapp.evm.accounts import Wallet, new_wallet
+from nodeapp.evm.accounts import new_wallet
 from nodeapp.evm.calls import (
     NATIVE,
     UNLIMITED,
-    Calls,
     SessionTerms,
     approve,
     send_native,
@@ -27,54 +22,10 @@ from nodeapp.evm.errors import Reverted
 from nodeapp.evm.events import ProofSubmitted, SessionCompleted, SessionCreated, SessionTimedOut
 from nodeapp.evm.generation import Generation
 from nodeapp.evm.marketplace_events import MarketplaceEvents
-from nodeapp.evm.transactions import Transactions
+from tests.contracts.market import DEPOSIT, Market
 from tests.contracts.world import MODEL
 
-DEPOSIT = 2_000_000
 PROOF = b"\x11" * 32
-
-
-@dataclass
-class Market:
-    devnet: Devnet
-    contracts: Contracts
-    calls: Calls
-    transactions: Transactions
-    host: Wallet
-    renter: Wallet
-
-    async def pass_seconds(self, seconds: int) -> None:
-        await self.devnet.provider.request("evm_increaseTime", [seconds])
-        await self.devnet.provider.request("evm_mine", [])
-
-    async def open(self) -> JobId:
-        usdc, market = self.devnet.deployment.usdc, self.devnet.deployment.marketplace
-        price = await self.contracts.model_price(self.host.address, MODEL.model_id, usdc)
-        terms = SessionTerms(price, 3600, 100, 300)
-        await self.transactions.send(approve(usdc, market, UNLIMITED), self.renter)
-        receipt = await self.transactions.send(
-            self.calls.create_session(self.host.address, MODEL.model_id, usdc, DEPOSIT, terms),
-            self.renter,
-        )
-        (created,) = receipt.events(market)
-        assert isinstance(created, SessionCreated)
-        return created.job_id
-
-
-@pytest.fixture
-async def market(devnet: Devnet) -> Market:
-    host, renter = new_wallet(), new_wallet()
-    offer = HostOffer((MODEL.model_id,), "http://127.0.0.1:1")
-    await provision_host(devnet.provider, devnet.deployment, host, offer)
-    await provision_renter(devnet.provider, devnet.deployment, renter)
-    return Market(
-        devnet,
-        Contracts(devnet.provider, devnet.deployment),
-        Calls(devnet.deployment),
-        Transactions(devnet.provider, poll_seconds=0.02),
-        host,
-        renter,
-    )
 
 
 async def test_a_session_runs_from_deposit_to_withdrawal(market: Market) -> None:
