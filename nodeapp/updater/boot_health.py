@@ -77,8 +77,8 @@ class BootHealth:
     backend: UpdateBackend
     gate: Gate
     gpus: Callable[[], int] = count_gpus
-    is_counted: Callable[[], bool] = is_counted
     tries_left: Callable[[], int] = boot_tries_left
+    is_counted: Callable[[], bool] = is_counted
 
     async def failure(self) -> str:
         """Why this boot is not to be blessed; "" when it is, or when nothing is on trial.
@@ -109,10 +109,10 @@ class BootHealth:
         try:
             state = self.journal.read()
         except (Corrupt, Unavailable):
+            return ""  # _begin tells it
         if not state.current and self.is_counted():
             # What was armed is written there: this is another file system, or none.
             return "the boot loader tries this release, of which no state is left: is it mounted?"
-            return ""  # _begin tells it
         reasons = [one.reason for one in state.blacklist if one.version == running]
         is_over = state.phase is Phase.ROLLED_BACK and running != state.current
         if not (is_over and reasons and self.tries_left()):

@@ -16,7 +16,7 @@ from nodeapp.devnet.world import free_port
 from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Settings, StorageSettings
 from nodeapp.service.tree import start_tree
-from nodeapp.updater.boot_health import BootHealth, SettingsUnusable, boot_tries_left
+from nodeapp.updater.boot_health import BootHealth, SettingsUnusable, boot_tries_left, is_counted
 from nodeapp.updater.gate import TreeGate
 from nodeapp.updater.sysupdate import SysupdateBackend
 from nodeapp.updater.update_journal import UpdateJournal
@@ -64,9 +64,9 @@ def journal(tmp_path):
     return journal
 
 
-def judge(journal, gate, helper, running=NEW, tries=2):
+def judge(journal, gate, helper, running=NEW, tries=2, is_counted=True):
     backend = SysupdateBackend(running, helper)
-    return BootHealth(journal, backend, gate, lambda: 2, lambda: tries)
+    return BootHealth(journal, backend, gate, lambda: 2, lambda: tries, lambda: is_counted)
 
 
 async def test_a_healthy_trial_is_blessed(journal):
@@ -127,9 +127,21 @@ async def test_a_verdict_that_was_not_carried_out_is_so_at_the_next_boot(journal
 def test_the_boot_loaders_count_is_read(tmp_path, name, tries):
     variable = tmp_path / "LoaderBootCountPath"
     assert boot_tries_left(variable) == 0
+    assert not is_counted(variable)
     text = f"\\EFI\\Linux\\fabstir-node_{name}.efi\0"
     variable.write_bytes(b"\6\0\0\0" + text.encode("utf-16-le"))
     assert boot_tries_left(variable) == tries
+    assert is_counted(variable)
+
+
+@pytest.mark.parametrize(("is_counted", "tries"), [(True, 2), (True, 0), (False, 0)])
+async def test_a_counted_boot_without_its_state_is_not_blessed(tmp_path, is_counted, tries):
+    """The state is not mounted; where nothing counts, a reboot would find the same for ever."""
+    journal, helper = UpdateJournal(tmp_path / "nothing" / "update.json"), Helper()
+    failure = await judge(journal, Gate(""), helper, tries=tries, is_counted=is_counted).failure()
+    assert ("is it mounted?" in failure) is is_counted
+    assert not (tmp_path / "nothing").exists()
+    assert helper.asked == []
 
 
 async def test_a_boot_that_is_no_trial_is_never_judged(journal):
