@@ -1,4 +1,4 @@
-"""fabstir-node update check|apply|status|rollback|hold|unhold: releases of the node itself."""
+"""fabstir-node update check|apply|status|rollback|hold|unhold|allow: releases of the node."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         help="Releases of the node itself.", no_args_is_help=True, rich_markup_mode=None
     )
-    for command in (check, apply, status, rollback, hold, unhold):
+    for command in (check, apply, status, rollback, hold, unhold, allow):
         group.command(command.__name__)(command)
     app.add_typer(group, name="update")
 
@@ -102,6 +102,18 @@ def unhold(
 ) -> None:
     """Allow updates again."""
     view = _ask(config, state_dir, flags, lambda client: client.hold(is_held=False))
+    _show(view, as_json=as_json)
+
+
+def allow(
+    version: Annotated[str, typer.Argument(help="As `update status` shows it after `refused`.")],
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+    as_json: Json = False,
+) -> None:
+    """Offer a version again that was refused after a failed trial or a rollback."""
+    view = _ask(config, state_dir, flags, lambda client: client.allow(version))
     _show(view, as_json=as_json)
 
 

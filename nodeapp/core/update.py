@@ -1,7 +1,8 @@
 """An update from its offer to its blessing, as plain values: its state, and all that can happen.
 
     idle → checking → idle (a release is available)
-    idle → downloading → verified → installing → draining → snapshotting → arming → reboot_pending
+    idle → checking (it is still offered) → downloading → verified → installing
+    → draining → snapshotting → arming → reboot_pending
     reboot_pending → booted → blessed | rolled_back (and the version is blacklisted)
 
 What a change does to a state is in update_transitions.py.
@@ -65,17 +66,19 @@ class UpdateState:
     phase: Phase = Phase.IDLE
     available: Release | None = None
     """Newest acceptable offer of the last check."""
+    is_applying: bool = False
+    """The check under way is the beginning of an installation."""
     candidate: Release | None = None
     """What is being installed or on trial."""
     previous: str = ""
-    """What was blessed before `current`; a rollback goes there."""
+    """What was blessed before `current` and is still whole; a rollback goes there."""
     newest: str = ""
     """Newest version ever blessed here; older ones are a downgrade."""
     tries_left: int = 0
     blacklist: tuple[Refused, ...] = ()
     is_held: bool = False
     gpus: int = 0
-    """GPUs seen by the last blessed start: fewer fail the gate."""
+    """That answered the blessed release before its last restart: fewer fail the gate."""
     reason: str = ""
     """Why the last attempt ended; "" when it went well."""
     boot: str = ""
@@ -106,6 +109,10 @@ class StepDone:
     phase: Phase
     boot: str = ""
     """The boot in which it was done."""
+    is_previous_lost: bool = False
+    """The next step overwrites what a rollback would go to."""
+    gpus: int | None = None
+    """GPUs that answer now; None: nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,8 @@ class StepFailed:
 
     reason: str
     is_release_bad: bool = False
+    is_offer_void: bool = False
+    """What the channel says is refused: what it offered before counts no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +141,7 @@ class TrialBegan:
 
 @dataclass(frozen=True, slots=True)
 class GatePassed:
-    """The candidate is healthy; `gpus` are there."""
-
-    gpus: int
+    """The candidate is healthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,13 @@ class HoldSet:
     """Stop or allow updates."""
 
     is_held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Take a version off the blacklist."""
+
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +181,7 @@ Change = (
     | GatePassed
     | GateFailed
     | HoldSet
+    | Allowed
     | RollbackAsked
 )
 

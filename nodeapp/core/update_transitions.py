@@ -6,8 +6,9 @@ version that is left (`current`) stays whole until the new one is blessed; every
 one costs a try. The other slot is filled while the node still serves; it is drained last.
 
 Rules: a version is offered only when it is newer than every version that was ever blessed here
-and not blacklisted; a hold stops everything but a rollback; only a release that was blessed
-here before can be rolled back to. Whoever runs this journals the state before the effects.
+and not blacklisted; an installation begins with another look whether it is still offered; a hold
+stops everything but a rollback; only a release that was blessed here before and is still whole
+can be rolled back to. Whoever runs this journals the state before the effects.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nodeapp.core.update import (
     RESTING,
     STEPS,
     TRIAL,
+    Allowed,
     ApplyAsked,
     Arm,
     Bless,
@@ -82,12 +84,14 @@ def apply(state: UpdateState, change: Change) -> Next:
         Rejected: it may not be done now; says why.
     """
     match change:
-        case CheckAsked() | ApplyAsked() | HoldSet() | RollbackAsked():
+        case HoldSet() | Allowed():
+            return _decided(state, change), ()
+        case CheckAsked() | ApplyAsked() | RollbackAsked():
             return _asked(state, change)
         case ReleaseFound(release):
             return _found(state, release)
-        case StepDone(phase, boot):
-            return _done(state, phase, boot)
+        case StepDone():
+            return _done(state, change)
         case StepFailed():
             return _failed(state, change)
         case Started(version, boot):
@@ -98,9 +102,7 @@ def apply(state: UpdateState, change: Change) -> Next:
             assert_never(change)
 
 
-def _asked(state: UpdateState, change: CheckAsked | ApplyAsked | HoldSet | RollbackAsked) -> Next:
-    if isinstance(change, HoldSet):
-        return replace(state, is_held=change.is_held), ()
+def _asked(state: UpdateState, change: CheckAsked | ApplyAsked | RollbackAsked) -> Next:
     if state.phase not in RESTING:
         raise Rejected(f"an update is under way: {state.phase}; see `fabstir-node update status`")
     match change:
@@ -122,13 +124,27 @@ def _begin(state: UpdateState) -> Next:
         raise Rejected("no newer release is known; `fabstir-node update check` looks for one")
     if refusal := why_not(state, release):
         raise Rejected(refusal)
-    begun = replace(state, phase=Phase.DOWNLOADING, candidate=release, reason="")
-    return begun, (Download(release),)
+    # It may have been withdrawn, or its metadata have expired, since it was offered.
+    return replace(state, phase=Phase.CHECKING, is_applying=True, reason=""), (FetchMetadata(),)
+
+
+def _decided(state: UpdateState, change: HoldSet | Allowed) -> UpdateState:
+    """At any time; what is under way goes on."""
+    if isinstance(change, HoldSet):
+        return replace(state, is_held=change.is_held)
+    version = change.version
+    kept = tuple(refused for refused in state.blacklist if refused.version != version)
+    if kept == state.blacklist:
+        refused = ", ".join(one.version for one in kept) or "none"
+        raise Rejected(f"{version[:64]} is not refused here; refused: {refused}")
+    # Blessed and then left by a rollback: it would stay "not newer than itself".
+    newest = state.current if version == state.newest else state.newest
+    return replace(state, blacklist=kept, newest=newest)
 
 
 def _roll_back(state: UpdateState) -> Next:
     if not state.previous:
-        raise Rejected(f"{state.current} is the only release that was blessed here")
+        raise Rejected(f"{state.current} is the only release here that was blessed and is whole")
     target = Release(state.previous, "", "rollback by the operator", ())
     begun = replace(state, phase=Phase.DRAINING, candidate=target, reason="")
     return begun, (Drain(),)
@@ -136,16 +152,28 @@ def _roll_back(state: UpdateState) -> Next:
 
 def _found(state: UpdateState, release: Release | None) -> Next:
     _require(state, Phase.CHECKING)
-    if release is None:
-        return replace(state, phase=Phase.IDLE, available=None), ()
-    refusal = why_not(state, release)
+    refusal = why_not(state, release) if release else ""
     offered = None if refusal else release
+    if offered and state.is_applying:
+        begun = replace(
+            state,
+            phase=Phase.DOWNLOADING,
+            available=offered,
+            candidate=offered,
+            is_applying=False,
+        )
+        return begun, (Download(offered),)
     # The version that runs is what a channel normally offers: nothing to tell a person.
-    reason = "" if release.version == state.current else refusal
-    return replace(state, phase=Phase.IDLE, available=offered, reason=reason), ()
+    is_usual = release is None or release.version == state.current
+    reason = "" if is_usual else refusal
+    if state.is_applying and state.available:
+        reason = reason or f"{state.available.version} is not offered any more"
+    ended = replace(state, phase=Phase.IDLE, available=offered, is_applying=False, reason=reason)
+    return ended, ()
 
 
-def _done(state: UpdateState, phase: Phase, boot: str) -> Next:
+def _done(state: UpdateState, change: StepDone) -> Next:
+    phase = change.phase
     _require(state, phase)
     release = state.candidate
     if release is None or phase not in STEPS[:-1]:
@@ -159,8 +187,15 @@ def _done(state: UpdateState, phase: Phase, boot: str) -> Next:
         Phase.ARMING: (Arm(release.version),),
         Phase.REBOOT_PENDING: (Restart(),),
     }
-    tries = MAX_TRIES if following is Phase.REBOOT_PENDING else 0
-    return replace(state, phase=following, tries_left=tries, boot=boot), effects[following]
+    done = replace(
+        state,
+        phase=following,
+        tries_left=MAX_TRIES if following is Phase.REBOOT_PENDING else 0,
+        boot=change.boot,
+        previous="" if change.is_previous_lost else state.previous,
+        gpus=state.gpus if change.gpus is None else change.gpus,
+    )
+    return done, effects[following]
 
 
 def _failed(state: UpdateState, change: StepFailed) -> Next:
@@ -170,7 +205,12 @@ def _failed(state: UpdateState, change: StepFailed) -> Next:
     if state.phase in (Phase.DRAINING, Phase.SNAPSHOTTING, Phase.ARMING):
         effects = (Resume(),)
     ended = replace(
-        state, phase=Phase.IDLE, candidate=None, reason=change.reason[:MAX_REASON_CHARACTERS]
+        state,
+        phase=Phase.IDLE,
+        candidate=None,
+        available=None if change.is_offer_void else state.available,
+        is_applying=False,
+        reason=change.reason[:MAX_REASON_CHARACTERS],
     )
     if change.is_release_bad and state.candidate is not None:
         ended = _blacklisted(ended, state.candidate.version, change.reason)
@@ -188,8 +228,8 @@ def _started(state: UpdateState, version: str, boot: str) -> Next:
         return _fall_back(state, f"{version} was started instead of {candidate}")
     if state.phase in RESTING:
         return replace(state, current=state.current or version), ()
-    ended = replace(state, phase=Phase.IDLE, candidate=None)
-    if state.phase is Phase.CHECKING:
+    ended = replace(state, phase=Phase.IDLE, candidate=None, is_applying=False)
+    if state.phase is Phase.CHECKING and not state.is_applying:
         return ended, ()
     return replace(ended, reason=f"interrupted while {state.phase}; apply it again"), ()
 
@@ -202,15 +242,15 @@ def _trial(state: UpdateState, change: TrialBegan | GatePassed | GateFailed) -> 
             if state.tries_left == 0:
                 return _fall_back(state, f"no verdict after {MAX_TRIES} starts")
             return replace(state, phase=Phase.BOOTED, tries_left=state.tries_left - 1), ()
-        case GatePassed(gpus):
-            return _bless(state, state.candidate.version, gpus)
+        case GatePassed():
+            return _bless(state, state.candidate.version)
         case GateFailed(reason):
             return _fall_back(state, reason)
         case _:
             assert_never(change)
 
 
-def _bless(state: UpdateState, version: str, gpus: int) -> Next:
+def _bless(state: UpdateState, version: str) -> Next:
     newest = version if is_newer(version, state.newest or state.current) else state.newest
     blessed = replace(
         state,
@@ -221,7 +261,6 @@ def _bless(state: UpdateState, version: str, gpus: int) -> Next:
         candidate=None,
         available=None,
         tries_left=0,
-        gpus=gpus,
         reason="",
     )
     if version == state.previous:

@@ -63,6 +63,15 @@ class GpuGuard:
         """How many of so many requests the devices in use carry now."""
         return slots_left(slots, self._judgements)
 
+    async def answering(self) -> int:
+        """Devices of the machine that answer and are not faulty, in use or not.
+
+        Raises:
+            Unavailable: the driver does not answer in time, or does not fit its library.
+        """
+        found = await asyncio.to_thread(self._inventory.devices)
+        return sum(1 for gpu in found if judge(gpu).condition is not Condition.FAULTY)
+
     def use(self, devices: tuple[int, ...]) -> None:
         """A model was loaded onto these (indices of the inventory)."""
         self._used = devices

@@ -47,7 +47,9 @@ from nodeapp.service.replicas import (
     replica_index,
     replica_process,
 )
+from nodeapp.service.server import query
 from nodeapp.service.settings import InferenceSettings, Settings
+from nodeapp.wire.ipc_inference import Gpus
 
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -102,7 +104,8 @@ class InferenceProcess:
 
     def routes(self) -> Sequence[web.RouteDef]:
         """See api.py, model_desk.py and openai_backend.py, whose /v1/models/NAME comes last."""
-        return [*self._api.routes(), *self._desk.routes(), *self._openai.routes()]
+        gpus = web.get("/v1/gpus", query(self._answering))
+        return [*self._api.routes(), gpus, *self._desk.routes(), *self._openai.routes()]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Check the file, load it, watch the decode thread."""
@@ -112,6 +115,9 @@ class InferenceProcess:
         await self._host.start(await asyncio.to_thread(self._choice.first))
         tasks.create_task(self._host.run())
         tasks.create_task(self._gpus.run(self._host.quarantine))
+
+    async def _answering(self) -> Gpus:
+        return Gpus(await self._gpus.answering())
 
     def readiness(self) -> str:
         """What is served or happens."""

@@ -13,6 +13,7 @@ from nodeapp.wire.ipc_inference import (
     Event,
     Finished,
     GenerateRequest,
+    Gpus,
     Models,
     ModelState,
     Produced,
@@ -22,6 +23,7 @@ from nodeapp.wire.ipc_inference import (
 
 GENERATE = "/v1/generate"
 MODELS = "/v1/models/facts"
+GPUS = "/v1/gpus"
 
 
 class InferenceClient:
@@ -83,6 +85,14 @@ class InferenceClient:
         return await self._rpc.get(
             "/v1/models/state", ModelState, deadline_seconds=deadline_seconds
         )
+
+    async def gpus(self, *, deadline_seconds: float = 8.0) -> Gpus:
+        """The GPUs of this machine.
+
+        Raises:
+            Unavailable: the driver does not answer, or does not fit its library.
+        """
+        return await self._rpc.get(GPUS, Gpus, deadline_seconds=deadline_seconds)
 
     async def models(self, *, deadline_seconds: float = 5.0) -> Models:
         """The models this process serves."""

@@ -7,15 +7,18 @@ from typing import Self
 
 from nodeapp.service.client import RpcClient
 from nodeapp.wire.ipc import Empty
-from nodeapp.wire.ipc_update import HoldRequest, UpdateView
+from nodeapp.wire.ipc_update import AllowRequest, HoldRequest, UpdateView
 
 STATUS = "/v1/update"
 CHECK = "/v1/update/check"
 APPLY = "/v1/update/apply"
 ROLLBACK = "/v1/update/rollback"
 HOLD = "/v1/update/hold"
+ALLOW = "/v1/update/allow"
 CHECK_SECONDS = 60.0
 SECONDS = 10.0
+TURN_SECONDS = CHECK_SECONDS
+"""What changes something waits for a look at the channel that is under way."""
 
 
 class UpdateClient:
@@ -50,7 +53,7 @@ class UpdateClient:
         Raises:
             Rejected: nothing is available, updates are held, one is under way.
         """
-        return await self._rpc.call(APPLY, Empty(), UpdateView, deadline_seconds=SECONDS)
+        return await self._rpc.call(APPLY, Empty(), UpdateView, deadline_seconds=TURN_SECONDS)
 
     async def rollback(self) -> UpdateView:
         """Begin to go back to the previous release.
@@ -58,9 +61,18 @@ class UpdateClient:
         Raises:
             Rejected: there is none, or an update is under way.
         """
-        return await self._rpc.call(ROLLBACK, Empty(), UpdateView, deadline_seconds=SECONDS)
+        return await self._rpc.call(ROLLBACK, Empty(), UpdateView, deadline_seconds=TURN_SECONDS)
 
     async def hold(self, *, is_held: bool) -> UpdateView:
         """Stop or allow updates."""
         message = HoldRequest(is_held)
-        return await self._rpc.call(HOLD, message, UpdateView, deadline_seconds=SECONDS)
+        return await self._rpc.call(HOLD, message, UpdateView, deadline_seconds=TURN_SECONDS)
+
+    async def allow(self, version: str) -> UpdateView:
+        """Take a version off the blacklist.
+
+        Raises:
+            Rejected: it is not on it.
+        """
+        message = AllowRequest(version)
+        return await self._rpc.call(ALLOW, message, UpdateView, deadline_seconds=TURN_SECONDS)

@@ -16,6 +16,9 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Device = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9,-]{1,200}$")]
 ChainName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]{0,15}$")]
+Hours = Annotated[
+    str, msgspec.Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")
+]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
@@ -329,9 +332,12 @@ class UpdaterSettings(Section, frozen=True):
     releases_dir: FilePath = ""
     """For venv: releases, the link `current`, the update journal. Empty: <state_dir>/releases."""
     check_interval_seconds: PositiveSeconds = 21_600.0
-    """Time between two looks for a release."""
+    """Time between two looks for a release; the first one comes minutes after a start."""
     apply_automatically: bool = False
     """Install what a check finds; else `fabstir-node update apply` does."""
+    window: Hours = ""
+    """Hours of every day, UTC, in which apply_automatically may drain and restart the node, as
+    "02:00-05:00"; empty: any time."""
     drain_seconds: PositiveSeconds = 300.0
     """Answers under way may take so long before an update ends them."""
     gate_seconds: PositiveSeconds = 300.0

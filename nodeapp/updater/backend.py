@@ -24,6 +24,11 @@ class UpdateBackend(Protocol):
         """Key of its artefacts in the channel's manifest."""
         ...
 
+    @property
+    def keeps_two(self) -> bool:
+        """There is room for two releases only: to install one is to lose the previous one."""
+        ...
+
     def running(self) -> str:
         """The version that runs now; "" when it is not one of its releases."""
         ...

@@ -29,7 +29,7 @@ from nodeapp.core.update import (
 from nodeapp.core.update_transitions import awaits_restart
 from nodeapp.service.logs import get_logger
 from nodeapp.updater.backend import UpdateBackend
-from nodeapp.updater.gate import Gate, count_gpus
+from nodeapp.updater.gate import Gate
 from nodeapp.updater.update_journal import UpdateJournal
 
 _log = get_logger(__name__)
@@ -76,7 +76,6 @@ class BootHealth:
     journal: UpdateJournal
     backend: UpdateBackend
     gate: Gate
-    gpus: Callable[[], int] = count_gpus
     tries_left: Callable[[], int] = boot_tries_left
     is_counted: Callable[[], bool] = is_counted
 
@@ -95,7 +94,7 @@ class BootHealth:
             return ""
         failure = await self.gate.failure(version, state.gpus)
         _log.info("release judged", version=version, failure=failure)
-        change = GateFailed(failure) if failure else GatePassed(self.gpus())
+        change = GateFailed(failure) if failure else GatePassed()
         await asyncio.to_thread(self._advance, change)
         return failure
 

@@ -21,6 +21,7 @@ from tuf.api.exceptions import (
 )
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater
+from urllib3.exceptions import HTTPError
 
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, TooLarge, Unavailable
 from nodeapp.core.release import Artefact, Release, version_key
@@ -83,7 +84,8 @@ class Channel:
             if error.status_code == 404:
                 raise NotFound(f"{self._url} has no such release file: {error}") from error
             raise Unavailable(f"{self._url} does not answer: {error}") from error
-        except DownloadError as error:
+        # tuf 7.0.1 lets a connection that breaks inside an answer through as it came.
+        except (DownloadError, HTTPError) as error:
             raise Unavailable(f"{self._url} does not answer: {error}") from error
         except OSError as error:
             raise Unavailable(f"release metadata cannot be kept: {error}") from error

@@ -1,30 +1,35 @@
 """The health gate: is a newly started release good enough to stay?
 
-Asked: every program of the tree runs, answers and is the same process for a while; the updater
-tells the right version; the state directory can be written; no GPU has gone. Not asked: anything
-outside this machine, or a failing network would roll good releases back.
+Asked: every program of the tree runs, is ready - the model is loaded - and is the same process for
+a while; the updater tells the right version; the state directory can be written; no GPU has gone.
+Not asked: anything outside this machine, or a failing network would roll good releases back. So
+chain and p2p must answer, and may wait for the world.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nodeapp.core.errors import NodeError
+from nodeapp.rpc.inference import InferenceClient
 from nodeapp.rpc.updater import UpdaterClient
+from nodeapp.service.chains import chain_processes
 from nodeapp.service.client import RpcClient
 from nodeapp.service.clock import Deadline
 from nodeapp.service.paths import Paths
+from nodeapp.service.replicas import FIRST as INFERENCE
 from nodeapp.service.supervisor_client import SupervisorClient
 from nodeapp.service.supervisord import supervisor_socket
 from nodeapp.store.atomic import write_whole
-from nodeapp.wire.ipc import Health
+from nodeapp.wire.ipc import Health, Readiness
 
 POLL_SECONDS = 0.2
 ANSWER_SECONDS = 5.0
-DEVICES = Path("/dev")
+GPU_SECONDS = 8.0
+"""A little more than a driver is given."""
 
 
 class Gate(Protocol):
@@ -44,7 +49,6 @@ class TreeGate:
     """To become healthy."""
     settle_seconds: float
     """To stay so, with the same processes."""
-    devices: Path = DEVICES
 
     async def failure(self, version: str, least_gpus: int) -> str:
         """Look until it is healthy for long enough, or the time is over."""
@@ -72,14 +76,19 @@ class TreeGate:
             for program in programs:
                 if program.state != "RUNNING":
                     return pids, f"{program.name} is {program.state.lower()}"
-                await self._ask(program.name)
-            return pids, await self._version(version) or gpu_failure(self.devices, least_gpus)
+                if why := await self._ask(program.name):
+                    return pids, why
+            return pids, await self._version(version) or await self._gpus(pids, least_gpus)
         except NodeError as error:
             return {}, error.message
 
-    async def _ask(self, process: str) -> None:
+    async def _ask(self, process: str) -> str:
         async with RpcClient(self.paths.socket(process), process) as client:
-            await client.get("/healthz", Health, deadline_seconds=ANSWER_SECONDS)
+            if process == "p2p" or chain_processes((process,)):
+                await client.get("/healthz", Health, deadline_seconds=ANSWER_SECONDS)
+                return ""
+            found = await client.get("/readyz", Readiness, deadline_seconds=ANSWER_SECONDS)
+        return "" if found.ready else f"{process} is not ready: {found.detail}"
 
     async def _version(self, version: str) -> str:
         async with UpdaterClient(self.paths.socket("updater")) as client:
@@ -87,13 +96,19 @@ class TreeGate:
         running = told.slot or told.version
         return "" if running == version else f"{running} runs instead of {version}"
 
+    async def _gpus(self, processes: Container[str], least: int) -> str:
+        """Where the driver does not fit the kernel its devices are there, and none answers."""
+        if not least:
+            return ""
+        found = await answering_gpus(self.paths) if INFERENCE in processes else 0
+        return "" if found >= least else f"{found} GPUs answer, {least} did before"
 
-def count_gpus(devices: Path = DEVICES) -> int:
-    """GPUs that the kernel driver has made a device for (/dev/nvidia0, …)."""
-    return sum(1 for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit())
 
+async def answering_gpus(paths: Paths) -> int:
+    """As the inference process sees them.
 
-def gpu_failure(devices: Path, least: int) -> str:
-    """A driver that does not fit the kernel shows itself here."""
-    found = count_gpus(devices)
-    return "" if found >= least else f"{found} GPUs are there, {least} were there before"
+    Raises:
+        Unavailable: it does not answer, or the driver does not answer it.
+    """
+    async with InferenceClient(paths.socket(INFERENCE)) as inference:
+        return (await inference.gpus(deadline_seconds=GPU_SECONDS)).answering

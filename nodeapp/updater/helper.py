@@ -3,7 +3,9 @@
 Started by fabstir-update@.service for one connection to fabstir-update.socket: one line in, one
 line out. It trusts nothing that the updater wrote: systemd-sysupdate checks the signature of the
 release against root's own keyring, but takes an old one as gladly as a new one, so the version is
-compared here; nixos-rebuild fetches from where root's own file says.
+compared here; nixos-rebuild fetches from where root's own file says. A slot's boot entry is removed
+before the slot is overwritten, and what is to start is looked at first: whatever is asked in
+whatever order, the boot loader never has an entry whose store is gone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from nodeapp.core.errors import InvalidRequest, NodeError
 from nodeapp.core.release import is_newer, version_key
+from nodeapp.updater.boot_entries import check_startable, forget_others
 
 TOOL_SECONDS = 3600.0
 MAX_REQUEST_BYTES = 200
@@ -48,6 +51,9 @@ class Tools:
     """With two directories: `slot` are the partitions, `boot` is the UKI, which comes last."""
     os_release: Path = Path("/etc/os-release")
     """IMAGE_VERSION in it is what runs."""
+    boot: Path = Path("/boot")
+    """The ESP."""
+    partitions: Path = Path("/dev/disk/by-partuuid")
     nixos_source: Path = Path("/etc/fabstir/release-source")
     """One line: the flake reference of this project without its tag."""
 
@@ -86,7 +92,26 @@ def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str
             return [["systemctl", "reboot"]]
 
 
+def prepare(verb: str, arguments: Sequence[str], tools: Tools) -> None:
+    """What must be so before a verb's commands run; call `commands` first, which checks them.
+
+    Raises:
+        InvalidRequest: `prefer` for a release that would not start.
+        OSError: the ESP cannot be read or written.
+    """
+    if verb == "prefer":
+        check_startable(tools.boot, tools.partitions, arguments[0])
+    if verb == "fill":
+        forget_others(tools.boot, _running(tools))
+
+
 def _check_newer(version: str, tools: Tools) -> None:
+    running = _running(tools)
+    if not is_newer(version, running):
+        raise InvalidRequest(f"{version} is not newer than {running}, which runs")
+
+
+def _running(tools: Tools) -> str:
     try:
         lines = tools.os_release.read_text("utf-8").splitlines()
     except OSError as error:
@@ -95,8 +120,7 @@ def _check_newer(version: str, tools: Tools) -> None:
     running = next(named, "").strip("\"'")
     if not running:
         raise InvalidRequest(f"{tools.os_release} names no IMAGE_VERSION: this is no flashed image")
-    if not is_newer(version, running):
-        raise InvalidRequest(f"{version} is not newer than {running}, which runs")
+    return running
 
 
 def _sysupdate(tools: Tools, part: str, version: str) -> list[str]:
@@ -119,9 +143,12 @@ def run(verb: str, arguments: Sequence[str], tools: Tools) -> None:
     """Run a verb to the end.
 
     Raises:
-        InvalidRequest: see commands; or a tool ended with another code than 0.
+        InvalidRequest: see commands and prepare; or a tool ended with another code than 0.
+        OSError: see prepare; or a tool cannot be started.
     """
-    for command in commands(verb, arguments, tools):
+    ran = commands(verb, arguments, tools)
+    prepare(verb, arguments, tools)
+    for command in ran:
         done = subprocess.run(
             command,
             env={"PATH": PATH, "LANG": "C.UTF-8"},

@@ -15,7 +15,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from nodeapp.service.config import load_settings
 from nodeapp.service.lifecycle import die_with_parent
 from nodeapp.service.logs import configure_logs, get_logger
 from nodeapp.service.paths import resolve_paths
-from nodeapp.updater.gate import Gate, TreeGate, count_gpus
+from nodeapp.updater.gate import Gate, TreeGate
 from nodeapp.updater.update_journal import UpdateJournal
 from nodeapp.updater.venv import Layout, VenvBackend
 
@@ -54,7 +54,6 @@ class Launcher:
     gate: Gate
     arguments: Sequence[str]
     """Of `fabstir-node` in the release that is started."""
-    gpus: Callable[[], int] = count_gpus
     audit: AuditSink = field(default_factory=Unrecorded)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -119,7 +118,7 @@ class Launcher:
                 await _end(child)
                 self._advance(GateFailed(failure))
                 return 1
-            self._advance(GatePassed(self.gpus()))
+            self._advance(GatePassed())
             _log.info("release is blessed", version=version)
             await self._until_end(child)
             return child.returncode if child.returncode is not None else 1

@@ -26,6 +26,11 @@ class NixosBackend:
         """The manifest names one small file, so that a release can be offered to NixOS or not."""
         return "nixos"
 
+    @property
+    def keeps_two(self) -> bool:
+        """A generation more takes none away."""
+        return False
+
     def running(self) -> str:
         """The version of this package."""
         return self._version

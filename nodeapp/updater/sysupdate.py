@@ -30,6 +30,11 @@ class SysupdateBackend:
         """Partitions, UKI, SHA256SUMS and SHA256SUMS.gpg."""
         return "sysupdate"
 
+    @property
+    def keeps_two(self) -> bool:
+        """Slots A and B."""
+        return True
+
     def running(self) -> str:
         """The image that was booted."""
         return self._image_version

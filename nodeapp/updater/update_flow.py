@@ -14,6 +14,7 @@ from pathlib import Path
 from nodeapp.core.errors import Corrupt, NodeError, NotFound, Rejected, TooLarge, Unavailable
 from nodeapp.core.release import Artefact, Release
 from nodeapp.core.update import (
+    Allowed,
     ApplyAsked,
     Arm,
     Bless,
@@ -47,11 +48,22 @@ from nodeapp.updater.update_journal import UpdateJournal
 
 _log = get_logger(__name__)
 Act = Callable[[], Awaitable[None]]
+Permit = Callable[[], str]
+"""Why the node may not be restarted now; "" when it may."""
 RESTART_SECONDS = 60.0
 MAX_RESTART_SECONDS = 900.0
 """First and longest pause before a restart that did not come is asked for again."""
 RESERVE_BYTES = 256 << 20
 """Left free for the journal and the logs when a release is fetched."""
+
+
+def always() -> str:
+    """What a person asks for is done."""
+    return ""
+
+
+async def _nobody_counts() -> int | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,8 @@ class NodeVerbs:
     resume: Act
     snapshot: Act
     free_bytes: Callable[[Path], int]
+    gpus: Callable[[], Awaitable[int | None]] = _nobody_counts
+    """GPUs that answer; None: nobody can tell."""
 
 
 class UpdateFlow:
@@ -87,6 +101,7 @@ class UpdateFlow:
         self._begun: asyncio.Queue[tuple[Effect, ...]] = asyncio.Queue(maxsize=1)
         self._restart_seconds = restart_seconds
         self._owes_restart = False
+        self._permit: Permit = always
         self.progress = Progress(0, 0, 0)
 
     def state(self) -> UpdateState:
@@ -116,9 +131,9 @@ class UpdateFlow:
             await self.work(effects)
         return state
 
-    async def judge(self, failure: str, gpus: int) -> UpdateState:
+    async def judge(self, failure: str) -> UpdateState:
         """The verdict on a trial where the node itself gives it ("" = healthy)."""
-        return await self._advance_all(GateFailed(failure) if failure else GatePassed(gpus))
+        return await self._advance_all(GateFailed(failure) if failure else GatePassed())
 
     async def check(self) -> UpdateState:
         """Look what the channel offers, to the end.
@@ -130,13 +145,23 @@ class UpdateFlow:
             await self._advance(CheckAsked())
             return await self._look()
 
-    async def apply(self) -> UpdateState:
-        """Begin to install what is available; `run` does it."""
-        return await self._begin(ApplyAsked())
+    async def apply(self, permit: Permit = always) -> UpdateState:
+        """Begin to install what is available; `run` does it.
+
+        Args:
+            permit: asked once more before the node is drained.
+        """
+        return await self._begin(ApplyAsked(), permit)
 
     async def rollback(self) -> UpdateState:
         """Begin to go back."""
-        return await self._begin(RollbackAsked())
+        return await self._begin(RollbackAsked(), always)
+
+    async def allow(self, version: str) -> UpdateState:
+        """Take a version off the blacklist. Raises: Rejected: it is not on it."""
+        async with self._busy:
+            state, _effects = await self._advance(Allowed(version))
+            return state
 
     async def hold(self, *, is_held: bool) -> UpdateState:
         """Stop or allow updates; what is under way goes on."""
@@ -171,12 +196,14 @@ class UpdateFlow:
                 state, effects = await self._advance(change)
                 if state.phase is Phase.VERIFIED:
                     # Its own phase, so that a power cut here need not hash the files again.
-                    state, effects = await self._advance(StepDone(Phase.VERIFIED))
+                    verified = StepDone(Phase.VERIFIED, is_previous_lost=self._backend.keeps_two)
+                    state, effects = await self._advance(verified)
             _log.info("update", phase=state.phase, reason=state.reason)
 
-    async def _begin(self, change: Change) -> UpdateState:
+    async def _begin(self, change: Change, permit: Permit) -> UpdateState:
         async with self._busy:
             state, effects = await self._advance(change)
+            self._permit = permit
             self.progress = Progress(0, 0, 0)
             self._begun.put_nowait(effects)
             return state
@@ -190,12 +217,15 @@ class UpdateFlow:
         return state
 
     async def _look(self) -> UpdateState:
+        found: Change = StepFailed("the check was broken off")
         try:
-            release = await self._channel.newest(self._backend.kind)
+            found = ReleaseFound(await self._channel.newest(self._backend.kind))
         except NodeError as error:
-            await self._advance(StepFailed(error.message))
+            found = _not_found(error)
             raise
-        state, _effects = await self._advance(ReleaseFound(release))
+        finally:
+            # Whatever happened: nothing else could be begun in this phase.
+            state, _effects = await self._advance(found)
         return state
 
     async def _carry_out(self, effect: Effect) -> Change | None:
@@ -206,13 +236,15 @@ class UpdateFlow:
             return StepFailed(error.reason, is_release_bad=True)
         except NodeError as error:
             _log.warning("update step failed", error=error.message)
+            if isinstance(effect, FetchMetadata):
+                return _not_found(error)
             is_over = isinstance(effect, Restart | Resume | Bless | FallBack)
             return None if is_over else StepFailed(error.message)
 
     async def _step(self, effect: Effect) -> Change | None:  # noqa: C901  # one line an effect
         match effect:
             case FetchMetadata():
-                return None
+                return ReleaseFound(await self._channel.newest(self._backend.kind))
             case Download(release):
                 await self._fetch(release)
                 return StepDone(Phase.DOWNLOADING)
@@ -220,14 +252,16 @@ class UpdateFlow:
                 await asyncio.to_thread(self._backend.install, release, self._files(release))
                 return StepDone(Phase.INSTALLING)
             case Drain():
+                self._ask_permit()
                 await self._verbs.drain()
                 return StepDone(Phase.DRAINING)
             case Snapshot():
                 await self._verbs.snapshot()
                 return StepDone(Phase.SNAPSHOTTING)
             case Arm(version):
+                gpus = await self._verbs.gpus()
                 await asyncio.to_thread(self._backend.arm, version)
-                return StepDone(Phase.ARMING, self._backend.boot())
+                return StepDone(Phase.ARMING, self._backend.boot(), gpus=gpus)
             case Restart():
                 await self._restart()
             case Resume():
@@ -237,6 +271,12 @@ class UpdateFlow:
             case FallBack(version, failed):
                 await asyncio.to_thread(self._backend.fall_back, version, failed)
         return None
+
+    def _ask_permit(self) -> None:
+        """Once: what was drained is restarted."""
+        permit, self._permit = self._permit, always
+        if refusal := permit():
+            raise Unavailable(refusal)
 
     async def _restart(self) -> None:
         """Raises: Unavailable: not now; the node serves until it is asked for again."""
@@ -303,6 +343,11 @@ class UpdateFlow:
         for path in self._downloads.iterdir():
             if path.name.removesuffix(".note").removesuffix(".part") not in kept:
                 path.unlink()
+
+
+def _not_found(error: NodeError) -> StepFailed:
+    """What is refused takes the former offer with it; an outage does not."""
+    return StepFailed(error.message, is_offer_void=isinstance(error, Rejected))
 
 
 def _is_there(path: Path, artefact: Artefact) -> bool:

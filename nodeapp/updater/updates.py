@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -11,19 +12,21 @@ from aiohttp import web
 
 from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected, Unavailable
 from nodeapp.core.update import Phase, UpdateState
+from nodeapp.core.window import seconds_until
 from nodeapp.rpc.p2p import P2pClient
-from nodeapp.rpc.update import APPLY, CHECK, HOLD, ROLLBACK, STATUS
+from nodeapp.rpc.update import ALLOW, APPLY, CHECK, HOLD, ROLLBACK, STATUS
 from nodeapp.service.download import Progress
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.paths import Paths
+from nodeapp.service.replicas import FIRST as INFERENCE
 from nodeapp.service.server import endpoint, operator, query
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.service.supervisor_client import SupervisorClient
 from nodeapp.service.supervisord import supervisor_socket
 from nodeapp.updater.backend import UpdateBackend
 from nodeapp.updater.channel import Channel
-from nodeapp.updater.gate import TreeGate, count_gpus
+from nodeapp.updater.gate import TreeGate, answering_gpus
 from nodeapp.updater.nixos import NixosBackend
 from nodeapp.updater.sysupdate import SysupdateBackend
 from nodeapp.updater.update_flow import NodeVerbs, UpdateFlow
@@ -31,8 +34,11 @@ from nodeapp.updater.update_journal import FILE_NAME, UpdateJournal
 from nodeapp.updater.venv import Layout, VenvBackend
 from nodeapp.updater.version import running_version
 from nodeapp.wire.ipc import Empty
-from nodeapp.wire.ipc_update import HoldRequest, RefusedView, UpdateView
+from nodeapp.wire.ipc_update import AllowRequest, HoldRequest, RefusedView, UpdateView
 
+FIRST_LOOK_SECONDS = 120
+LAST_FIRST_LOOK_SECONDS = 600
+"""After a start: nodes that a power cut ended together do not all come at once."""
 _log = get_logger(__name__)
 
 
@@ -93,6 +99,7 @@ class Updates:
             web.post(APPLY, operator(endpoint(Empty, self._apply))),
             web.post(ROLLBACK, operator(endpoint(Empty, self._rollback))),
             web.post(HOLD, operator(endpoint(HoldRequest, self._hold))),
+            web.post(ALLOW, operator(endpoint(AllowRequest, self._allow))),
         ]
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -121,20 +128,37 @@ class Updates:
         gate = TreeGate(
             self._shell.paths, self._settings.gate_seconds, self._settings.gate_settle_seconds
         )
-        await flow.judge(await gate.failure(candidate, state.gpus), count_gpus())
+        await flow.judge(await gate.failure(candidate, state.gpus))
 
     async def _rounds(self, flow: UpdateFlow) -> None:
+        spread = secrets.randbelow(LAST_FIRST_LOOK_SECONDS - FIRST_LOOK_SECONDS + 1)
+        pause = min(FIRST_LOOK_SECONDS + spread, self._settings.check_interval_seconds)
         while True:
-            await asyncio.sleep(self._settings.check_interval_seconds)
+            await asyncio.sleep(pause)
+            pause = self._settings.check_interval_seconds
             try:
                 state = await flow.check()
                 if state.available and self._settings.apply_automatically and not state.is_held:
-                    await flow.apply()
+                    closed_seconds = self._closed_seconds()
+                    if closed_seconds:
+                        pause = min(pause, closed_seconds)
+                    else:
+                        await flow.apply(self._why_not_now)
             except NodeError as error:
                 self._ends.labels("failed").inc()
                 _log.warning("no check for updates", error=error.message)
             else:
                 self._ends.labels("done").inc()
+
+    def _closed_seconds(self) -> float:
+        return seconds_until(self._settings.window, self._shell.clock.unix_seconds())
+
+    def _why_not_now(self) -> str:
+        if not self._closed_seconds():
+            return ""
+        return (
+            f"the time to restart in, {self._settings.window} UTC, is over: it waits for the next"
+        )
 
     async def _status(self) -> UpdateView:
         state = self._flow.state() if self._flow else UpdateState(current="")
@@ -158,6 +182,10 @@ class Updates:
         await self._required().hold(is_held=message.is_held)
         return await self._status()
 
+    async def _allow(self, message: AllowRequest) -> UpdateView:
+        await self._required().allow(message.version)
+        return await self._status()
+
     def _required(self) -> UpdateFlow:
         if self._flow is None:
             raise InvalidRequest(
@@ -173,7 +201,7 @@ class Updates:
         channel = Channel(
             settings.repository_url, settings.channel, Path(settings.trusted_root_file), own / "tuf"
         )
-        verbs = NodeVerbs(self._drain, self._resume, self._save, _free_bytes)
+        verbs = NodeVerbs(self._drain, self._resume, self._save, _free_bytes, self._gpus)
         journal = UpdateJournal(journal_path(settings, paths), self._shell.audit)
         return UpdateFlow(journal, self._backend(), channel, own / "downloads", verbs)
 
@@ -205,6 +233,15 @@ class Updates:
             return
         async with P2pClient(self._shell.paths.socket("p2p")) as p2p:
             await p2p.resume()
+
+    async def _gpus(self) -> int | None:
+        if INFERENCE not in self._shell.node.processes:
+            return None
+        try:
+            return await answering_gpus(self._shell.paths)
+        except Unavailable as error:
+            _log.warning("gpus are not counted before the update", error=error.message)
+            return None
 
     async def _save(self) -> None:
         """A snapshot of the journal is made first, always."""

@@ -97,6 +97,11 @@ class VenvBackend:
         """One .tar.gz with the sources."""
         return "venv"
 
+    @property
+    def keeps_two(self) -> bool:
+        """The previous one stays until another is blessed."""
+        return False
+
     def running(self) -> str:
         """Which release's directory this interpreter belongs to."""
         # Started through the link, sys.prefix goes through it as well.

@@ -217,3 +217,9 @@ class ModelState(Message, frozen=True):
     detail: str
     error: str = ""
     slots: int = 0
+
+
+class Gpus(Message, frozen=True):
+    """Answer of /v1/gpus: those that the driver answers for, faulty ones not counted."""
+
+    answering: int

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from nodeapp.wire.ipc import Message
 
 
@@ -30,6 +34,12 @@ class UpdateView(Message, frozen=True):
     tries_left: int
     downloaded_bytes: int
     download_bytes: int
+
+
+class AllowRequest(Message, frozen=True):
+    """Take a version off the blacklist."""
+
+    version: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
 class HoldRequest(Message, frozen=True):

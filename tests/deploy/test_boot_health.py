@@ -66,7 +66,7 @@ def journal(tmp_path):
 
 def judge(journal, gate, helper, running=NEW, tries=2, is_counted=True):
     backend = SysupdateBackend(running, helper)
-    return BootHealth(journal, backend, gate, lambda: 2, lambda: tries, lambda: is_counted)
+    return BootHealth(journal, backend, gate, lambda: tries, lambda: is_counted)
 
 
 async def test_a_healthy_trial_is_blessed(journal):
@@ -244,13 +244,13 @@ async def test_the_gate_of_a_boot_asks_the_real_tree(journal, tmp_path_factory):
         paths = resolve_paths(settings.node)
         trial = UpdateState(current=OLD, phase=Phase.BOOTED, candidate=Release(NEW, "", "", ()))
         journal.write(trial)
-        gate = TreeGate(paths, 40.0, 0.5, devices=state)
+        gate = TreeGate(paths, 40.0, 0.5)
         assert await judge(journal, gate, Helper()).failure() == ""
         assert journal.read().phase is Phase.BLESSED
         journal.write(replace(trial, gpus=2))
-        gate = TreeGate(paths, 2.0, 0.5, devices=state)
+        gate = TreeGate(paths, 2.0, 0.5)
         gpus_gone = await judge(journal, gate, Helper()).failure()
-        assert gpus_gone == "0 GPUs are there, 2 were there before"
+        assert gpus_gone == "0 GPUs answer, 2 did before"
         assert journal.read().phase is Phase.ROLLED_BACK
     finally:
         assert await tree.stop() == []

@@ -325,16 +325,6 @@ async def test_a_first_release_is_tried_from_a_checkout(tmp_path, shop):
     assert node.layout.current_version() == "0.2.0"
 
 
-async def test_fewer_gpus_than_the_last_good_start_had(tmp_path):
-    from nodeapp.updater.gate import count_gpus, gpu_failure
-
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    assert count_gpus(tmp_path) == 2
-    assert gpu_failure(tmp_path, 2) == ""
-    assert gpu_failure(tmp_path, 3) == "2 GPUs are there, 3 were there before"
-
-
 def test_the_archive_of_this_checkout_is_the_same_twice(tmp_path):
     from appliance.publish import ROOT, pack
 

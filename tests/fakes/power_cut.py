@@ -83,7 +83,7 @@ def update(node: UpdateNode) -> None:
         launcher = node.launcher(PassingGate())
         _version, is_trial = launcher.decide()
         if is_trial:
-            launcher._advance(GatePassed(0))
+            launcher._advance(GatePassed())
         if node.state.current == "0.2.0":
             launcher.decide()
             return

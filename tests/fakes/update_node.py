@@ -34,7 +34,6 @@ class UpdateNode:
     free: int = 1 << 40
     prepare: Callable[[Path, str], None] = copy_command
     done: list[str] = field(default_factory=list)
-    gpus: int = 0
 
     @property
     def layout(self) -> Layout:
@@ -85,7 +84,7 @@ class UpdateNode:
         return self.state
 
     def launcher(self, gate: PassingGate) -> Launcher:
-        return Launcher(self.layout, gate, (), lambda: self.gpus)
+        return Launcher(self.layout, gate, ())
 
 
 def offer(shop: Published, version: str, **more: str) -> None:
