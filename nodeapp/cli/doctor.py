@@ -27,11 +27,17 @@ def doctor(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags =
     """Look at settings, disk, parts from set-up and the chain. Exit code 1 on a finding."""
     from nodeapp.cli.preflight import findings
     from nodeapp.service.chains import chain_sections
+    from nodeapp.service.needs import remarks
     from nodeapp.service.paths import resolve_paths
 
     settings = settings_of(config, state_dir, flags)
     paths = resolve_paths(settings.node)
-    found = [*findings(settings), *_disk(paths.state), *_replicas(settings.inference)]
+    found = [
+        *findings(settings),
+        *remarks(settings),
+        *_disk(paths.state),
+        *_replicas(settings.inference),
+    ]
     found += _audit(paths.state)
     for section, chain in chain_sections(settings).items():
         found += [*_rpc(section, chain.rpc_urls), *_depth(section, chain)]

@@ -21,6 +21,7 @@ from nodeapp.cli import (
     metrics,
     model,
     peers,
+    proof_keys,
     provision,
     renter,
     run,
@@ -57,6 +58,7 @@ health.register(app)
 host.register(app)
 earnings.register(app)
 model.register(app)
+proof_keys.register(app)
 peers.register(app)
 wallet.register(app)
 

@@ -106,7 +106,7 @@ def add(  # noqa: PLR0913, PLR0917  # one argument an option
     prober = Prober(verdicts_file(resolve_paths(settings.node)))
     with progress_bar() as report:
         made = run_interruptible(
-            add_model(addition, _store(settings), prober, report=report, say=say)
+            add_model(addition, _own_store(settings), prober, report=report, say=say)
         )
     for gone in made.removed:
         sys.stderr.write(f"removed {gone} to make room\n")
@@ -121,7 +121,7 @@ def remove(
     flags: Flags = None,
 ) -> None:
     """Delete a model that is neither in use nor pinned."""
-    gone = _store(settings_of(config, state_dir, flags)).remove(name)
+    gone = _own_store(settings_of(config, state_dir, flags)).remove(name)
     sys.stdout.write(f"removed {gone.name}, {gone.size_bytes} bytes\n")
 
 
@@ -205,7 +205,7 @@ def pin(
     flags: Flags = None,
 ) -> None:
     """Never remove this model to make room."""
-    _store(settings_of(config, state_dir, flags)).change(name, pinned=True)
+    _own_store(settings_of(config, state_dir, flags)).change(name, pinned=True)
     sys.stdout.write(f"{name} is pinned\n")
 
 
@@ -216,7 +216,7 @@ def unpin(
     flags: Flags = None,
 ) -> None:
     """Let this model make room for others again."""
-    _store(settings_of(config, state_dir, flags)).change(name, pinned=False)
+    _own_store(settings_of(config, state_dir, flags)).change(name, pinned=False)
     sys.stdout.write(f"{name} is not pinned any more\n")
 
 
@@ -247,3 +247,12 @@ def _store(settings: Settings) -> ModelStore:
     from nodeapp.service.paths import resolve_paths
 
     return model_store(settings.inference, resolve_paths(settings.node))
+
+
+def _own_store(settings: Settings) -> ModelStore:
+    """To write to."""
+    from nodeapp.cli.owner import refuse_foreign
+
+    store = _store(settings)
+    refuse_foreign(store.root)
+    return store

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
-from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound
+from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound, Unavailable
 from nodeapp.service.chains import chain_sections
 from nodeapp.service.config import (
     CREDENTIAL_PREFIX,
@@ -15,6 +16,8 @@ from nodeapp.service.config import (
     credential_path,
     environment_value,
 )
+from nodeapp.service.needs import NO_PROOFS, needs
+from nodeapp.service.paths import resolve_paths
 from nodeapp.service.replicas import replica_count
 from nodeapp.service.settings import ChainSettings, InferenceSettings, Settings
 
@@ -42,12 +45,12 @@ def findings(settings: Settings, *, is_start: bool = False) -> Iterator[str]:
     processes = settings.node.processes
     if "chain" in processes:
         yield from _chains(chain_sections(settings), is_start=is_start)
-    if "inference" in processes and settings.inference.model_path:
-        yield from _files(("inference.model_path", settings.inference.model_path))
-    elif "inference" in processes and settings.inference.model:
-        yield from _kept_model(settings)
+    yield from (need.text() for need in needs(settings))
     if "inference" in processes:
+        yield from _model(settings)
         yield from _replicas(settings.inference)
+    if "prover" in processes:
+        yield from _proof_keys(settings)
     if "p2p" in processes:
         place = _MULTIADDRESS.match(settings.p2p.listen)
         if place is None:
@@ -85,14 +88,41 @@ def _chain_id(section: str, chain: ChainSettings) -> Iterator[str]:
         )
 
 
-def _kept_model(settings: Settings) -> Iterator[str]:
-    from nodeapp.inference.model_store import model_store
-    from nodeapp.service.paths import resolve_paths
+def _model(settings: Settings) -> Iterator[str]:
+    """The model is there, or would be fetched by the start."""
+    inference = settings.inference
+    if inference.model_path:
+        yield from _files(("inference.model_path", inference.model_path))
+    elif inference.model:
+        from nodeapp.inference.adding import configured_addition
+        from nodeapp.inference.model_store import model_store
 
+        store = model_store(inference, resolve_paths(settings.node))
+        try:
+            if not inference.model_source or store.has(inference.model):
+                store.find(inference.model)
+            elif not inference.model_source.startswith("hub:") or inference.hub_url:
+                configured_addition(inference, settings.p2p.portal_url, 0)
+        except (NotFound, Corrupt, InvalidRequest) as error:
+            yield f"inference.model: {error.message}"
+
+
+def _proof_keys(settings: Settings) -> Iterator[str]:
+    """The prover's keys are there, or would be made by the start."""
+    from nodeapp.prover import EZKL_MISSING
+    from nodeapp.prover.keys import are_made_at_start, check_keys, keys_place
+
+    prover = settings.prover
+    if find_spec("ezkl") is None:
+        yield EZKL_MISSING
+        return
     try:
-        model_store(settings.inference, resolve_paths(settings.node)).find(settings.inference.model)
-    except (NotFound, Corrupt) as error:
-        yield f"inference.model: {error.message}"
+        check_keys(prover, keys_place(prover, resolve_paths(settings.node).cache))
+    except InvalidRequest as error:
+        yield f"prover.allow_test_srs: {error.message}"
+    except Unavailable as error:
+        if not are_made_at_start(prover):
+            yield f"prover.srs_source: {error.message}; {NO_PROOFS}"
 
 
 def _replicas(inference: InferenceSettings) -> Iterator[str]:
@@ -122,8 +152,14 @@ def _secret(key: str, value: str, *, is_start: bool) -> Iterator[str]:
 def _files(*named: tuple[str, str]) -> Iterator[str]:
     for key, value in named:
         if not value:
-            yield f"{key} is not set; put it into the settings file (`make demo` needs none)"
-        elif not Path(value).is_file():
+            yield f"{key} is not set; `fabstir-node config init` writes a file with what to decide"
+            continue
+        try:
+            is_there = Path(value).is_file()
+        except PermissionError:
+            yield f"{key}: {value} may not be seen by this account; ask as root or as the node's"
+            continue
+        if not is_there:
             yield f"{key}: {value} does not exist"
 
 

@@ -60,9 +60,11 @@ async def keep_running(settings: Settings, ready_seconds: float, outcome: _Outco
     Raises:
         Rejected: another node runs on this state directory.
         Unavailable: a process cannot run, or supervisord ended by itself.
+        NotFound: inference.model_source has no such model; fetch_model has more.
     """
     import asyncio
 
+    from nodeapp.cli.first_start import fetch_model
     from nodeapp.core.errors import Unavailable
     from nodeapp.inference.nvml import NvmlInventory
     from nodeapp.inference.replicas import with_devices
@@ -70,6 +72,7 @@ async def keep_running(settings: Settings, ready_seconds: float, outcome: _Outco
     from nodeapp.service.lifecycle import notify_ready
     from nodeapp.service.tree import start_tree
 
+    await fetch_model(settings)
     visible = environment_value("CUDA_VISIBLE_DEVICES")
     dealt = await asyncio.to_thread(with_devices, settings, NvmlInventory(), visible)
     tree = await start_tree(dealt)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+DEVELOPMENT_CHAIN = 31337
+"""Anvil's own; every other chain has strangers on it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
@@ -28,7 +31,7 @@ NETWORKS: Mapping[int, Network] = {
         Network("Base", 8453, 2.0, 5, "ETH", is_test=False),
         Network("Base Sepolia", 84532, 2.0, 3, "ETH", is_test=True),
         Network("opBNB testnet", 5611, 0.5, 10, "tBNB", is_test=True),
-        Network("development chain", 31337, 1.0, 1, "ETH", is_test=True),
+        Network("development chain", DEVELOPMENT_CHAIN, 1.0, 1, "ETH", is_test=True),
     )
 }
 """By chain id. Sources: the networks' own documentation; confirmations are our advice."""

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import NotFound, Rejected, TooLarge, Unavailable
-from nodeapp.inference.catalogue import CatalogueEntry, checked_name, name_of_file
+from nodeapp.inference.catalogue import (
+    CatalogueEntry,
+    checked_digest,
+    checked_name,
+    name_of_file,
+)
 from nodeapp.inference.chat import ChatRenderer, ControlText
 from nodeapp.inference.gguf import GgufHeader, read_header
-from nodeapp.inference.model_source import FileSource, Source, WebSource
+from nodeapp.inference.model_source import FileSource, Source, WebSource, parse_source
 from nodeapp.inference.model_store import ModelStore
 from nodeapp.inference.probe import Prober, Verdict
 from nodeapp.service.download import (
@@ -26,6 +31,7 @@ from nodeapp.service.download import (
     download,
     refuse_if_full,
 )
+from nodeapp.service.settings import InferenceSettings
 from nodeapp.store.lock import FileLock
 from nodeapp.wire.ipc_inference import ChatMessage
 
@@ -47,6 +53,26 @@ class Addition:
     file_name: str = ""
     sha256: str = ""
     pinned: bool = False
+
+
+def configured_addition(settings: InferenceSettings, portal_url: str, now: int) -> Addition:
+    """What `inference.model_source` says; a hub knows repository and file itself.
+
+    Raises:
+        InvalidRequest: a source of no known form.
+    """
+    text = settings.model_source
+    source = parse_source(text, hub_url=settings.hub_url, portal_url=portal_url)
+    told = isinstance(source, WebSource) and bool(source.repo)
+    return Addition(
+        text,
+        source,
+        now,
+        name=settings.model,
+        repo="" if told else settings.model_repo,
+        file_name="" if told else settings.model_file,
+        sha256=checked_digest(settings.model_sha256) if settings.model_sha256 else "",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,14 @@ class ModelStore:
             "`fabstir-node model add` adds one"
         )
 
+    def has(self, name: str) -> bool:
+        """There is an entry of this name.
+
+        Raises:
+            Corrupt: the catalogue is damaged.
+        """
+        return any(entry.name == name for entry in self.entries())
+
     def blob(self, sha256: str) -> Path:
         """Where the file with this hash lies, or would."""
         return self._root / "blobs" / f"sha256-{checked_digest(sha256)}"

@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 from aiohttp import web
 
@@ -18,7 +17,7 @@ from nodeapp.core.errors import Unavailable
 from nodeapp.prover import EZKL_MISSING
 from nodeapp.prover.api import ProverApi
 from nodeapp.prover.intervals import IntervalProver
-from nodeapp.prover.profile import cached_profile_dir, check_profile, ensure_profile
+from nodeapp.prover.keys import keys_place, open_keys
 from nodeapp.prover.proof_store import ProofStore
 from nodeapp.prover.queue import ProofQueue
 from nodeapp.rpc.proof_worker import WorkerSettings, run_worker
@@ -28,7 +27,6 @@ from nodeapp.service.logs import get_logger
 from nodeapp.service.settings import ProverSettings
 from nodeapp.wire import prover_job
 from nodeapp.wire.ipc_prover import ProfileReply
-from nodeapp.wire.proof_profile import ProfileManifest
 
 _log = get_logger(__name__)
 
@@ -56,8 +54,9 @@ class ProverProcess:
         if find_spec("ezkl") is None:
             raise Unavailable(EZKL_MISSING)
         await asyncio.to_thread(self._clear_scratch)
-        directory = Path(self._settings.profile_dir or self._cached_directory())
-        manifest = await self._open_profile(directory)
+        directory = keys_place(self._settings, self._shell.paths.cache)
+        self._detail = f"opening the proof keys in {directory}"
+        manifest = await open_keys(self._settings, self._shell.paths.cache, report=self._report)
         profile = ProfileReply(
             profile_id=manifest.profile_id,
             profile=manifest.profile,
@@ -90,22 +89,6 @@ class ProverProcess:
         """Leave no witness behind; the worker ended with its task."""
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
-    async def _open_profile(self, directory: Path) -> ProfileManifest:
-        if self._settings.allow_test_srs and not self._settings.profile_dir:
-            self._detail = f"making proof keys in {directory}"
-            await ensure_profile(directory, self._settings.profile, report=_report)
-        manifest = await asyncio.to_thread(check_profile, directory, with_proving_key=True)
-        if manifest.srs == "test" and not self._settings.allow_test_srs:
-            raise Unavailable(
-                f"proof profile {directory} has a test reference string; make one with "
-                "`python -m nodeapp.prover.profile --srs FILE --dir DIR` and set "
-                "prover.profile_dir, or set prover.allow_test_srs for development"
-            )
-        return manifest
-
-    def _cached_directory(self) -> Path:
-        return cached_profile_dir(self._shell.paths.cache, self._settings.profile)
-
     def _clear_scratch(self) -> None:
         # A killed prover leaves its job directory, and in it token ids.
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -120,16 +103,16 @@ class ProverProcess:
         )
         return await run_worker(job, settings)
 
+    def _report(self, step: str) -> None:
+        self._detail = step
+        _log.info("proof profile", step=step)
+
     def _note(self, outcome: str, spent: prover_job.Spent | None) -> None:
         self._chunks.labels(outcome).inc()
         if spent is not None:
             self._cpu.inc(spent.cpu_seconds)
             self._wall.observe(spent.wall_seconds)
             _log.info("chunk proven", cpu_seconds=spent.cpu_seconds)
-
-
-def _report(step: str) -> None:
-    _log.info("proof profile", step=step)
 
 
 def main() -> int:

@@ -64,7 +64,10 @@ def check_profile(directory: Path, *, with_proving_key: bool = False) -> Profile
         Unavailable: missing, incomplete or altered.
     """
     if not directory.is_dir():
-        raise Unavailable("not there yet")
+        raise Unavailable(
+            f"proof keys are not there yet in {directory}: `fabstir-node proof-keys make` makes"
+            " them, or the start does of the ceremony's file that prover.srs_source names"
+        )
     try:
         manifest = decode_manifest((directory / MANIFEST_NAME).read_bytes())
         expected = {
@@ -113,9 +116,11 @@ async def ensure_profile(
         try:
             manifest = await asyncio.to_thread(check_profile, directory)
         except Unavailable as error:
-            report(f"proof profile {profile}: making it, {error.message}")
+            is_there = await asyncio.to_thread(directory.is_dir)
+            why = error.message if is_there else "not there yet"
+            report(f"proof profile {profile}: making it, {why}")
         else:
-            _require_same(manifest, profile, "test" if srs is None else "ppot")
+            require_same(directory, manifest, profile, "test" if srs is None else "ppot")
             report(f"proof profile {profile}: present ({manifest.srs} reference string)")
             return manifest
         if find_spec("ezkl") is None:
@@ -128,10 +133,18 @@ def _require_replaceable(directory: Path) -> None:
         raise InvalidRequest(f"{directory} is not empty and no proof profile; name another one")
 
 
-def _require_same(manifest: ProfileManifest, profile: ProfileName, srs: SrsKind) -> None:
+def require_same(
+    directory: Path, manifest: ProfileManifest, profile: ProfileName, srs: SrsKind
+) -> None:
+    """What is there is what is wanted.
+
+    Raises:
+        InvalidRequest: keys of another circuit or reference string.
+    """
     if (manifest.profile, manifest.srs) != (profile, srs):
         raise InvalidRequest(
-            f"a {manifest.profile} profile with a {manifest.srs} reference string is there already"
+            f"a {manifest.profile} profile with a {manifest.srs} reference string is there already:"
+            f" move {directory} away"
         )
 
 
@@ -161,8 +174,7 @@ def _begin(partial: Path, profile: ProfileName, srs: Path | None) -> None:
     shutil.copytree(CIRCUITS / profile, partial)
     if srs is None:
         return
-    settings = json.loads((partial / "settings.json").read_bytes())
-    rows = settings["run_args"]["logrows"]
+    rows = circuit_rows(profile)
     try:
         found = _sha256(srs)
     except OSError as error:
@@ -170,6 +182,12 @@ def _begin(partial: Path, profile: ProfileName, srs: Path | None) -> None:
     if found != CEREMONY_SHA256[rows]:
         raise InvalidRequest(f"reference string {srs} is not the ceremony's file for k={rows}")
     shutil.copyfile(srs, partial / "srs")
+
+
+def circuit_rows(profile: ProfileName) -> int:
+    """Log2 of the circuit's rows: which of the ceremony's files it needs."""
+    settings = json.loads((CIRCUITS / profile / "settings.json").read_bytes())
+    return int(settings["run_args"]["logrows"])
 
 
 def _finish(

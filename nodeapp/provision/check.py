@@ -16,7 +16,7 @@ import tomli
 from nodeapp.core.errors import InvalidRequest
 from nodeapp.provision.checked import Checked
 from nodeapp.provision.findings import Finding
-from nodeapp.provision.judge import judge_updater, judge_wallets, remark, ssh_findings
+from nodeapp.provision.judge import judge_needs, judge_updater, judge_wallets, remark, ssh_findings
 from nodeapp.provision.machine import (
     NETWORK_PREFIX,
     OWN_NETWORK,
@@ -106,6 +106,7 @@ def check(
         path.chmod(0o600)
     checked.settings = _settings(stage, checked)
     if checked.settings is not None:
+        judge_needs(checked.settings, checked)
         judge_wallets(checked.settings, own, stage, checked)
         judge_updater(checked.settings, checked)
         remark(checked.settings, checked)

@@ -15,13 +15,13 @@ from nodeapp.evm.accounts import load_keystore
 from nodeapp.evm.deployment import load_deployment
 from nodeapp.provision.checked import Checked
 from nodeapp.provision.findings import Finding
-from nodeapp.provision.parts import AUTHORIZED_KEYS
+from nodeapp.provision.parts import AUTHORIZED_KEYS, NODE
 from nodeapp.service.chains import chain_sections
+from nodeapp.service.needs import NO_PROOFS, has_key_source, needs, remarks
 from nodeapp.service.settings import ChainSettings, Settings
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.+")
 _SSH_KEY = re.compile(r"(?:ssh|ecdsa|sk-)[a-z0-9@.-]+ AAAA[A-Za-z0-9+/]+={0,2}")
-_LOOPBACK = "/ip4/127."
 
 
 def judge_wallets(
@@ -81,6 +81,19 @@ def _deployment(section: str, chain: ChainSettings, path: Path, checked: Checked
     if deployed != chain.chain_id:
         problem = f"is for chain {deployed}, node.toml says {chain.chain_id}"
         checked.need(path.name, problem, "correct one of them", f"{section}.chain_id")
+
+
+def judge_needs(settings: Settings, checked: Checked) -> None:
+    """What no process can start without: model and proof keys."""
+    for need in needs(settings):
+        checked.need(NODE, need.problem, need.remedy, need.key)
+    if "prover" in settings.node.processes and not has_key_source(settings.prover):
+        checked.need(
+            NODE,
+            "is empty, and nothing else says where proof keys come from",
+            f"set the ceremony's file there (docs/host.md), {NO_PROOFS}",
+            "prover.srs_source",
+        )
 
 
 class _Signed(msgspec.Struct, frozen=True):
@@ -150,11 +163,7 @@ def ssh_findings(text: str) -> Iterator[Finding]:
 
 def remark(settings: Settings, checked: Checked) -> None:
     """What an operator may have forgotten; no reason to refuse."""
-    if settings.p2p.listen.startswith(_LOOPBACK) and "p2p" in settings.node.processes:
-        checked.notes.append(
-            f"p2p.listen is {settings.p2p.listen}: nobody outside reaches the node;"
-            " /ip4/0.0.0.0/tcp/9000 listens everywhere"
-        )
+    checked.notes += remarks(settings)
     if AUTHORIZED_KEYS not in checked.files:
         checked.notes.append("no authorized_keys: nobody can log in over the network")
     if not settings.updater.repository_url:

@@ -252,6 +252,15 @@ def die_with_parent() -> None:
 
 def notify_ready() -> None:
     """Tell systemd (sd_notify(3)) when it asked for it."""
+    _notify(b"READY=1")
+
+
+def notify_starting(seconds: float) -> None:
+    """Tell systemd that the start goes on for up to so long, whatever the unit's limit is."""
+    _notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}".encode())
+
+
+def _notify(message: bytes) -> None:
     from nodeapp.service.config import environment_value
 
     address = environment_value("NOTIFY_SOCKET")
@@ -261,4 +270,4 @@ def notify_ready() -> None:
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.connect("\0" + address[1:] if address.startswith("@") else address)
-        notify.sendall(b"READY=1")
+        notify.sendall(message)

@@ -85,8 +85,16 @@ def test_the_command_of_the_unit_finds_nothing_wrong(tmp_path, name):
             check=False,
         )
 
-    done = check(CREDENTIALS_DIRECTORY=str(credentials))
-    assert (done.returncode, done.stderr) == (0, "")
+    served = {
+        "FABSTIR_INFERENCE__MODEL": "m",
+        "FABSTIR_INFERENCE__MODEL_SOURCE": "https://models.example.org/m.gguf",
+        "FABSTIR_PROVER__SRS_SOURCE": "https://keys.example.org/kzg14.srs",
+    }
+    done = check(CREDENTIALS_DIRECTORY=str(credentials), **served)
+    assert (done.returncode, done.stdout) == (0, "settings are right\n"), done.stderr
+    assert "error" not in done.stderr
+    unserved = check(CREDENTIALS_DIRECTORY=str(credentials))
+    assert "error: inference.model: names no model" in unserved.stderr
     if name == "minimal":
         # The check can fail: without the secret it does.
         (credentials / "keystore").unlink()

@@ -13,11 +13,22 @@ from nodeapp.evm.deployment import Deployment, save_deployment
 from nodeapp.provision.apply import apply_config
 from nodeapp.provision.places import Places
 
-NODE_TOML = """\
+SERVES = """\
+[inference]
+model = "smollm2"
+model_source = "https://models.example.org/smollm2.gguf"
+
+[prover]
+srs_source = "https://keys.example.org/kzg14.srs"
+"""
+"""What a node needs beside its chain."""
+NODE_TOML = f"""\
 [chain]
 chain_id = 84532
 rpc_urls = ["https://rpc.example.org"]
+listing_libp2p = ["/ip4/203.0.113.7/tcp/9000/p2p/12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"]
 
+{SERVES}
 [updater]
 repository_url = "https://releases.example.org"
 """

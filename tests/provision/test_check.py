@@ -5,6 +5,7 @@ import pytest
 from nodeapp.provision.check import check
 from nodeapp.provision.machine import network_notes, network_text, read_machine
 from nodeapp.provision.make import check_medium
+from tests.provision.conftest import SERVES
 
 STATIC = '[network]\nmethod = "static"\n'
 
@@ -177,7 +178,7 @@ def test_names_in_the_settings_choose_other_files(config, tmp_path):
     (config / "wallet.json").rename(config / "host-a.json")
     (config / "node.toml").write_text(
         '[chain]\nchain_id = 84532\nkeystore_file = "Host-A.json"\n'
-        'payout_address = "0x1111111111111111111111111111111111111111"\n'
+        f'payout_address = "0x1111111111111111111111111111111111111111"\n{SERVES}'
     )
     checked = check_medium(config)
     assert checked.findings == []
@@ -188,7 +189,7 @@ def test_a_node_with_a_signer_elsewhere_needs_no_wallet(config):
     for name in ("wallet.json", "wallet.password"):
         (config / name).unlink()
     (config / "node.toml").write_text(
-        '[chain]\nchain_id = 84532\nsigner_url = "https://signer.example.org"\n'
+        f'[chain]\nchain_id = 84532\nsigner_url = "https://signer.example.org"\n{SERVES}'
     )
     assert texts(config) == []
 
@@ -211,6 +212,50 @@ def test_settings_of_the_operator_win_over_the_appliances_own(config, tmp_path):
     assert checked.settings.p2p.listen == "/ip4/127.0.0.1/tcp/9001"
     assert checked.settings.updater.backend == "sysupdate"
     assert any("nobody outside reaches the node" in note for note in checked.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        ("", "node.toml, inference.model: names no model, and inference.model_path no file"),
+        ("", "node.toml, prover.srs_source: is empty, and nothing else says where proof keys"),
+        (
+            '[inference]\nmodel = "m"\nmodel_source = "hub:a/b/c.gguf"\n',
+            "node.toml, inference.hub_url: is empty; set the hub",
+        ),
+        (
+            '[inference]\nmodel = "m"\nmodel_source = "c.gguf"\n',
+            "node.toml, inference.model_source: 'c.gguf' is neither an address nor a whole path",
+        ),
+        (
+            '[node]\nprocesses = ["chain"]\n',
+            'node.toml, chain.proof: is "required", but prover is not in node.processes',
+        ),
+        ("rpc_urls = []\n", "node.toml, chain.rpc_urls: is empty; set the endpoints"),
+    ],
+)
+def test_a_node_that_could_not_serve_is_not_taken_over(config, settings, finding):
+    (config / "node.toml").write_text(f"[chain]\nchain_id = 84532\n{settings}")
+    found = texts(config)
+    assert any(text.startswith(finding) for text in found), found
+
+
+def test_a_node_without_proofs_needs_no_proof_keys(config):
+    (config / "node.toml").write_text(
+        '[node]\nprocesses = ["s5", "inference", "chain", "p2p"]\n'
+        '[chain]\nchain_id = 84532\nproof = "off"\n'
+        '[inference]\nmodel_path = "/var/lib/fabstir/model.gguf"\n'
+    )
+    assert texts(config) == []
+
+
+def test_a_node_that_nobody_finds_is_told_of(config):
+    (config / "node.toml").write_text(f"[chain]\nchain_id = 84532\n{SERVES}")
+    checked = check_medium(config)
+    assert checked.findings == []
+    assert any("nobody finds the node" in note for note in checked.notes)
+    (config / "node.toml").write_text(f"[chain]\nchain_id = 31337\n{SERVES}")
+    assert not any("nobody finds the node" in note for note in check_medium(config).notes)
 
 
 def test_ssh_options_and_comments_are_allowed(config):

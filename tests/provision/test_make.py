@@ -36,7 +36,8 @@ def make(desk, out, *more):
         "--password-file", desk.directory / "wallet.password",
         "--deployment", desk.directory / "deployment.json",
         "--authorized-keys", desk.directory / "authorized_keys",
-        "--hostname", "fabstir-02", *more,
+        "--hostname", "fabstir-02", "--model", "m", "--model-source", "https://m.example.org/m.gguf",
+        *(more if "--without-proofs" in more else ("--srs", "https://keys.example.org/kzg14.srs", *more)),
     )  # fmt: skip
 
 
@@ -51,6 +52,25 @@ def test_a_made_config_is_taken_over(desk, tmp_path, machine):
     assert machine.settings().chain.rpc_urls == ("https://rpc.example.org",)
     network = machine.places.run / "systemd/network/40-fabstir-machine.network"
     assert "Gateway=192.0.2.1" in network.read_text()
+
+
+def test_model_and_proof_keys_come_by_config(desk, tmp_path, machine):
+    assert make(desk, tmp_path / "CONFIG").returncode == 0
+    machine.boot(tmp_path / "CONFIG")
+    settings = machine.settings()
+    assert (settings.inference.model, settings.inference.model_source) == (
+        "m",
+        "https://m.example.org/m.gguf",
+    )
+    assert settings.prover.srs_source == "https://keys.example.org/kzg14.srs"
+
+
+def test_a_node_without_proofs_has_no_prover(desk, tmp_path, machine):
+    assert make(desk, tmp_path / "CONFIG", "--without-proofs").returncode == 0
+    machine.boot(tmp_path / "CONFIG")
+    settings = machine.settings()
+    assert settings.chain.proof == "off"
+    assert "prover" not in settings.node.processes
 
 
 def test_what_the_machine_would_refuse_is_not_written(desk, tmp_path):

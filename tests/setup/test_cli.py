@@ -85,6 +85,99 @@ def test_check_lists_what_cannot_work(tmp_path):
     assert f"127.0.0.1:{port} cannot be used" in done.stderr
 
 
+BLANKS = ("chain.rpc_urls", "chain.deployment_file", "chain.keystore_file", "chain.password_file",
+          "inference.model", "prover.srs_source")  # fmt: skip
+FREE_PORTS = ("--set", "p2p.listen=/ip4/0.0.0.0/tcp/0", "--set", "s5.listen_port=0")
+
+
+def named(stderr: str, kind: str) -> set[str]:
+    """The settings that lines of a kind begin with."""
+    return set(re.findall(rf"^{kind}: (\w+\.\w+)", stderr, re.MULTILINE))
+
+
+def test_a_starter_file_lacks_exactly_its_blanks(tmp_path):
+    file = tmp_path / "node.toml"
+    written = fabstir("config", "init", "--chain", "8453", "--out", str(file))
+    assert written.returncode == 0, written.stderr
+    assert load_settings(file, environment={}).chain.confirmations == 5
+    given = tomli.loads(file.read_text())
+    empty = {f"{s}.{key}" for s, keys in given.items() for key, value in keys.items() if not value}
+    assert empty == {*BLANKS, "p2p.bootstrap"}
+    where = ("--config", str(file), "--state-dir", str(tmp_path / "s"), *FREE_PORTS)
+    done = fabstir("config", "check", *where)
+    assert done.returncode == 1
+    assert named(done.stderr, "error") == set(BLANKS)
+    assert "warning: no p2p.bootstrap, no p2p.relays and no chain.listing_libp2p" in done.stderr
+
+
+def test_a_starter_file_replaces_nothing_but_the_installers_sample(tmp_path):
+    file, sample = tmp_path / "node.toml", tmp_path / "node.toml.default"
+    file.write_text("# mine\n")
+    done = fabstir("config", "init", "--out", str(file))
+    assert (done.returncode, file.read_text()) == (1, "# mine\n")
+    assert "is there already; name another file with --out" in done.stderr
+    sample.write_text("# mine\n")
+    file.chmod(0o640)
+    assert fabstir("config", "init", "--out", str(file)).returncode == 0
+    assert "chain_id = 84532" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert fabstir("config", "init", "--out", str(file)).returncode == 1
+
+
+def test_a_node_that_could_neither_serve_nor_prove_is_told_so(tmp_path):
+    where = ("--state-dir", str(tmp_path / "s"), *FREE_PORTS)
+    for command in (("config", "check"), ("doctor",)):
+        done = fabstir(*command, *where)
+        said = done.stdout + done.stderr
+        assert done.returncode == 1
+        assert "inference.model: names no model, and inference.model_path no file" in said
+        assert "prover.srs_source: proof keys are not there yet in /nonexistent/.cache/" in said
+        assert "`fabstir-node proof-keys make` makes them" in said
+
+
+def test_what_the_first_start_fetches_and_makes_is_no_error(tmp_path):
+    done = fabstir(
+        *("config", "check", "--state-dir", str(tmp_path / "s"), *FREE_PORTS),
+        *("--set", "inference.model=m", "--set", "inference.model_source=https://h.example/m.gguf"),
+        *("--set", "prover.srs_source=https://h.example/kzg14.srs"),
+    )
+    assert {"inference.model", "prover.srs_source"} & named(done.stderr, "error") == set()
+    unknown = fabstir(
+        *("config", "check", "--state-dir", str(tmp_path / "s"), *FREE_PORTS),
+        *("--set", "inference.model=m", "--set", "inference.model_source=ftp://h.example/m.gguf"),
+    )
+    assert "inference.model: source 'ftp://h.example/m.gguf' is not an https" in unknown.stderr
+
+
+def test_a_host_that_nobody_reaches_or_finds_is_warned(tmp_path):
+    def warned(*flags: str) -> str:
+        sets = [word for flag in flags for word in ("--set", flag)]
+        done = fabstir("config", "check", "--state-dir", str(tmp_path / "s"), *sets)
+        return "".join(line for line in done.stderr.splitlines(True) if line.startswith("warning"))
+
+    assert warned() == ""
+    public = "chain.chain_id=84532"
+    assert "p2p.listen is /ip4/127.0.0.1/tcp/9000: nobody outside" in warned(public)
+    assert "nobody finds the node" in warned(public)
+    peer = '["/ip4/192.0.2.1/tcp/9000/p2p/12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"]'
+    assert warned(public, f"p2p.relays={peer}") == ""
+    open_to_all = "p2p.listen=/ip4/0.0.0.0/tcp/9000"
+    assert warned(public, open_to_all, f"p2p.bootstrap={peer}") == ""
+    assert warned(public, open_to_all, f"chain.listing_libp2p={peer}") == ""
+    assert "can be forged" in warned(public, "prover.allow_test_srs=true")
+    assert "nobody finds" in fabstir("doctor", "--state-dir", str(tmp_path), "--set", public).stdout
+
+
+def test_proof_keys_are_made_of_something(tmp_path):
+    where = ("--state-dir", str(tmp_path / "s"), "--set", f"node.cache_dir={tmp_path}/c")
+    done = fabstir("proof-keys", "make", *where)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "say what the keys are made of: --srs" in done.stderr
+    done = fabstir("proof-keys", "check", *where)
+    assert done.returncode == 1
+    assert f"proof keys are not there yet in {tmp_path}/c/proofs/poseidon-" in done.stderr
+
+
 def test_the_schema_describes_every_section():
     sections = json.loads(fabstir("config", "schema").stdout)["$defs"]["Settings"]["properties"]
     assert {"node", "chain", "inference", "p2p", "s5", "updater"} <= set(sections)
@@ -160,6 +253,7 @@ processes = ["chain"]
 [chain]
 keystore_file = "credential:keystore"
 password_file = "credential:password"
+proof = "off"
 """
     file = tmp_path / "node.toml"
     file.write_text(named)

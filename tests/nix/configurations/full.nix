@@ -60,6 +60,7 @@
         keystore_file = "credential:base-keystore";
         password_file = "credential:base-password";
         deployment_file = "/etc/fabstir/base.json";
+        proof = "off";
       };
       inference.replicas = "auto";
       p2p.flush_seconds = 0;
