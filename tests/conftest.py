@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nodeapp.service.paths import default_cache_dir
 from tests.image.toolroot import require_tools
 from tests.world import World, running_world
 
@@ -29,6 +30,15 @@ def world(shared_world: World) -> World:
     """The shared world, with every process ready again."""
     shared_world.until_ready()
     return shared_world
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The small chat model."""
+    path = default_cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing: run `make setup`")
+    return path
 
 
 @pytest.fixture(scope="session")

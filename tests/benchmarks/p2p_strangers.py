@@ -20,7 +20,6 @@ from nodeapp.core.errors import NodeError, leaves
 from nodeapp.core.ids import JobId
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.settings import DhtMode, NetworkSettings
-from nodeapp.network.streams import Stream
 from nodeapp.renter.link import open_link
 from nodeapp.renter.record import SessionHead
 from nodeapp.wire import envelope
@@ -28,6 +27,7 @@ from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.provider_key import provider_key
 from tests.benchmarks.p2p_backend import CHAIN_ID, MARKET, MODEL, renter_wallet
 from tests.benchmarks.p2p_market import PORT, Listed
+from tests.p2p.hosts import send_raw
 
 GREETING = b"\x13/multistream/1.0.0\n"
 
@@ -44,12 +44,6 @@ async def stranger(address: str = "", **changes: object) -> AsyncIterator[Libp2p
         network = replace(network, **changes)  # type: ignore[arg-type]
         async with Libp2pHost.running(network, on_death=sys.exit) as host:
             yield host
-
-
-async def send_raw(stream: Stream, chunk: bytes) -> None:
-    """Bytes that are not our framing."""
-    stream._pump.outbox.put(chunk)
-    stream._bridge.post(stream._pump.send)
 
 
 def idle_sockets(

@@ -18,18 +18,9 @@ from nodeapp.inference.metrics import InferenceMetrics
 from nodeapp.inference.models import ModelFile, check_model
 from nodeapp.service.clock import SystemClock
 from nodeapp.service.metrics import Metrics
-from nodeapp.service.paths import default_cache_dir
 from nodeapp.wire.ipc_inference import ChatMessage, Finished, GenerateRequest, Produced, Started
 from tests.inference.openai_bridge import bridged
 from tests.inference.process import MODEL_SHA256, end, start, until_ready
-
-
-@pytest.fixture(scope="session")
-def model_path():
-    path = default_cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.is_file():
-        pytest.skip(f"{path} is missing: run `make setup`")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,12 @@ async def pair(directory):
         yield client, server
 
 
+async def send_raw(stream, chunk):
+    """Bytes that are not our framing."""
+    stream._pump.outbox.put(chunk)
+    stream._bridge.post(stream._pump.send)
+
+
 async def echo(stream):
     while (frame := await stream.read_frame(1 << 20)) is not None:
         await stream.write_frame(frame)

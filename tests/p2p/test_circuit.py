@@ -18,14 +18,9 @@ from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.addresses import is_public, tcp_endpoint
 from tests.fakes.clock import FakeClock
-from tests.p2p.hosts import ECHO, until
+from tests.p2p.hosts import ECHO, echo, until
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
-
-
-async def echo(stream):
-    while (frame := await stream.read_frame(1 << 20)) is not None:
-        await stream.write_frame(frame)
 
 
 class Three:

@@ -3,23 +3,12 @@
 import asyncio
 from dataclasses import dataclass, field
 
-import pytest
-
-from nodeapp.network import upnp
 from nodeapp.p2p import forward as module
 from nodeapp.p2p.forward import RouterForward
 from nodeapp.service.settings import P2pSettings
-from tests.fakes.router import Router
 
 HERE = "127.0.0.1"
 LISTEN = "/ip4/0.0.0.0/tcp/9000"
-
-
-@pytest.fixture
-async def router(monkeypatch):
-    monkeypatch.setattr(upnp, "SEARCH_MILLISECONDS", 300)
-    async with Router().running() as running:
-        yield running
 
 
 @dataclass

@@ -6,15 +6,9 @@ from nodeapp.core.errors import NotFound, ProtocolViolation, Unavailable
 from nodeapp.network.host import INBOUND_STREAMS_PER_PEER
 from nodeapp.network.pump import READ_BYTES, READ_CREDIT_BYTES
 from nodeapp.network.streams import WRITE_LIMIT_BYTES
-from tests.p2p.hosts import ECHO, pair, served, until
+from tests.p2p.hosts import ECHO, pair, send_raw, served, until
 
 MIB = 1 << 20
-
-
-async def send_raw(stream, chunk):
-    """Bytes that are not our framing, as a hostile peer sends them."""
-    stream._pump.outbox.put(chunk)
-    stream._bridge.post(stream._pump.send)
 
 
 async def test_frames_of_every_size_come_back_equal(tmp_path):

@@ -5,18 +5,9 @@ import asyncio
 import pytest
 
 from nodeapp.core.errors import InvalidRequest, Unavailable
-from nodeapp.network import upnp
 from nodeapp.network.upnp import LEASE_SECONDS, Forward, PortForward, port_to_forward
-from tests.fakes.router import Router
 
 HERE = "127.0.0.1"
-
-
-@pytest.fixture
-async def router(monkeypatch):
-    monkeypatch.setattr(upnp, "SEARCH_MILLISECONDS", 300)
-    async with Router().running() as running:
-        yield running
 
 
 def forward(port=9000):
