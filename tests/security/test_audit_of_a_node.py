@@ -1,5 +1,6 @@
 """The audit log of a running node: one paid request leaves its record, and no secret does."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -8,21 +9,18 @@ import msgspec
 import pytest
 
 from nodeapp.core.audit import decode_record
+from nodeapp.core.audit_chain import first_fault
+from nodeapp.core.errors import NotFound
 from nodeapp.renter.events import AnswerEnded, TokensReceived
-from nodeapp.security.audit import read_files
+from nodeapp.rpc.p2p import P2pClient
+from nodeapp.security.audit import read_chains, read_files
 from nodeapp.service.audit import audit_root
+from nodeapp.wire.ipc_p2p import BanRequest
 from tests.world import STORY, Started, World, until
 
 pytestmark = pytest.mark.timeout(180)
 
 CANARY = "Zanzibar-4711-quokka"
-
-
-def command(world: World, name: str, *arguments: str, code: int = 0) -> str:
-    places = ("--config", str(world.node_file))
-    started = Started(world.directory / "commands", name, *arguments, *places)
-    assert started.finish(60) == code, started.err
-    return started.out
 
 
 def found(world: World, process: str, kind: str, **fields: object) -> list[dict]:
@@ -37,35 +35,45 @@ def found(world: World, process: str, kind: str, **fields: object) -> list[dict]
     ]
 
 
+async def ban_and_unban(socket: Path) -> None:
+    async with P2pClient(socket) as p2p:
+        await p2p.ban(BanRequest("wallet:0xdead", "by hand", 60))
+        await p2p.lift("wallet:0xdead")
+        with pytest.raises(NotFound):
+            await p2p.lift("wallet:0xdead")
+
+
+def recorded(world: World, process: str, kind: str, **fields: object) -> list[dict]:
+    """What is written beside the work, and by the witnesses once a minute."""
+    return until(lambda: found(world, process, kind, **fields), f"{kind} of {process}", 90)
+
+
 def test_a_paid_request_and_an_operators_words_are_on_record(world: World):
     renter = world.renter("audited")
     chat = renter.chat(f"{STORY} It is called {CANARY}.", "--max-tokens", 120)
     assert chat.finish() == 0, chat.err
     job_id = chat.one(AnswerEnded).job_id
     assert world.until_settled(job_id).status == 1
-    assert found(world, "p2p", "renter_admitted", renter=renter.address)
+    recorded(world, "p2p", "renter_admitted", renter=renter.address)
     about = {"session": job_id, "function": "completeSessionJob"}
-    completion = found(world, "chain", "transaction_signed", **about)[0]
+    completion = recorded(world, "chain", "transaction_signed", **about)[0]
     assert completion["tx_hash"].startswith("0x")
     assert int(completion["max_gas_cost"]) > 0
-    assert found(world, "chain", "offer_signed")
+    recorded(world, "chain", "offer_signed")
 
-    command(world, "ban", "peers", "ban", "wallet:0xdead", "--reason", "by hand")
-    command(world, "unban", "peers", "unban", "wallet:0xdead")
-    command(world, "nobody", "peers", "unban", "wallet:0xbeef", code=1)
-    assert found(world, "p2p", "banned_by_operator", name="wallet:0xdead", reason="by hand")
-    assert found(world, "p2p", "ban_lifted", name="wallet:0xdead")
-    asked = found(world, "p2p", "operator_asked")
-    verbs = [(one["verb"], one["outcome"]) for one in asked]
-    assert ("/v1/bans/add", "done") in verbs
-    assert ("/v1/bans/lift", "not_found") in verbs
+    asyncio.run(ban_and_unban(world.paths.socket("p2p")))
+    recorded(world, "p2p", "banned_by_operator", name="wallet:0xdead", reason="by hand")
+    recorded(world, "p2p", "ban_lifted", name="wallet:0xdead")
+    asked = [one for one in found(world, "p2p", "operator_asked") if one["pid"] == os.getpid()]
+    assert [(one["verb"], one["outcome"], one["uid"]) for one in asked] == [
+        ("/v1/bans/add", "done", os.getuid()),
+        ("/v1/bans/lift", "done", os.getuid()),
+        ("/v1/bans/lift", "not_found", os.getuid()),
+    ]
     for process in ("s5", "prover", "inference", "chain", "p2p", "updater", "watchdog"):
-        assert found(world, process, "process_started"), process
-    assert found(world, "watchdog", "heads_seen")
-    shown = command(world, "show", "audit", "show", "--kind", "banned_by_operator", "--since", "1h")
-    assert 'banned_by_operator  name=wallet:0xdead reason="by hand"' in shown
-    out = command(world, "verify", "audit", "verify")
-    assert "every record holds on to the one before" in out
+        recorded(world, process, "process_started")
+    recorded(world, "watchdog", "heads_seen")
+    assert first_fault(read_chains(audit_root(world.paths.state))) is None
 
     answer = "".join(one.text for one in chat.all(TokensReceived))
     assert len(answer) > 8
@@ -92,4 +100,7 @@ def test_a_killed_process_goes_on_with_its_chain(world: World):
     os.kill(world.pid("p2p"), signal.SIGKILL)
     until(lambda: len(found(world, "p2p", "process_started")) > begun, "p2p started again", 60)
     world.until_ready()
-    command(world, "verify", "audit", "verify")
+    places = ("--config", str(world.node_file))
+    verify = Started(world.directory / "commands", "verify", "audit", "verify", *places)
+    assert verify.finish(60) == 0, verify.err
+    assert "every record holds on to the one before" in verify.out
