@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Self
 
-from nodeapp.core.errors import InvalidRequest
+from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.deployment import Deployment
 from nodeapp.evm.errors import Disagreement
@@ -19,12 +20,15 @@ from nodeapp.evm.provider import Provider
 from nodeapp.evm.steady import SteadyProvider
 from nodeapp.evm.subscription import SCHEMES, NewHeads
 from nodeapp.service.clock import Clock
+from nodeapp.service.logs import get_logger
 from nodeapp.service.metrics import Metrics
 from nodeapp.service.settings import ChainSettings
 
 WOKEN_POLLS = 10
 """With a standing subscription the poll is a safety net: so many times as rare, 30 s at most."""
 LONGEST_POLL_SECONDS = 30.0
+RPC_RETRY_SECONDS = 2.0
+_log = get_logger(__name__)
 
 
 class Connection:
@@ -125,3 +129,24 @@ class Connection:
         for endpoint in endpoints:
             self._latency.labels(endpoint.name).set(endpoint.health.latency_seconds)
         self._subscribed.set(len(self._heads.live))
+
+
+async def first_contact(
+    connection: Connection, contracts: Contracts, tell: Callable[[str], None]
+) -> int:
+    """Wait for the chain and check its contracts; the dispute window in seconds.
+
+    RPC down at the start is waited for; `tell` is given the reason each time.
+
+    Raises:
+        InvalidRequest: the contracts are not those of the deployment.
+    """
+    while True:
+        try:
+            generation = await connection.check(contracts.deployment)
+            _log.info("contracts found", abi=generation.value)
+            return await contracts.dispute_window_seconds()
+        except Unavailable as error:
+            tell(error.message)
+            _log.warning("chain not reachable", error=error.message)
+            await asyncio.sleep(RPC_RETRY_SECONDS)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from nodeapp.chain import statement
 from nodeapp.chain.checkpoints import Archived, job_of
-from nodeapp.chain.connection import Connection
+from nodeapp.chain.connection import Connection, first_contact
 from nodeapp.chain.desk import Desk, session_view
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import read_listing
@@ -31,7 +31,6 @@ from nodeapp.wire import ipc_chain as wire
 from nodeapp.wire.ipc_listing import ListingVersion, ListingVersionRequest
 from nodeapp.wire.signed import capability_message, domain_separator
 
-RPC_RETRY_SECONDS = 2.0
 _log = get_logger(__name__)
 
 
@@ -124,16 +123,10 @@ class ChainNode:
         await self._resources.aclose()
 
     async def _first_contact(self, connection: Connection, contracts: Contracts) -> int:
-        """RPC down at the start is waited for; wrong contracts end the process."""
-        while True:
-            try:
-                generation = await connection.check(contracts.deployment)
-                _log.info("contracts found", abi=generation.value)
-                return await contracts.dispute_window_seconds()
-            except Unavailable as error:
-                self._trouble = error.message
-                _log.warning("chain not reachable", error=error.message)
-                await asyncio.sleep(RPC_RETRY_SECONDS)
+        return await first_contact(connection, contracts, self._tell)
+
+    def _tell(self, trouble: str) -> None:
+        self._trouble = trouble
 
     async def _follow(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
         while True:

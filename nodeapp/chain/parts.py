@@ -15,6 +15,7 @@ from nodeapp.chain.desk import Desk
 from nodeapp.chain.gate import Gate, Sight
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import ListingWatch, settings_wish
+from nodeapp.chain.listing_reader import ListingReader
 from nodeapp.chain.registration import Registrar
 from nodeapp.chain.runner import Runner, RunnerSettings
 from nodeapp.chain.sealing import Sealer
@@ -75,7 +76,7 @@ class Builder:
             Unavailable: another process holds the journal.
         """
         settings, shell = self.settings, self.shell
-        deployment = await self._deployment()
+        deployment = await self.deployment()
         key = await open_signer(settings, self.resources)
         ledger = await self._ledger(key.address)
         policy = host_policy(settings, deployment, key.address)
@@ -116,7 +117,12 @@ class Builder:
             registrar=_registrar(ledger, sending, wallet, contracts, wish),
         )
 
-    async def _deployment(self) -> Deployment:
+    async def deployment(self) -> Deployment:
+        """The contracts' addresses.
+
+        Raises:
+            NotFound, InvalidRequest: no such file, not one of ours, or of another chain.
+        """
         file, chain_id = self.settings.deployment_file, self.settings.chain_id
         if not file:
             raise InvalidRequest(
@@ -130,15 +136,18 @@ class Builder:
             )
         return deployment
 
+    def marker(self, owner: Address) -> Path:
+        """Where it is noted which journal is this account's."""
+        process = self.shell.process
+        marker = journal_marker(self.settings, self.shell.paths.state, owner)
+        # One key may earn on several chains; each has a journal of its own.
+        return marker if process == FIRST else marker.with_name(f"{marker.name}.{process}")
+
     async def _ledger(self, owner: Address) -> Ledger:
         paths, process = self.shell.paths, self.shell.process
-        marker = journal_marker(self.settings, paths.state, owner)
-        if process != FIRST:
-            # One key may earn on several chains; each has a journal of its own.
-            marker = marker.with_name(f"{marker.name}.{process}")
         place = paths.journal_of(process)
         try:
-            ledger = await Ledger.open(place, owner=owner, marker=marker)
+            ledger = await Ledger.open(place, owner=owner, marker=self.marker(owner))
         except Corrupt as error:
             # An update that fell back after it had changed the journal.
             copies = snapshots_of(paths.state / "snapshots", process)
@@ -221,14 +230,11 @@ def _registrar(
     ledger: Ledger, sending: Sending, wallet: AuditedSigner, contracts: Contracts, wish: WishFor
 ) -> Registrar:
     return Registrar(
-        contracts=contracts,
+        reader=ListingReader(contracts, wallet.address, wallet.public_key, wish),
         calls=Calls(contracts.deployment),
         queue=sending.queue,
         ledger=ledger,
         withdrawer=sending.withdrawer,
-        host=wallet.address,
-        public_key=wallet.public_key,
-        wish=wish,
         audit=wallet.audit,
     )
 

@@ -1,4 +1,4 @@
-"""The operator's verbs on the listing: show, plan, change, leave, withdraw.
+"""The operator's verbs that change the listing: change, leave, withdraw.
 
 Every step is one transaction through the queue under a key `host/<n>/…`, n counting what was done
 before, so that a step interrupted after it was signed is sent again and never signed twice. After
@@ -7,7 +7,6 @@ each step the listing is read back from the chain and planned anew.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,47 +15,35 @@ from typing import assert_never
 import msgspec
 from aiohttp import web
 
+from nodeapp.chain import listing_reader
 from nodeapp.chain.ledger import Ledger
-from nodeapp.chain.listing import read_bounds, read_listing
+from nodeapp.chain.listing import read_listing
+from nodeapp.chain.listing_reader import ANY_BLOCK, ListingReader
 from nodeapp.chain.queue import TransactionQueue
 from nodeapp.chain.withdrawals import Withdrawer
 from nodeapp.core.audit import AuditSink, ListingChanged, Unrecorded
-from nodeapp.core.errors import NotFound, Rejected, Unavailable
-from nodeapp.core.ids import Address, ModelId
+from nodeapp.core.errors import NotFound, Rejected
 from nodeapp.core.listing import (
     AddStake,
     ApproveStake,
-    Bounds,
-    Listing,
     ListingStep,
-    Purse,
     Register,
     SetApiUrl,
     SetMetadata,
     SetModels,
     SetPrice,
     Unregister,
-    Wish,
     describe,
-    findings,
-    plan,
 )
 from nodeapp.core.session import Phase
 from nodeapp.core.steps import is_left_to_renter
-from nodeapp.core.units import BlockNumber, Wei
 from nodeapp.evm.abi import Call
-from nodeapp.evm.calls import NATIVE, Calls, approve
-from nodeapp.evm.contracts import Contracts
+from nodeapp.evm.calls import Calls, approve
 from nodeapp.service.logs import get_logger
-from nodeapp.service.server import endpoint, operator, query, stream_endpoint
+from nodeapp.service.server import endpoint, operator, stream_endpoint
 from nodeapp.wire import ipc_listing as wire
 
-READ_BACK_SECONDS = 30.0
-READ_BACK_POLL_SECONDS = 0.5
 MAX_STEPS = 200
-ANY_BLOCK = BlockNumber(0)
-MAX_MARKET_HOSTS = 500
-MARKET_READS_AT_ONCE = 8
 KEY_PREFIX = "host/"
 _log = get_logger(__name__)
 
@@ -65,50 +52,12 @@ _log = get_logger(__name__)
 class Registrar:
     """Owns nothing: the state is the chain's, the memory of sent transactions the ledger's."""
 
-    contracts: Contracts
+    reader: ListingReader
     calls: Calls
     queue: TransactionQueue
     ledger: Ledger
     withdrawer: Withdrawer
-    host: Address
-    public_key: bytes
-    wish: Callable[[Listing], Wish]
     audit: AuditSink = field(default_factory=Unrecorded)
-
-    async def view(self) -> wire.ListingView:
-        """Everything an operator wants to see, as of the newest block."""
-        deployment, host = self.contracts.deployment, self.host
-        listing, bounds, purse = await self._read(ANY_BLOCK)
-        wish = self.wish(listing)
-        earnings = [
-            wire.AssetBalance(asset, await self.contracts.earnings(host, asset))
-            for asset in (deployment.usdc, NATIVE)
-        ]
-        return wire.ListingView(
-            address=host,
-            public_key=self.public_key,
-            chain_id=deployment.chain_id,
-            usdc=deployment.usdc,
-            listing=listing,
-            wish=wish,
-            bounds=bounds,
-            purse=purse,
-            gas_balance=await self.contracts.provider.native_balance(host),
-            earnings=tuple(earnings),
-            findings=findings(listing, wish, bounds, public_key=self.public_key),
-        )
-
-    async def plan(self, request: wire.ListingRequest) -> wire.ListingPlan:
-        """What a change would do; models are checked against the model registry."""
-        steps = await self._plan(request.wish)
-        return wire.ListingPlan(
-            tuple(
-                wire.PlannedStep(
-                    describe(step), step.metadata if isinstance(step, SetMetadata) else ""
-                )
-                for step in steps
-            )
-        )
 
     async def change(self, request: wire.ListingRequest) -> AsyncIterator[wire.ListingDone]:
         """Carry a wish out; asked for again after an interruption it goes on.
@@ -118,7 +67,7 @@ class Registrar:
         """
         last, block = None, ANY_BLOCK
         for _ in range(MAX_STEPS):
-            steps = await self._plan(request.wish, block)
+            steps = await self.reader.steps(request.wish, block)
             if not steps:
                 return
             if steps[0] == last:
@@ -135,9 +84,9 @@ class Registrar:
             NotFound: not registered.
             Rejected: sessions are open; the marketplace takes claims of active hosts only.
         """
-        listing = await read_listing(self.contracts, self.host)
+        listing = await read_listing(self.reader.contracts, self.reader.host)
         if not listing.is_active:
-            raise NotFound(f"host {self.host} is not registered")
+            raise NotFound(f"host {self.reader.host} is not registered")
         unended = (Phase.ACTIVE, Phase.CLOSING)
         count = sum(
             session.phase in unended and not is_left_to_renter(session)
@@ -158,74 +107,9 @@ class Registrar:
             Rejected: the transaction was refused.
         """
         plan, mined = await self.withdrawer.withdraw_now(request.asset)
-        to = plan.payout or self.host
+        to = plan.payout or self.reader.host
         text = f"withdraw {plan.amount} base units of {len(plan.job_ids)} sessions to {to}"
         return wire.ListingDone(text, mined.key, mined.tx_hash, mined.gas_used, mined.block_number)
-
-    async def market(self, request: wire.MarketRequest) -> wire.Market:
-        """Prices of every active host for a model."""
-        hosts = await self.contracts.nodes_for_model(request.model_id)
-        gate = asyncio.Semaphore(MARKET_READS_AT_ONCE)
-
-        async def price(host: Address) -> wire.MarketPrice:
-            async with gate:
-                found = await self.contracts.price_or_zero(host, request.model_id, request.asset)
-                return wire.MarketPrice(host, found)
-
-        async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(price(host)) for host in hosts[:MAX_MARKET_HOSTS]]
-        found = [task.result() for task in asked if task.result().price]
-        ordered = sorted(found, key=lambda item: (item.price, item.host))
-        return wire.Market(tuple(ordered), await self.contracts.fee_basis_points())
-
-    async def _read(self, since: BlockNumber) -> tuple[Listing, Bounds, Purse]:
-        """All as of one block that is not before `since`."""
-        deployment, host = self.contracts.deployment, self.host
-        block = await self._head(since)
-        listing = await read_listing(self.contracts, host, block)
-        bounds = await read_bounds(self.contracts)
-        purse = Purse(
-            balance=await self.contracts.asset_balance(deployment.fab, host, block),
-            allowance=await self.contracts.allowance(
-                deployment.fab, host, deployment.node_registry, block
-            ),
-        )
-        return listing, bounds, purse
-
-    async def _head(self, since: BlockNumber) -> BlockNumber:
-        """The newest block; an endpoint that lags behind our own transaction is waited for."""
-        try:
-            async with asyncio.timeout(READ_BACK_SECONDS):
-                while True:
-                    head = await self.contracts.provider.block_number()
-                    if head >= since:
-                        return head
-                    await asyncio.sleep(READ_BACK_POLL_SECONDS)
-        except TimeoutError as error:
-            raise Unavailable(f"no endpoint shows block {since}; ask again") from error
-
-    async def _plan(self, wish: Wish, since: BlockNumber = ANY_BLOCK) -> tuple[ListingStep, ...]:
-        listing, bounds, purse = await self._read(since)
-        steps = plan(listing, wish, bounds, purse)
-        for step in steps:
-            if isinstance(step, Register | SetModels):
-                await self._check_models(step.model_ids)
-        if steps and await self._gas_balance() == 0:
-            raise Rejected(
-                f"account {self.host} holds no native coin to pay gas with; send some to it first"
-            )
-        return steps
-
-    async def _check_models(self, model_ids: Sequence[ModelId]) -> None:
-        for model_id in model_ids:
-            if not await self.contracts.is_model_approved(model_id):
-                raise Rejected(
-                    f"model {model_id} is not approved on chain; check repo and file name, or"
-                    " propose it to the marketplace"
-                )
-
-    async def _gas_balance(self) -> Wei:
-        return await self.contracts.provider.native_balance(self.host)
 
     async def _do(self, step: ListingStep) -> wire.ListingDone:
         name = type(step).__name__.lower()
@@ -241,7 +125,7 @@ class Registrar:
         return wire.ListingDone(text, key, mined.tx_hash, mined.gas_used, mined.block_number)
 
     def _call(self, step: ListingStep) -> Call:  # noqa: C901  # one closed union
-        deployment, calls = self.contracts.deployment, self.calls
+        deployment, calls = self.reader.contracts.deployment, self.calls
         match step:
             case ApproveStake(amount):
                 return approve(deployment.fab, deployment.node_registry, amount)
@@ -274,17 +158,11 @@ class Registrar:
 def routes(registrar: Callable[[], Registrar]) -> Sequence[web.RouteDef]:
     """The operator's API; `registrar` raises Unavailable while the process starts."""
 
-    async def view() -> wire.ListingView:
-        return await registrar().view()
-
     def change(request: wire.ListingRequest) -> AsyncIterator[wire.ListingDone]:
         return registrar().change(request)
 
     return [
-        web.get("/v1/listing", query(view)),
-        web.post(
-            "/v1/listing/plan", endpoint(wire.ListingRequest, lambda ask: registrar().plan(ask))
-        ),
+        *listing_reader.routes(lambda: registrar().reader),
         web.post("/v1/listing/change", operator(stream_endpoint(wire.ListingRequest, change))),
         web.post(
             "/v1/listing/unregister",
@@ -294,5 +172,4 @@ def routes(registrar: Callable[[], Registrar]) -> Sequence[web.RouteDef]:
             "/v1/listing/withdraw",
             operator(endpoint(wire.WithdrawRequest, lambda ask: registrar().withdraw(ask))),
         ),
-        web.post("/v1/market", endpoint(wire.MarketRequest, lambda ask: registrar().market(ask))),
     ]

@@ -73,12 +73,12 @@ def earnings(  # noqa: PLR0913, PLR0917  # one argument an option
 def read_pages(settings: Settings) -> list[StatementPage]:
     """The statement from the process that holds the wallet."""
     from nodeapp.cli.interrupt import run_interruptible
+    from nodeapp.cli.reach import reaching
     from nodeapp.rpc.statement import read_statement
     from nodeapp.service.chains import chosen_process
-    from nodeapp.service.single import reachable_process
 
     async def ask() -> list[StatementPage]:
-        async with reachable_process(settings, chosen_process(settings)) as socket:
+        async with reaching(settings, chosen_process(settings), only_reads=True) as socket:
             return await read_statement(socket)
 
     return run_interruptible(ask())

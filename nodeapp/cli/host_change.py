@@ -63,16 +63,28 @@ class Overrides:
     stake: str = ""
 
 
-def ask_chain(settings: Settings, question: Callable[[ListingClient], Awaitable[Result]]) -> Result:
-    """Ask the process that holds the wallet; it is started for this when the node is down."""
+def ask_chain(
+    settings: Settings,
+    question: Callable[[ListingClient], Awaitable[Result]],
+    *,
+    changes: bool = False,
+) -> Result:
+    """Ask the process that holds the wallet; it is started for this when the node is down.
+
+    Args:
+        settings: the node's.
+        question: what to ask.
+        changes: it sends transactions, so it needs the journal; else none is made for it.
+    """
     from nodeapp.cli.interrupt import run_interruptible
+    from nodeapp.cli.reach import reaching
     from nodeapp.rpc.listing import ListingClient
     from nodeapp.service.chains import chosen_process
-    from nodeapp.service.single import reachable_process
 
     async def ask() -> Result:
         process = chosen_process(settings)
-        async with reachable_process(settings, process) as socket, ListingClient(socket) as chain:
+        reached = reaching(settings, process, only_reads=not changes)
+        async with reached as socket, ListingClient(socket) as chain:
             return await question(chain)
 
     return run_interruptible(ask())
@@ -104,7 +116,7 @@ def change(settings: Settings, overrides: Overrides, consent: Consent) -> None:
         return
     confirm(consent, f"send {len(steps)} transaction(s) from {view.address}?")
     names = names_of(settings, view)
-    done = ask_chain(settings, lambda chain: _carry_out(chain, wish, consent, names))
+    done = ask_chain(settings, lambda chain: _carry_out(chain, wish, consent, names), changes=True)
     if consent.as_json:
         sys.stdout.write(done_json(steps, done) + "\n")
 
@@ -143,7 +155,7 @@ def withdraw(settings: Settings, asset: str, consent: Consent) -> tuple[ListingD
     async def pull(chain: ListingClient) -> tuple[ListingDone, ...]:
         return tuple([await chain.withdraw(item) for item in wanted])
 
-    return ask_chain(settings, pull)
+    return ask_chain(settings, pull, changes=True)
 
 
 def leave(settings: Settings, consent: Consent, *, force: bool) -> ListingDone:
@@ -160,7 +172,7 @@ def leave(settings: Settings, consent: Consent, *, force: bool) -> ListingDone:
         f"leave the marketplace? renters no longer find {view.address}, and"
         f" {fab(view.listing.stake)} FAB of stake return to it",
     )
-    return ask_chain(settings, lambda chain: chain.unregister(force=force))
+    return ask_chain(settings, lambda chain: chain.unregister(force=force), changes=True)
 
 
 def wish_of(view: ListingView, settings: Settings, overrides: Overrides) -> Wish:

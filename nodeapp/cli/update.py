@@ -144,12 +144,12 @@ def _ask(config: ConfigFile, state_dir: StateDir, flags: Flags, ask: Ask) -> Upd
 async def _with_updater(
     config: ConfigFile, state_dir: StateDir, flags: Flags, ask: Ask
 ) -> UpdateView:
+    from nodeapp.cli.reach import reaching
     from nodeapp.rpc.update import UpdateClient
-    from nodeapp.service.single import reachable_process
 
     settings = settings_of(config, state_dir, flags)
     async with (
-        reachable_process(settings, "updater") as socket,
+        reaching(settings, "updater") as socket,
         UpdateClient(socket) as client,
     ):
         return await ask(client)

@@ -1,7 +1,8 @@
 """One process of the tree for a moment: for an operator's verb while the node is down.
 
 The tree's lock is held meanwhile, so that no node starts on the same state directory; the process
-itself holds the journal. It ends with the block, and with whoever started it.
+itself holds the journal. It ends with the block, and with whoever started it. For a verb that only
+reads it makes no journal.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import Rejected, Unavailable
@@ -37,37 +39,95 @@ from nodeapp.service.tree import (
 from nodeapp.store.lock import FileLock
 
 START_SECONDS = 60.0
+READ_SECONDS = 15.0
+"""Of them for a verb that only reads, once the reason is known: it leaves nothing half done."""
 STOP_SECONDS = 12.0
 POLL_SECONDS = 0.1
+STARTING = "starting"
+"""What a process says before it knows more."""
+READ_ONLY = "--read-only"
+"""Option of a process that is started to be asked only."""
+
+
+def _say_nothing(_text: str) -> None:
+    pass
+
+
+def _refuse_nothing(_state: Path) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a verb reaches a process."""
+
+    only_reads: bool = False
+    tell: Callable[[str], None] = _say_nothing
+    """Given why the process is not ready, each time that changes."""
+    before_start: Callable[[Path], None] = _refuse_nothing
+    """Given the state directory before a process is started on it; raises to refuse."""
+
+
+PLAIN = Manner()
 
 
 @contextlib.asynccontextmanager
-async def reachable_process(settings: Settings, process: str) -> AsyncIterator[Path]:
+async def reachable_process(
+    settings: Settings, process: str, manner: Manner = PLAIN
+) -> AsyncIterator[Path]:
     """The socket of a ready process: the running node's, or one started for this block.
 
     Raises:
         Unavailable: the node runs but the process does not answer, or it cannot run.
+        Rejected: the state directory is another user's.
         InvalidRequest: see resolve_paths.
     """
     paths = resolve_paths(settings.node)
     lock = FileLock(paths.state / LOCK_NAME)
-    paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _was_used(paths):
+        manner.before_start(paths.state)
+        paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         lock.acquire(f"state directory {paths.state}")
+    except PermissionError as error:
+        raise _closed(paths) from error
     except Unavailable:
-        await _wait_ready(paths, process, None)
+        await _wait_ready(paths, process, None, manner)
         yield paths.socket(process)
         return
     try:
-        async with _started(settings, paths, process):
+        manner.before_start(paths.state)
+        async with _started(settings, paths, process, manner):
             yield paths.socket(process)
     finally:
         lock.release()
 
 
+def _was_used(paths: Paths) -> bool:
+    """Whether there was ever a node on it.
+
+    Raises:
+        Rejected: this user may not look.
+    """
+    try:
+        return (paths.state / LOCK_NAME).exists()
+    except PermissionError as error:
+        raise _closed(paths) from error
+
+
+def _closed(paths: Paths) -> Rejected:
+    return Rejected(
+        f"state directory {paths.state} is closed to this user; run this as its owner:"
+        " sudo -u OWNER fabstir-node …"
+    )
+
+
 @contextlib.asynccontextmanager
-async def _started(settings: Settings, paths: Paths, process: str) -> AsyncIterator[None]:
+async def _started(
+    settings: Settings, paths: Paths, process: str, manner: Manner
+) -> AsyncIterator[None]:
     command = await asyncio.to_thread(_prepare, settings, paths, process)
+    command += [READ_ONLY] if manner.only_reads else []
     log = await asyncio.to_thread(log_file(paths, process).open, "ab")
     with log:
         child = await asyncio.create_subprocess_exec(
@@ -81,7 +141,7 @@ async def _started(settings: Settings, paths: Paths, process: str) -> AsyncItera
             preexec_fn=die_with_parent,
         )
     try:
-        await _wait_ready(paths, process, child)
+        await _wait_ready(paths, process, child, manner)
         yield
     finally:
         await _end(child)
@@ -98,9 +158,11 @@ def _prepare(settings: Settings, paths: Paths, process: str) -> list[str]:
     return [sys.executable, "-m", module, "--config", str(file), *own_options(process)]
 
 
-async def _wait_ready(paths: Paths, process: str, child: asyncio.subprocess.Process | None) -> None:
-    deadline = Deadline.after(START_SECONDS)
-    detail = f"{process} does not answer"
+async def _wait_ready(
+    paths: Paths, process: str, child: asyncio.subprocess.Process | None, manner: Manner
+) -> None:
+    seconds, deadline = START_SECONDS, Deadline.after(START_SECONDS)
+    detail = told = ""
     while deadline.remaining_seconds():
         with contextlib.suppress(Unavailable):
             answer = await read_readiness(paths, process)
@@ -110,8 +172,15 @@ async def _wait_ready(paths: Paths, process: str, child: asyncio.subprocess.Proc
         if child is not None and child.returncode is not None:
             words = said(last_log_line(log_file(paths, process)))
             raise Rejected(f"{process} cannot run: {words}")
+        if detail not in {told, STARTING}:
+            if manner.only_reads and not told:
+                seconds, deadline = READ_SECONDS, Deadline.after(READ_SECONDS)
+            told = detail
+            left = deadline.remaining_seconds()
+            manner.tell(f"{process} is not ready: {detail}; waiting {left:.0f} s at most")
         await asyncio.sleep(POLL_SECONDS)
-    raise Unavailable(f"{process} is not ready after {START_SECONDS:g} s: {detail}")
+    why = detail or "it does not answer"
+    raise Unavailable(f"{process} is not ready after {seconds:g} s: {why}")
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

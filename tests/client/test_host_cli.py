@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+import time
 
 import msgspec
 import pytest
@@ -59,6 +60,66 @@ async def test_while_the_node_is_down_the_money_process_runs_for_the_command_onl
         assert done.returncode == 1
         assert done.stderr.startswith("error: chain cannot run: price '* 2.00 euro' is not MODEL")
         assert done.stderr.count("\n") == 1
+
+
+async def test_a_verb_that_only_reads_makes_no_journal_and_does_not_bind_the_wallet(tmp_path):
+    async with host_world(tmp_path) as world:
+        marker = next(tmp_path.rglob("host.json")).with_name("host.json.journal")
+        elsewhere = ("--state-dir", tmp_path / "elsewhere")
+        verbs = (
+            ("host", "status"),
+            ("host", "register", "--dry-run"),
+            ("earnings",),
+        )
+        for verb in verbs:
+            done = await asyncio.to_thread(fabstir, *verb, "--config", world.config, *elsewhere)
+            assert done.returncode in (0, 1, 3), done.stderr
+            assert "cannot run" not in done.stderr
+        assert list(tmp_path.rglob("journal.db*")) == []
+        assert not marker.exists()
+        # The node itself is not in their way.
+        async with reachable_process(load_settings(world.config), "chain"):
+            assert marker.read_text().endswith(f"{tmp_path}/n/chain/journal.db\n")
+        lost = await asyncio.to_thread(fabstir, "earnings", "--config", world.config, *elsewhere)
+        assert lost.returncode == 1
+        assert f"it is {tmp_path}/n/chain/journal.db, says {marker}" in lost.stderr
+        assert f"run with --state-dir {tmp_path}/n " in lost.stderr
+        there = await asyncio.to_thread(fabstir, "earnings", "--config", world.config)
+        assert there.returncode == 0, there.stderr
+
+
+async def test_a_chain_that_does_not_answer_is_told_at_once(tmp_path):
+    async with host_world(tmp_path) as world:
+        world.write_settings(rpc_urls=["http://127.0.0.1:9"])
+        verb = await asyncio.create_subprocess_exec(
+            *(*CLI, "host", "status", "--config", str(world.config)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        assert verb.stderr is not None
+        try:
+            async with asyncio.timeout(60):
+                line = (await verb.stderr.readline()).decode()
+            assert line.startswith("chain is not ready: ")
+            assert "127.0.0.1:9" in line
+            assert line.endswith("; waiting 15 s at most\n")
+        finally:
+            verb.terminate()
+            async with asyncio.timeout(30):
+                await verb.wait()
+        assert left_of(tmp_path / "n") == []
+
+
+@pytest.mark.slow
+async def test_a_verb_that_only_reads_gives_up_soon(tmp_path):
+    async with host_world(tmp_path) as world:
+        world.write_settings(rpc_urls=["http://127.0.0.1:9"])
+        began = time.monotonic()
+        done = await asyncio.to_thread(world.host, "status")
+        assert done.returncode == 1
+        assert "error: chain is not ready after 15 s: " in done.stderr
+        assert time.monotonic() - began < 40
 
 
 def fabstir(*arguments):

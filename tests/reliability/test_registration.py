@@ -12,6 +12,7 @@ import structlog.testing
 
 from nodeapp.chain.ledger import Ledger
 from nodeapp.chain.listing import ListingWatch, settings_wish
+from nodeapp.chain.listing_reader import ListingReader
 from nodeapp.chain.registration import Registrar
 from nodeapp.chain.sending import build_sending
 from nodeapp.core.errors import NotFound, Rejected
@@ -63,15 +64,14 @@ class Host:
             clock=SystemClock(),
             metrics=metrics,
         )
+        wallet = world.wallet
+        self.reader = ListingReader(world.contracts, wallet.address, wallet.public_key, self.wish)
         self.registrar = Registrar(
-            contracts=world.contracts,
+            reader=self.reader,
             calls=self.calls,
             queue=sending.queue,
             ledger=ledger,
             withdrawer=sending.withdrawer,
-            host=world.wallet.address,
-            public_key=world.wallet.public_key,
-            wish=self.wish,
         )
         self.watch = ListingWatch(
             world.contracts,
@@ -280,9 +280,9 @@ async def test_nothing_credited_is_nothing_to_withdraw_and_the_market_is_read(ho
     await host.register()
     with pytest.raises(NotFound, match="no earnings"):
         await host.registrar.withdraw(WithdrawRequest(host.usdc))
-    market = await host.registrar.market(MarketRequest(FIRST.model_id, host.usdc))
+    market = await host.reader.market(MarketRequest(FIRST.model_id, host.usdc))
     assert [(one.host, one.price) for one in market.prices] == [(host.world.wallet.address, 2000)]
-    assert (await host.registrar.market(MarketRequest(SECOND.model_id, host.usdc))).prices == ()
+    assert (await host.reader.market(MarketRequest(SECOND.model_id, host.usdc))).prices == ()
 
 
 def test_a_host_that_does_not_prove_does_not_say_it_does():
