@@ -118,6 +118,8 @@ def _hand_over(directory: Path, account: Account) -> None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return  # no btrfs here, or not root's
+    except PermissionError:
+        return  # handed over by an earlier boot; this unit may not look into it
     try:
         if os.fstat(descriptor).st_uid == 0:
             os.fchmod(descriptor, 0o700)

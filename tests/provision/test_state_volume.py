@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -97,3 +98,28 @@ def test_a_link_in_the_place_of_the_snapshots_gives_nothing_away(tmp_path):
     places.snapshots.symlink_to(tmp_path / "roots-own")
     make_identities(places, NODE)
     assert (tmp_path / "roots-own").stat().st_uid == 0
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+from nodeapp.provision.identities import make_identities
+from nodeapp.provision.places import Account, Places
+made = make_identities(Places.under(Path(sys.argv[1])), Account(990, 990))
+print(made.peer_id, made)
+sys.exit(not made.peer_id)
+"""
+
+
+def test_a_second_boot_without_the_right_to_read_others_files_has_a_peer_id_too(root):
+    # The unit's bounding set has no CAP_DAC_*: a directory of mode 0700 that was handed over is shut.
+    rights = "-dac_override,-dac_read_search"
+    for boot in (1, 2):
+        done = subprocess.run(
+            ["setpriv", "--bounding-set", rights, sys.executable, "-c", AGAIN, str(root)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"boot {boot}: {done.stdout} {done.stderr[-500:]}"
