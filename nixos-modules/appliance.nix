@@ -172,6 +172,8 @@ in
       openFirewall = mkDefault true;
       gpu.devices = mkIf (cfg.profile == "cuda") (mkDefault "all");
       updates.backend = "sysupdate";
+      # As provisioning sets it: not in the state, whose snapshots keep what was removed for weeks.
+      settings.inference.store_dir = mkDefault "/var/cache/fabstir/models";
     };
     # What lies on the state belongs to numbers: they are the same in every release.
     users.users.fabstir.uid = 390;

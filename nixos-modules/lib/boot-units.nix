@@ -181,7 +181,11 @@ let
         SuccessAction = "reboot-force";
         FailureAction = "reboot-force";
       };
-      Service.RuntimeMaxSec = 120;
+      Service = {
+        RuntimeMaxSec = 120;
+        # The shell need not hear of it.
+        TimeoutStopSec = 5;
+      };
     };
     "initrd.target.d/fabstir.conf".Unit = {
       JobTimeoutSec = 1200;

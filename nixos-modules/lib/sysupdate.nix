@@ -6,7 +6,7 @@
 # check its SHA256SUMS.gpg again, against /etc/systemd/import-pubring.gpg.
 {
   name ? "fabstir-node",
-  downloads ? "/var/lib/fabstir/updater/downloads",
+  downloads ? "/var/cache/fabstir/downloads",
   tries ? 3,
 }:
 let

@@ -50,6 +50,8 @@ APPLIANCE_DEFAULTS: dict[str, dict[str, str]] = {
         "run_dir": "/run/fabstir",
         "cache_dir": "/var/cache/fabstir",
     },
+    # Not in the state, whose snapshots would keep what was removed for weeks.
+    "inference": {"store_dir": "/var/cache/fabstir/models"},
     "p2p": {"listen": "/ip4/0.0.0.0/tcp/9000"},
     "updater": {"backend": "sysupdate"},
 }

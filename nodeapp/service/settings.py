@@ -321,6 +321,8 @@ class UpdaterSettings(Section, frozen=True):
     """Weeks of which the last one is kept."""
     state_snapshot_interval_seconds: PositiveSeconds = 3600.0
     """Where state_dir is a btrfs subvolume: read-only snapshots in <state_dir>/.snapshots."""
+    keep_free_bytes: Annotated[int, msgspec.Meta(ge=0)] = 1 << 30
+    """With less on the disk the oldest of these snapshots go early, down to the newest; 0: none."""
     backend: Literal["none", "venv", "sysupdate", "nixos"] = "none"
     """How this node is updated; none: by whoever installed it."""
     repository_url: str = ""

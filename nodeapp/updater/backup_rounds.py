@@ -36,6 +36,8 @@ from nodeapp.wire.ipc_updater import BackupView, StateSnapshotRequest, StateSnap
 JITTER = 0.1
 """Of an interval at most: many nodes of one operator share a repository."""
 RETRY_SECONDS = 60.0
+ROOM_SECONDS = 90.0
+"""Three of btrfs' commits, after which the space of what was removed is told as free."""
 BEFORE_UPDATE = "pre-update"
 _log = get_logger(__name__)
 
@@ -82,6 +84,7 @@ class BackupRounds:
             tasks.create_task(self._backup_rounds(self._backups), name="backups")
         if self._volume is not None:
             tasks.create_task(self._volume_rounds(self._volume), name="state snapshots")
+            tasks.create_task(self._room_rounds(self._volume), name="room for the state")
 
     def summary(self) -> str:
         """For the readiness line; empty without a repository."""
@@ -183,6 +186,20 @@ class BackupRounds:
             except NodeError as error:
                 _log.warning("state snapshot failed", error=error.message)
             await asyncio.sleep(_jittered(self._settings.state_snapshot_interval_seconds))
+
+
+    async def _room_rounds(self, volume: BtrfsSnapshots) -> None:
+        """One a round: until the next one the file system has its space back."""
+        while True:
+            try:
+                free = await asyncio.to_thread(volume.free_bytes)
+                gone = await volume.give_way() if free < self._settings.keep_free_bytes else None
+                if gone is not None:
+                    self._kept.set(len(volume.listed()))
+                    _log.warning("snapshot gave way", path=str(gone), free_mib=free >> 20)
+            except NodeError as error:
+                _log.warning("no room is made", error=error.message)
+            await asyncio.sleep(ROOM_SECONDS)
 
 
 def _jittered(seconds: float) -> float:

@@ -226,6 +226,7 @@ class UpdateFlow:
         finally:
             # Whatever happened: nothing else could be begun in this phase.
             state, _effects = await self._advance(found)
+        await asyncio.to_thread(self._tidy, state.available)
         return state
 
     async def _carry_out(self, effect: Effect) -> Change | None:
@@ -338,11 +339,12 @@ class UpdateFlow:
                 f"{(needed + RESERVE_BYTES) >> 20} MiB"
             )
 
-    def _tidy(self, release: Release) -> None:
-        kept = {path.name for path in self._files(release)}
-        for path in self._downloads.iterdir():
+    def _tidy(self, release: Release | None) -> None:
+        """Other releases' files go, with None also those of the one that runs."""
+        kept = {path.name for path in self._files(release)} if release else set()
+        for path in self._downloads.glob("*"):
             if path.name.removesuffix(".note").removesuffix(".part") not in kept:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def _not_found(error: NodeError) -> StepFailed:

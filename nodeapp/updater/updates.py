@@ -47,6 +47,16 @@ def releases_dir(settings: UpdaterSettings, paths: Paths) -> Path:
     return Path(settings.releases_dir or paths.state / "releases").absolute()
 
 
+def downloads_dir(settings: UpdaterSettings, paths: Paths) -> Path:
+    """Where releases are fetched to; on the image root's helper looks there, and only there.
+
+    Outside the state there: its snapshots would keep gigabytes of what was removed. Elsewhere the
+    cache may be shared by several nodes.
+    """
+    is_image = settings.backend == "sysupdate"
+    return (paths.cache if is_image else paths.process_state("updater")) / "downloads"
+
+
 def journal_path(settings: UpdaterSettings, paths: Paths) -> Path:
     """Beside the releases, where the launcher finds it without the settings; else in the state."""
     if settings.backend == "venv":
@@ -203,7 +213,7 @@ class Updates:
         )
         verbs = NodeVerbs(self._drain, self._resume, self._save, _free_bytes, self._gpus)
         journal = UpdateJournal(journal_path(settings, paths), self._shell.audit)
-        return UpdateFlow(journal, self._backend(), channel, own / "downloads", verbs)
+        return UpdateFlow(journal, self._backend(), channel, downloads_dir(settings, paths), verbs)
 
     def _backend(self) -> UpdateBackend:
         match self._settings.backend:

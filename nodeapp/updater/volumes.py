@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
-from nodeapp.core.retention import Retention, kept
+from nodeapp.core.retention import Retention, in_order, kept
 from nodeapp.service.clock import Clock
 from nodeapp.updater.command import found_program, run_program
 
@@ -117,11 +117,34 @@ class BtrfsSnapshots:
                 for one in everything
                 if (one.reason == SCHEDULED) is is_scheduled
             }
-            stays = kept(made, chosen)
+            stays = kept(in_order(made, self._clock.unix_seconds()), chosen)
             gone += [path for path in made if path not in stays]
         for path in gone:
             await self.remove(path)
         return gone
+
+    async def give_way(self) -> Path | None:
+        """Remove the oldest one, for its space; None: what is left is the newest of its kind.
+
+        btrfs gives the space back later, with its next commits.
+
+        Raises:
+            Unavailable: btrfs refused.
+        """
+        scheduled = [one for one in self.listed() if one.reason == SCHEDULED]
+        others = [one for one in self.listed() if one.reason != SCHEDULED]
+        spare = sorted([*scheduled[:-1], *others[:-1]], key=lambda one: one.made_at)
+        if not spare:
+            return None
+        await self.remove(spare[0].path)
+        return spare[0].path
+
+    def free_bytes(self) -> int:
+        """Left on the file system. Raises: Unavailable."""
+        try:
+            return shutil.disk_usage(self._state).free
+        except OSError as error:
+            raise Unavailable(f"{self._state}: {error.strerror}") from error
 
     async def _btrfs(self, *arguments: str) -> None:
         program = found_program("btrfs", "btrfs-progs")
@@ -155,9 +178,13 @@ class CopySnapshots:
             await self._fill(part)
             if not path.exists():
                 await asyncio.to_thread(part.rename, path)
-            older = [one for one in self._directory.glob("*-*Z") if _NAME.match(one.name)]
-            newest_first = sorted(older, key=lambda one: one.name[-16:], reverse=True)
-            for one in newest_first[KEPT_BEFORE_UPDATES:]:
+            made = {
+                one: _seconds(one.name[-16:])
+                for one in self._directory.glob("*-*Z")
+                if _NAME.match(one.name)
+            }
+            stays = kept(in_order(made, made_at), Retention(KEPT_BEFORE_UPDATES))
+            for one in made.keys() - stays:
                 await asyncio.to_thread(shutil.rmtree, one)
         except OSError as error:
             raise Unavailable(f"snapshot {path}: {error.strerror}") from error

@@ -10,11 +10,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from appliance.disk_image import Damaged, check_bootable, partitions
+from nodeapp.updater.boot_entries import others
 from nodeapp.updater.helper import Tools, commands
 from tests.image.disks import Fat
 from tests.image.releases import ROOT, Factory
@@ -64,15 +65,30 @@ class Flashed:
 
     def offer(self, release: Path) -> None:
         """What the updater downloaded lies where the transfers look for it."""
-        place = Path("/var/lib/fabstir/updater/downloads")
+        place = Path("/var/cache/fabstir/downloads")
         self.inside.run("rm", "-rf", str(place))
         self.inside.run("mkdir", "-p", str(place.parent))
         self.inside.run("cp", "-r", f"/job/{release}", str(place))
 
     def verb(self, verb: str, version: str, *, check: bool = True) -> subprocess.CompletedProcess:
         """What the helper runs for it; not its calls of the boot loader, which has no variables."""
+        if verb == "fill":
+            self._forget_others()
         ran: Sequence[str] = commands(verb, [version], self.tools)[0]
         return self.inside.run(*ran, check=check, environment=ESP_PATH)
+
+    def _forget_others(self) -> None:
+        """As `forget_others` does it: the ESP is mounted in the room only."""
+        place = "/boot/EFI/Linux"
+        _name, running = self.tools.os_release.read_text().split("IMAGE_VERSION=")
+        for name in others(self.inside.run("ls", place).stdout.split(), running.strip()):
+            self.inside.run("rm", f"{place}/{name}")
+
+    def runs(self, version: str) -> None:
+        """It was booted into this one."""
+        place = self.tools.os_release.parents[3] / version / "tree/etc/os-release"
+        self.inside.run("cp", f"/job/{version}/tree/etc/os-release", "/etc/os-release")
+        self.tools = replace(self.tools, os_release=place)
 
     def update(self, version: str, *, check: bool = True) -> subprocess.CompletedProcess:
         """Slot, then boot entry, if the slot could be filled."""

@@ -57,14 +57,14 @@ def machine(factory, release, loop, debian_tools, tmp_path):
 def prepare(machine: Booted, loop: str, release: Path) -> None:
     """What the image has, and what the updater downloaded under its own account."""
     script = f"""set -eu
-mkdir -p /etc/fabstir /boot/EFI/Linux /var/lib/fabstir/updater
+mkdir -p /etc/fabstir /boot/EFI/Linux /var/lib/fabstir /var/cache/fabstir
 cp -r /transfers /etc/fabstir/sysupdate
 sed -i 's,^Path=auto$,Path={loop},' /etc/fabstir/sysupdate/slot/*.transfer
 cp /job/keyring.gpg /etc/systemd/import-pubring.gpg
 cp /job/0.1.0/tree/etc/os-release /etc/os-release
-cp -r /job/{release} /var/lib/fabstir/updater/downloads
-chown -R {UPDATER}:{UPDATER} /var/lib/fabstir
-chmod -R go= /var/lib/fabstir
+cp -r /job/{release} /var/cache/fabstir/downloads
+chown -R {UPDATER}:{UPDATER} /var/cache/fabstir
+chmod -R go= /var/cache/fabstir
 """
     machine.run("sh", "-c", script)
 

@@ -19,7 +19,7 @@ from tests.fakes.release_repository import published
 from tests.image.flashed import ESP_PATH, bootable_on, copied, flashed
 
 pytestmark = [pytest.mark.usefixtures("fuse"), pytest.mark.timeout(180)]
-DOWNLOADS = "/var/lib/fabstir/updater/downloads"
+DOWNLOADS = "/var/cache/fabstir/downloads"
 
 
 class Helper:

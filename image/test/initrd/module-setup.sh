@@ -6,6 +6,7 @@ install() {
     inst_simple "$moddir/fabstir-root.service" /usr/lib/systemd/system/fabstir-root.service
     inst_multiple cp mkfs.btrfs btrfs sync
     # The committed drop-ins: what does not come to its root starts anew.
+    mkdir -p "$initdir/etc/systemd"
     cp -r "$moddir/system" "$initdir/etc/systemd/"
     $SYSTEMCTL -q --root "$initdir" add-wants initrd-fs.target fabstir-root.service
 }
