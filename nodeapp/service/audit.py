@@ -48,6 +48,8 @@ HOUR_SECONDS = 3600.0
 WITNESSES = ("watchdog", "updater")
 """Who writes down where the others' logs end: whoever cuts one off has to rewrite these as well."""
 WITNESS_SECONDS = 60.0
+FIRST_LOOK_SECONDS = 2.0
+"""As long as nothing was seen: the others are starting."""
 WITNESS_REST_SECONDS = 3600.0
 """When nobody but the witnesses wrote anything."""
 _log = get_logger(__name__)
@@ -324,4 +326,4 @@ async def witness(audit: AuditSink, state: Path, process: str, clock: Clock) -> 
             audit.record(HeadsSeen(new))
             seen |= {name: head.sha256 for name, head in new.items()}
             told_at = now
-        await asyncio.sleep(WITNESS_SECONDS)
+        await asyncio.sleep(WITNESS_SECONDS if seen else FIRST_LOOK_SECONDS)

@@ -263,7 +263,7 @@ async def test_a_record_that_cannot_be_encoded_holds_nobody_up(tmp_path, clock):
 
 
 async def test_a_witness_lives_on_when_there_is_nothing_to_look_at(tmp_path, clock, monkeypatch):
-    monkeypatch.setattr("nodeapp.service.audit.WITNESS_SECONDS", 0.01)
+    monkeypatch.setattr("nodeapp.service.audit.FIRST_LOOK_SECONDS", 0.01)
     root, told = audit_root(tmp_path), Told()
     root.write_text("in the way")
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:

@@ -55,10 +55,12 @@ def test_a_paid_request_and_an_operators_words_are_on_record(world: World):
     job_id = chat.one(AnswerEnded).job_id
     assert world.until_settled(job_id).status == 1
     recorded(world, "p2p", "renter_admitted", renter=renter.address)
-    about = {"session": job_id, "function": "completeSessionJob"}
-    completion = recorded(world, "chain", "transaction_signed", **about)[0]
-    assert completion["tx_hash"].startswith("0x")
-    assert int(completion["max_gas_cost"]) > 0
+    for function in ("submitProofOfWork", "completeSessionJob"):
+        about = {"session": job_id, "function": function}
+        signed = recorded(world, "chain", "transaction_signed", **about)[0]
+        assert signed["tx_hash"].startswith("0x")
+        assert int(signed["max_gas_cost"]) > 0
+    recorded(world, "chain", "message_signed", purpose="proof envelope")
     recorded(world, "chain", "offer_signed")
 
     asyncio.run(ban_and_unban(world.paths.socket("p2p")))
