@@ -151,3 +151,16 @@ def test_what_is_unaccounted_is_used_and_shown_by_none():
     gpu = Gpu(0, "g", total_bytes=10, free_bytes=4)
     assert gpu.unaccounted_bytes == 6
     assert replace(gpu, free_bytes=10).unaccounted_bytes == 0
+
+
+async def test_gpus_that_answer_are_counted_also_those_no_model_uses():
+    watch = Watch(FakeDevice(), FakeDevice(is_lost=True), FakeDevice(), visible="0")
+    assert await watch.guard.answering() == 2
+    assert await Watch().guard.answering() == 0
+
+
+async def test_a_driver_that_does_not_fit_its_library_answers_for_no_gpu():
+    """Its device nodes are there all the same."""
+    watch = Watch(FakeDevice(), broken="init", error_value=18)
+    with pytest.raises(Unavailable, match="different versions: restart the machine"):
+        await watch.guard.answering()
