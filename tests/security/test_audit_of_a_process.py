@@ -260,3 +260,22 @@ def test_heads_kept_elsewhere_miss_what_was_cut_off(state, tmp_path):
     answer = invoke("audit", "verify", "--state-dir", state, "--heads", kept)
     assert "no file is there now" in answer.exception.message
     assert isinstance(invoke("audit", "verify", "--state-dir", state).exception, NotFound)
+
+
+def test_follow_goes_on_with_what_comes_also_in_the_next_file(tmp_path):
+    file = AuditFile(audit_root(tmp_path), "p2p", file_bytes=600, files=8)
+    at = "2026-11-21T18:00:00.000000Z"
+    file.append([Stamped(at, BanLifted("peer:0"))])
+    command = (sys.executable, "-m", "nodeapp.cli.main", "audit", "show", "--follow", "--json")
+    child = subprocess.Popen(
+        (*command, "--state-dir", str(tmp_path)), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        for number in range(6):
+            told = msgspec.json.decode(child.stdout.readline())
+            assert (told["seq"], told["event"]["name"]) == (number + 1, f"peer:{number}")
+            file.append([Stamped(at, BanLifted(f"peer:{number + 1}"))])
+    finally:
+        child.kill()
+        child.communicate(timeout=10)
+    assert len(list((audit_root(tmp_path) / "p2p").glob("0*.jsonl"))) >= 2
