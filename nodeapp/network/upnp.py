@@ -1,8 +1,9 @@
 """A TCP port of the router that leads to this host, by UPnP (IGD).
 
-The only file importing miniupnpc, whose calls block: each runs in a thread. The forward has a
-lease that is renewed at its half, so that a host that is gone leaves nothing open for long. What
-happened is one sentence for the operator.
+The only file importing miniupnpc, whose calls block: each runs in a thread. One that hangs is left
+alone until it comes back, and nothing else is asked meanwhile. The forward has a lease that is
+renewed at its half, so that a host that is gone leaves nothing open for long. What happened is one
+sentence for the operator.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import miniupnpc
 
@@ -65,9 +66,12 @@ class PortForward:
         self._port = port
         self._lease_seconds = lease_seconds
         self._interface = interface
+        self._call_seconds = CALL_SECONDS
         self._router = miniupnpc.UPnP()
         self._forward: Forward | None = None
         self._lock = asyncio.Lock()  # guards: the library's object is no thread's but one
+        self._asked: asyncio.Future[Any] | None = None
+        """The newest call; one that was given up has the library's object until it is done."""
 
     async def open(self) -> Forward:
         """Have the port forwarded, or its lease renewed.
@@ -97,9 +101,14 @@ class PortForward:
                 await self._call(lambda: self._router.deleteportmapping(forward.port, "TCP"))
 
     async def _call(self, work: Callable[[], Result]) -> Result:
+        if self._asked is not None and not self._asked.done():
+            raise Unavailable("UPnP: the router has not answered an earlier question yet")
+        # Not to_thread: given up, it would leave its thread behind with nobody to know of it.
+        running = self._asked = asyncio.get_running_loop().run_in_executor(None, work)
+        running.add_done_callback(_forget)
         try:
-            async with asyncio.timeout(CALL_SECONDS):
-                return await asyncio.to_thread(work)
+            async with asyncio.timeout(self._call_seconds):
+                return await asyncio.shield(running)
         except TimeoutError as error:
             raise Unavailable("UPnP: the router does not answer") from error
         except Unavailable:
@@ -158,6 +167,12 @@ class PortForward:
         if self._forward is not None:
             return (self._forward.port,)
         return range(self._port, min(self._port + 1 + OTHER_PORTS, 65536))
+
+
+def _forget(asked: asyncio.Future[Any]) -> None:
+    """Whoever asked may have given up; asyncio would complain of an error that nobody took."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def port_to_forward(listen: Sequence[str]) -> int:

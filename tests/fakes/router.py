@@ -27,6 +27,12 @@ DESCRIPTION = f"""<?xml version="1.0"?>
 </device></deviceList></device></deviceList></device></root>"""
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Router:
     """`address` is its public one; `refuses` numbers by external port and lease."""
@@ -40,6 +46,8 @@ class Router:
     refuses_leases: bool = False
     asked: list[str] = field(default_factory=list)
     is_silent: bool = False
+    hears: asyncio.Event = field(default_factory=_set)
+    """Cleared: what comes is answered when it is set again."""
 
     def answer(self, action: str, fields: dict[str, str]) -> tuple[int, str]:
         self.asked.append(action)
@@ -94,6 +102,7 @@ class Router:
         length = re.search(r"content-length: *(\d+)", head, re.IGNORECASE)
         body = (await reader.readexactly(int(length[1]))).decode() if length else ""
         status, kind, reply = 200, "text/xml", DESCRIPTION
+        await self.hears.wait()
         if head.startswith("POST"):
             action = re.search(r"#(\w+)", head)[1]
             code, said = self.answer(action, dict(re.findall(r"<(\w+)>([^<]*)</\1>", body)))

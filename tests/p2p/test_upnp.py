@@ -112,3 +112,39 @@ async def test_no_forward_is_left_for_ever_because_one_with_a_lease_was_refused_
     with pytest.raises(Unavailable, match="refuses to forward"):
         await forward().open()
     assert router.mappings == {}
+
+
+async def test_a_router_that_hangs_is_asked_nothing_else_until_it_answers(router):
+    ours = forward()
+    await ours.open()
+    router.hears.clear()
+    ours._call_seconds = 0.1
+    with pytest.raises(Unavailable, match=r"does not answer$"):
+        await ours.open()
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="has not answered an earlier question yet"):
+            await ours.open()
+    hanging = ours._asked
+    assert not hanging.done()
+    router.hears.set()
+    async with asyncio.timeout(10):
+        await asyncio.wait((hanging,))
+    ours._call_seconds = 30.0
+    assert (await ours.open()).port == 9000
+    await ours.close()
+    assert router.mappings == {}
+
+
+async def test_a_hanging_router_that_refuses_late_troubles_nobody(router):
+    ours = forward()
+    await ours.open()
+    router.hears.clear()
+    ours._call_seconds = 0.1
+    with pytest.raises(Unavailable, match=r"does not answer$"):
+        await ours.open()
+    router.refuses = 606
+    hanging = ours._asked
+    router.hears.set()
+    async with asyncio.timeout(10):
+        await asyncio.wait((hanging,))
+    assert isinstance(hanging.exception(), Unavailable)
