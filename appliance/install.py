@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,14 @@ HOME = Path("opt/fabstir-node")
 MARK = HOME / ".installed"
 """Says that the directory is ours to change and to remove; lists the files that were copied."""
 SETTINGS = Path("etc/fabstir/node.toml")
+PLACES = Path("etc/fabstir/node.toml.d/10-installed.toml")
+"""So that commands without options look where the unit's node is."""
+OF_UNIT = {"state_dir": "/var/lib/fabstir", "run_dir": "/run/fabstir"}
+"""What the unit says whatever the settings say."""
+CACHE = {"cache_dir": "/var/cache/fabstir"}
+LISTEN = ('# listen = "/ip4/127.0.0.1/tcp/9000"', 'listen = "/ip4/0.0.0.0/tcp/9000"')
+"""In new settings a host is open to renters. Not in the drop-in, which would win over a changed
+line of the file."""
 COMMAND = Path("usr/local/bin/fabstir-node")
 PROGRAM = Path("/") / HOME / ".venv/bin/fabstir-node"
 ACCOUNT = Path("etc/sysusers.d/fabstir-node.conf")
@@ -144,7 +153,7 @@ def _lines(path: Path) -> list[str]:
 def settings(machine: Machine) -> None:
     """The commented defaults, if there are no settings yet; the new defaults beside them."""
     target = machine.path(SETTINGS)
-    content = (APPLIANCE / "node.toml").read_text("utf-8")
+    content = (APPLIANCE / "node.toml").read_text("utf-8").replace(*LISTEN)
 
     def write() -> None:
         write_atomically(target, content, mode=0o640)
@@ -152,6 +161,21 @@ def settings(machine: Machine) -> None:
 
     machine.do(f"settings: /{SETTINGS}", target.exists(), write)
     machine.put("every setting's default", SETTINGS.with_suffix(".toml.default"), content)
+    machine.put("where the unit's node is", PLACES, _places(target))
+
+
+def _places(settings: Path) -> str:
+    """The drop-in. A cache that the settings put elsewhere stays there."""
+    places = dict(OF_UNIT)
+    try:
+        node = tomllib.loads(settings.read_text("utf-8")).get("node", {})
+    except (FileNotFoundError, tomllib.TOMLDecodeError):
+        # `config check` tells what is wrong with them.
+        node = {}
+    if "cache_dir" not in node:
+        places |= CACHE
+    lines = [f'{key} = "{value}"\n' for key, value in places.items()]
+    return "".join(["# Written by appliance/install.sh, as the unit has it.\n[node]\n", *lines])
 
 
 def _give_to_node(machine: Machine, place: Path) -> None:
@@ -248,9 +272,10 @@ def uninstall(machine: Machine, *, purge: bool) -> None:
         machine.do("node stopped", is_gone, lambda: machine.command(*words))
     wants = UNITS / "multi-user.target.wants" / SERVICE
     files = (wants, UNITS / RELEASES, UNITS / SERVICE, COMMAND, MODULES, ACCOUNT)
-    for place in (*files, SETTINGS.with_suffix(".toml.default")):
+    for place in (*files, PLACES, SETTINGS.with_suffix(".toml.default")):
         remove(machine, place)
-    _remove_if_empty(machine, (UNITS / RELEASES).parent)
+    for directory in ((UNITS / RELEASES).parent, PLACES.parent):
+        _remove_if_empty(machine, directory)
     if (machine.path(HOME) / ".git").exists():
         # Somebody's checkout, which may hold work of theirs.
         remove(machine, HOME / ".venv")

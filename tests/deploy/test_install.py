@@ -14,8 +14,10 @@ from appliance.steps.console import SetupFailure
 from appliance.steps.layout import ROOT
 from appliance.steps.machine import Machine
 from appliance.steps.sources import copy_files, product_files
+from nodeapp.service.config import load_settings
 
 SCRIPT = ROOT / "appliance" / "install.sh"
+NODE_TOML = ROOT / "appliance/node.toml"
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("systemd-sysusers") is None,
     reason="needs root and systemd (apt install systemd)",
@@ -82,10 +84,36 @@ def test_an_installed_node_has_program_account_settings_and_unit(system):
     assert "video:x:44:fabstir" in groups
     assert any(line.startswith("render:") and "fabstir" in line for line in groups.splitlines())
     settings = system / "etc/fabstir/node.toml"
-    assert settings.read_bytes() == (ROOT / "appliance/node.toml").read_bytes()
+    changed = set(settings.read_text().splitlines()) - set(NODE_TOML.read_text().splitlines())
+    assert changed == {'listen = "/ip4/0.0.0.0/tcp/9000"'}
+    assert settings.read_bytes() == settings.with_name("node.toml.default").read_bytes()
     about = settings.stat()
     assert (stat.S_IMODE(about.st_mode), about.st_uid) == (0o640, 0)
     assert about.st_gid == int(account[3])
+
+
+@needs_root
+def test_commands_without_options_look_where_the_unit_has_its_node(system):
+    run(system)
+    unit = (system / "etc/systemd/system/fabstir-node.service").read_text()
+    loaded = load_settings(system / "etc/fabstir/node.toml", environment={})
+    assert f"--state-dir {loaded.node.state_dir}\n" in unit
+    assert f"Environment=FABSTIR_NODE__RUN_DIR={loaded.node.run_dir}\n" in unit
+    assert f"Environment=FABSTIR_CACHE={loaded.node.cache_dir}\n" in unit
+    assert loaded.p2p.listen == "/ip4/0.0.0.0/tcp/9000"
+
+
+@needs_root
+def test_what_an_operator_set_in_the_file_counts(system):
+    settings = system / "etc/fabstir/node.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('[node]\ncache_dir = "/data"\n[p2p]\nlisten = "/ip4/10.0.0.1/tcp/1"\n')
+    run(system)
+    loaded = load_settings(settings, environment={})
+    assert (loaded.node.cache_dir, loaded.p2p.listen) == ("/data", "/ip4/10.0.0.1/tcp/1")
+    settings.write_text("not toml")
+    run(system)
+    assert (system / install.PLACES).read_text().count("\n") == 5
 
 
 @needs_root

@@ -19,6 +19,7 @@ from tests.world import World, started_devnet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 UNIT = "fabstir-node.service"
+SETTINGS = "/etc/fabstir/node.toml"
 INSTALL_SECONDS = 1200
 PROXY = ("/etc/ssl/certs/ca-certificates.crt",)
 
@@ -97,9 +98,7 @@ def test_the_node_earns_under_its_unit(machine, devnet):
         assert found["NoNewPrivs"] == "1"
         assert found["Seccomp"] == "2"
         assert int(found["CapBnd"], 16) == 0
-    said = machine.run("fabstir-node", "status", "--config", "/etc/fabstir/node.toml",
-                       "--state-dir", "/var/lib/fabstir", check=False,
-                       environment={"FABSTIR_NODE__RUN_DIR": "/run/fabstir"})  # fmt: skip
+    said = machine.run("fabstir-node", "status", "--config", SETTINGS, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
     assert machine.journal(UNIT).count("not permitted") == 0
 
@@ -117,6 +116,8 @@ def test_a_stopped_node_leaves_no_process(machine):
     assert machine.state(UNIT) == "inactive"
     assert machine.show(UNIT, "Result") == "success"
     assert running(machine) == {}
+    said = machine.run("fabstir-node", "host", "status", "--config", SETTINGS, check=False)
+    assert "runuser -u fabstir -- fabstir-node" in said.stderr, "root would leave files of its own"
 
 
 def test_a_purged_node_leaves_no_trace(machine):
