@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 
-from appliance.disk_image import Damaged
+from appliance.disk_image import Damaged, partitions
 from appliance.release import SUMS, publish
 from nodeapp.core.errors import InvalidRequest
+from nodeapp.updater.helper import Tools, prepare
 from tests.image.flashed import bootable_on, copied, duplicate, entries, flashed
 
 MORE_PARTS = ("verity", "efi", "SHA256SUMS.gpg")
@@ -61,6 +62,35 @@ def test_the_next_release_replaces_the_slot_that_does_not_run(factory, release, 
     # Release 0.1.0 still runs (ProtectVersion=%A): 0.2.0 was never booted and makes room.
     run(factory, disk, newer, "0.3.0", check=True)
     assert bootable_on(disk) == {A, "fabstir-node_0.3.0+3-0.efi"}
+
+
+def test_a_slot_that_is_being_overwritten_is_neither_booted_nor_gone_back_to(
+    factory, release, disk, tmp_path
+):
+    """Release 2 runs, 3 goes into 1's slot, and there it ends: no snapshot, or the power."""
+    run(factory, disk, release, check=True)
+    prefer(disk, tmp_path / "before", "0.1.0")
+    newer = factory.make("0.3.0", "third")
+    factory.sign(newer)
+    with flashed(factory, disk.name) as machine:
+        machine.runs("0.2.0")
+        machine.offer(newer.relative_to(factory.base))
+        machine.verb("fill", "0.3.0")
+    assert bootable_on(disk) == set(entries(disk)) == {B}
+    with pytest.raises(InvalidRequest, match="no boot entry"):
+        prefer(disk, tmp_path / "after", "0.1.0")
+    prefer(disk, tmp_path / "running", "0.2.0")
+
+
+def prefer(disk, place, version):
+    """What root looks at first, shown as udev and a mount show it."""
+    (place / "EFI" / "Linux").mkdir(parents=True)
+    for name, body in entries(disk).items():
+        (place / "EFI" / "Linux" / name).write_bytes(body)
+    with disk.open("rb") as file:
+        for one in partitions(file):
+            (place / str(one.uuid)).touch()
+    prepare("prefer", [version], Tools(boot=place, partitions=place))
 
 
 @pytest.mark.slow
