@@ -183,7 +183,7 @@ async def _proxy(settings: RenterSettings, port: int) -> None:
     from nodeapp.renter.run import running_renter
 
     events = Events()
-    async with running_renter(settings, events.report) as renter:
+    async with running_renter(settings, events.report, events.pace) as renter:
         served = Proxy(renter, events)
         runner = web.AppRunner(served.application(), handler_cancellation=True)
         await runner.setup()

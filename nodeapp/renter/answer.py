@@ -27,6 +27,7 @@ from nodeapp.renter.events import (
     AnswerEnded,
     AnswerStarted,
     Connected,
+    Pace,
     Reconnecting,
     Report,
     TokensReceived,
@@ -40,6 +41,12 @@ from nodeapp.wire.ipc_inference import Alternative, GenerateRequest, TokenLogpro
 from nodeapp.wire.signed import domain_separator, receipt_digest
 
 RECEIPT_EVERY_TOKENS = 16
+
+
+async def unpaced() -> None:
+    """Whoever is reported to takes everything at once."""
+
+
 RECONNECT_PAUSE_SECONDS = 0.5
 
 
@@ -84,6 +91,7 @@ class Asker:
         *,
         clock: Clock,
         report: Report,
+        pace: Pace = unpaced,
     ) -> None:
         self._host = host
         self._wallet = wallet
@@ -91,6 +99,7 @@ class Asker:
         self._progress: _Progress | None = None
         self._clock = clock
         self._report = report
+        self._pace = pace
         head = record.head
         self._separator = domain_separator(head.chain_id, head.marketplace)
 
@@ -195,6 +204,7 @@ class Asker:
                     )
                 case "tokens":
                     await self._take(message.tokens, progress)
+                    await self._pace()
                     held = len(self._record.token_ids) - progress.receipted
                     if held >= RECEIPT_EVERY_TOKENS:
                         await self._send_receipt(link)

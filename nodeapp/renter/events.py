@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -127,4 +127,6 @@ AnyEvent = (
     | AnswerEnded
     | SessionClosed
 )
+Pace = Callable[[], Awaitable[None]]
+"""Returns when what was reported has been taken; nothing more is acknowledged before."""
 Report = Callable[[AnyEvent], None]

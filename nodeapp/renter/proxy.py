@@ -3,9 +3,10 @@
     base_url = http://127.0.0.1:8081/v1, any api_key
 
 One paid session is kept and used for one answer after the other; when its deposit is used up or
-the host has closed it, the next question opens a new one. Several answers of one call (`n`,
-prompt lists, batches) are asked one after the other, and each one's tokens are paid for. Binds to
-loopback: whoever reaches the port spends the renter's money.
+the host has closed it, the next question opens a new one. Tokens are acknowledged when the client
+has taken their text: no more than a receipt window is bought for one that stops reading. Several
+answers of one call (`n`, prompt lists, batches) are asked one after the other, and each one's
+tokens are paid for. Binds to loopback: whoever reaches the port spends the renter's money.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Events:
         if self.current is not None:
             self.current.put_nowait(event)
 
+    async def pace(self) -> None:
+        """Handed to the renter as its Pace, which bounds the queue to one batch of tokens."""
+        if self.current is not None:
+            await self.current.join()
+
 
 @dataclass(slots=True)
 class Proxy:
@@ -58,7 +64,9 @@ class Proxy:
     def application(self) -> web.Application:
         """Routes of the endpoint."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[programs_only])
-        app.router.add_routes(OpenAiEndpoints(self, self.renter.clock).routes())
+        patience = self.renter.settings.slow_reader_seconds
+        endpoints = OpenAiEndpoints(self, self.renter.clock, slow_reader_seconds=patience)
+        app.router.add_routes(endpoints.routes())
         app.router.add_get("/health", self.health)
         return app
 
@@ -173,5 +181,6 @@ async def _until_ended(queue: asyncio.Queue[AnyEvent | NodeError]) -> AsyncItera
         if isinstance(event, NodeError):
             raise event
         yield event
+        queue.task_done()
         if isinstance(event, AnswerEnded):
             return

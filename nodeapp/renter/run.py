@@ -17,9 +17,9 @@ from nodeapp.evm.provider import Provider
 from nodeapp.network.host import Libp2pHost
 from nodeapp.network.mdns import LanPeers, listening
 from nodeapp.network.settings import DhtMode, NetworkSettings
-from nodeapp.renter.answer import Asker, Question
+from nodeapp.renter.answer import Asker, Question, unpaced
 from nodeapp.renter.discovery import Discovery, FoundHost
-from nodeapp.renter.events import AnswerEnded, HostFound, Report, SessionClosed, SessionPaid
+from nodeapp.renter.events import AnswerEnded, HostFound, Pace, Report, SessionClosed, SessionPaid
 from nodeapp.renter.payment import open_paid_session
 from nodeapp.renter.record import SessionHead, SessionRecord, newest_session
 from nodeapp.renter.results import Results
@@ -43,6 +43,7 @@ class Renter:
     report: Report
     standings: Standings
     lan: LanPeers | None = None
+    pace: Pace = unpaced
 
     @property
     def state_dir(self) -> Path:
@@ -147,11 +148,15 @@ class Renter:
 
     def asker(self, record: SessionRecord, report: Report) -> Asker:
         """For one question on a paid session."""
-        return Asker(self.host, self.wallet, record, clock=self.clock, report=report)
+        return Asker(
+            self.host, self.wallet, record, clock=self.clock, report=report, pace=self.pace
+        )
 
 
 @asynccontextmanager
-async def running_renter(settings: RenterSettings, report: Report) -> AsyncIterator[Renter]:
+async def running_renter(
+    settings: RenterSettings, report: Report, pace: Pace = unpaced
+) -> AsyncIterator[Renter]:
     """Connect to chain and network; closes both.
 
     Raises:
@@ -167,7 +172,7 @@ async def running_renter(settings: RenterSettings, report: Report) -> AsyncItera
             async with AsyncExitStack() as stack:
                 lan = await stack.enter_async_context(listening()) if settings.mdns else None
                 yield Renter(
-                    settings, wallet, contracts, host, SystemClock(), report, standings, lan
+                    settings, wallet, contracts, host, SystemClock(), report, standings, lan, pace
                 )
 
 

@@ -46,6 +46,9 @@ class RenterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A lost host is called again for so long while there is another one to go on with."""
     mdns: bool = False
     """Look for hosts on the local network, too; only those may have private addresses."""
+    slow_reader_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 20.0
+    """A client of `renter proxy` that takes nothing of its answer for so long is cut off, and no
+    more tokens are bought for it."""
     max_hosts: Annotated[int, msgspec.Meta(ge=1, le=16)] = 3
     """Sessions paid for one answer at most, a kept one included."""
     prefer: Preference = "balanced"

@@ -2,13 +2,14 @@
 
 Headers of a stream go out with its first event, so that a refusal still has its status. A client
 that leaves cancels its handler, and with it every generation under way. A slow client is waited
-for, which pauses the generation.
+for, which pauses the generation; a backend that does not end it by itself has it cut off here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, assert_never
 
@@ -41,6 +42,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 TakeEvent = Callable[[Event], Awaitable[None]]
 Take = Callable[[int, Event], Awaitable[None]]
 Vectors = Sequence[Sequence[float]]
+SEND_BUFFER_BYTES = 16 << 10
+"""Of a connection that may be cut off: what is in buffers counts as taken."""
 
 
 class Backend(Protocol):
@@ -85,9 +88,20 @@ class Backend(Protocol):
 class OpenAiEndpoints:
     """Handlers of one backend."""
 
-    def __init__(self, backend: Backend, clock: Clock) -> None:
+    def __init__(
+        self, backend: Backend, clock: Clock, *, slow_reader_seconds: float | None = None
+    ) -> None:
+        """Nothing is served before `routes` are.
+
+        Args:
+            backend: who generates.
+            clock: for the time that answers carry.
+            slow_reader_seconds: a client that takes nothing for so long is cut off; None: the
+                backend sees to it.
+        """
         self._backend = backend
         self._clock = clock
+        self._patience = slow_reader_seconds
 
     def routes(self) -> list[web.RouteDef]:
         """Everything both servers have."""
@@ -125,7 +139,7 @@ class OpenAiEndpoints:
         if not asked.stream:
             return json_response(await self._whole_response(asked))
         generate, choice, writer = self._response_parts(asked)
-        stream = EventStream(request)
+        stream = EventStream(request, self._patience)
 
         async def take(_index: int, event: Event) -> None:
             if isinstance(event, Started):
@@ -196,7 +210,7 @@ class OpenAiEndpoints:
     ) -> web.StreamResponse:
         if not asked.stream:
             return json_response(await self._whole_answer(asked, head, generates, choices))
-        stream = EventStream(request)
+        stream = EventStream(request, self._patience)
 
         async def take(index: int, event: Event) -> None:
             chunks = _feed(choices[index], event)
@@ -292,8 +306,9 @@ class OpenAiEndpoints:
 class EventStream:
     """Server-sent events to one client."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, patience_seconds: float | None) -> None:
         self._request = request
+        self._patience = patience_seconds
         self._response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
@@ -305,17 +320,30 @@ class EventStream:
         """Write events, headers first.
 
         Raises:
-            Unavailable: the client has left.
+            Unavailable: the client has left, or does not read.
         """
         async with self._one_at_a_time:
             try:
-                if not self._response.prepared:
-                    await self._response.prepare(self._request)
-                if events:
-                    await self._response.write(events)
+                async with asyncio.timeout(self._patience):
+                    await self._write(events)
             except ConnectionError as error:
                 self._is_gone = True
                 raise Unavailable("the client has left") from error
+            except TimeoutError as error:
+                self._is_gone = True
+                if self._request.transport is not None:
+                    self._request.transport.abort()
+                raise Unavailable(f"the client took nothing for {self._patience} s") from error
+
+    async def _write(self, events: bytes) -> None:
+        if not self._response.prepared:
+            if self._patience is not None and self._request.transport is not None:
+                _keep_small(self._request.transport)
+            await self._response.prepare(self._request)
+        if events:
+            await self._response.write(events)
+        if self._patience is not None:
+            await self._request.writer.drain()  # aiohttp itself waits once in 64 KiB only
 
     async def run(self, work: Awaitable[None], *, ends_with: bytes) -> web.StreamResponse:
         """Do the work that sends, then end the stream; an error in mid-stream is its last event.
@@ -334,6 +362,14 @@ class EventStream:
             await self.send(openai.error_event(error))
         await self._response.write_eof()
         return self._response
+
+
+def _keep_small(transport: asyncio.Transport) -> None:
+    """Have the client's pace felt after few tokens, not after megabytes of them."""
+    transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def answering(handle: Handler) -> Handler:

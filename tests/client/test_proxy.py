@@ -5,13 +5,14 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import openai
 import pytest
 
-from nodeapp.renter.record import newest_session
-from tests.world import RenterHome, Started, World
+from nodeapp.renter.record import newest_session, session_numbers
+from tests.world import STORY, RenterHome, Started, World, until
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,8 @@ class RunningProxy:
     client: openai.OpenAI
 
 
-@pytest.fixture(scope="module")
-def proxy(shared_world: World) -> Iterator[RunningProxy]:
-    home = shared_world.renter("proxy")
+@contextmanager
+def running_proxy(home: RenterHome) -> Iterator[RunningProxy]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -37,6 +37,12 @@ def proxy(shared_world: World) -> Iterator[RunningProxy]:
         yield RunningProxy(home, url, client)
     finally:
         assert started.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def proxy(shared_world: World) -> Iterator[RunningProxy]:
+    with running_proxy(shared_world.renter("proxy")) as running:
+        yield running
 
 
 def ask(proxy: RunningProxy, **more: object) -> openai.types.chat.ChatCompletion:
@@ -179,3 +185,57 @@ def test_two_answers_to_one_question_are_both_counted(proxy: RunningProxy) -> No
 def test_embeddings_are_refused_with_the_reason(proxy: RunningProxy) -> None:
     with pytest.raises(openai.BadRequestError, match="generated tokens"):
         proxy.client.embeddings.create(model="default", input="x")
+
+
+MANY = 600
+
+
+@pytest.mark.timeout(180)
+def test_no_tokens_are_bought_for_a_client_that_stopped_reading(shared_world: World) -> None:
+    home = shared_world.renter("unread", slow_reader_seconds=1.0)
+    with running_proxy(home) as proxy, socket.socket() as client:
+        # Events with logprobs are long, so that few tokens fill the buffers.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(proxy.url.rpartition(":")[2])))
+        body = json.dumps(
+            {
+                "model": "default",
+                "messages": [{"role": "user", "content": STORY}],
+                "max_tokens": MANY,
+                "stream": True,
+                "logprobs": True,
+                "top_logprobs": 5,
+            }
+        ).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}"
+        )
+        client.sendall(head.encode() + b"\r\n\r\n" + body)
+        job_id = until(lambda: sessions(home), "a session paid", 60)[0]
+        until(lambda: home.record(job_id).token_ids, "first tokens", 60)
+        # The client was cut off when the host answers nobody: it reads nothing at all till then.
+        until(lambda: open_requests(shared_world) == 0, "the answer ended", 60)
+        assert 0 < len(home.record(job_id).token_ids) < MANY / 2
+        assert b"[DONE]" not in rest_of(client)
+        assert ask(proxy).usage.completion_tokens == 16, "the next client is served"
+        assert sessions(home) == (job_id,), "on the same session"
+
+
+def sessions(home: RenterHome) -> tuple[int, ...]:
+    return session_numbers(home.state)
+
+
+def open_requests(world: World) -> float:
+    return world.metric("p2p", "fabstir_p2p_open_requests")
+
+
+def rest_of(client: socket.socket) -> bytes:
+    """What still comes; a cut connection ends by a reset."""
+    client.settimeout(10)
+    text = b""
+    try:
+        while piece := client.recv(65536):
+            text += piece
+    except ConnectionResetError:
+        pass
+    return text
