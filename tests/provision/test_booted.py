@@ -78,13 +78,8 @@ def fill(upper: Path) -> None:
         f"[Service]\nExecStart=\nExecStart={command} --tty /var/console/line\n"
         "ReadWritePaths=/var/console\n"
     )
-    wants = units / "multi-user.target.wants"
-    wants.mkdir()
-    for name in ("fabstir-provision.service", NODE_UNIT, "fabstir-console.service"):
-        (wants / name).symlink_to(units / name)
-    required = units / "boot-complete.target.requires"
-    required.mkdir()
-    (required / "fabstir-health.service").symlink_to(units / "fabstir-health.service")
+    for unit in units.glob("fabstir-*.service"):
+        enable(unit)
     for name in ("medium", "var/lib/fabstir", "var/lib/fabstir-keys", "var/console"):
         (upper / name).mkdir(parents=True)
     (upper / "var" / "console" / "line").touch()
@@ -96,6 +91,15 @@ def fill(upper: Path) -> None:
         'g fabstir 390\nu fabstir 390 "Fabstir node" /var/lib/fabstir\n'
     )
     (upper / "etc" / "os-release").write_text(f"ID=fabstir\nIMAGE_VERSION={NEW}\n")
+
+
+def enable(unit: Path) -> None:
+    """As `systemctl enable` does it."""
+    for key, name in (("WantedBy", "wants"), ("RequiredBy", "requires")):
+        for target in re.findall(rf"^{key}=(.+)$", unit.read_text(), re.MULTILINE):
+            directory = unit.parent / f"{target}.{name}"
+            directory.mkdir(exist_ok=True)
+            (directory / unit.name).symlink_to(unit)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,8 @@ def test_without_config_it_waits_knows_itself_and_starts_no_node(machine):
     assert owner(machine, "/var/lib/fabstir/p2p/identity.key") == "fabstir:fabstir 600"
     assert owner(machine, "/var/lib/fabstir-keys/ssh/ssh_host_ed25519_key") == "root:root 600"
     until_console(machine, "waiting for configuration")
+    # Nobody asked for it: the judge is a part of every boot, also of one that is not counted.
+    machine.until_state("fabstir-health.service", "active", 60)
     machine.run("systemctl", "start", "boot-complete.target", timeout_seconds=60)
     assert machine.state("boot-complete.target") == "active"
 
@@ -173,17 +179,21 @@ def test_a_refused_config_keeps_what_counts(machine):
 
 
 def trial(machine) -> None:
-    path = machine.root / "var" / "lib" / "fabstir" / "updater" / "update.json"
-    journal = UpdateJournal(path)
-    journal.write(
+    write_journal(
+        machine,
         UpdateState(
             current=OLD,
             newest=OLD,
             phase=Phase.BOOTED,
             candidate=Release(NEW, "", "", ()),
             tries_left=2,
-        )
+        ),
     )
+
+
+def write_journal(machine, state: UpdateState) -> None:
+    path = machine.root / "var" / "lib" / "fabstir" / "updater" / "update.json"
+    UpdateJournal(path).write(state)
     machine.run("chown", "fabstir:fabstir", Path("/") / path.relative_to(machine.root))
 
 
@@ -199,6 +209,33 @@ def test_a_healthy_trial_completes_the_boot_and_is_blessed(machine):
         "fabstir-health.service"
     )
     assert (journal_of(machine).phase, journal_of(machine).current) == (Phase.BLESSED, NEW)
+
+
+def test_a_release_that_the_operator_went_back_to_is_judged_without_a_count(machine):
+    """As after `update rollback`: its entry has no counter, so nothing asks for boot-complete."""
+    machine.run("systemctl", "stop", "boot-complete.target", "fabstir-health.service")
+    left = "999.0.0"
+    write_journal(
+        machine,
+        UpdateState(
+            current=left,
+            newest=left,
+            previous=NEW,
+            phase=Phase.REBOOT_PENDING,
+            candidate=Release(NEW, "", "rollback by the operator", ()),
+            tries_left=3,
+            boot="the one before",
+        ),
+    )
+    machine.run("systemctl", "start", "multi-user.target", timeout_seconds=90)
+    machine.until_state("fabstir-health.service", "active", 90)
+    state = journal_of(machine)
+    assert (state.phase, state.current, state.previous) == (Phase.BLESSED, NEW, "")
+    assert [one.version for one in state.blacklist] == [left]
+    # Judged once: what follows in this boot does not judge again.
+    begun = machine.show("fabstir-health.service", "ExecMainStartTimestampMonotonic")
+    machine.run("systemctl", "start", "boot-complete.target", timeout_seconds=60)
+    assert machine.show("fabstir-health.service", "ExecMainStartTimestampMonotonic") == begun
 
 
 def test_an_unhealthy_trial_is_blacklisted_and_the_machine_reboots(machine, place):
