@@ -2,9 +2,13 @@
 
 import multiprocessing
 import resource
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodeapp.core.audit import BanLifted, Head, decode_record, genesis, written_kind
 from nodeapp.core.audit_chain import first_fault
@@ -74,6 +78,20 @@ def test_a_torn_last_record_is_put_aside_and_the_chain_goes_on(tmp_path, torn):
     (kept,) = (tmp_path / "chain").glob("*.torn")
     assert kept.read_bytes() == last[:torn]
     assert kept.stat().st_mode & 0o777 == 0o600
+
+
+@given(length=st.integers(0, 1100), zeros=st.integers(0, 600))
+def test_whatever_a_power_cut_leaves_the_chain_goes_on(length, zeros):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write(log_in(root), 5)
+        left = active(root).read_bytes()[:length]
+        active(root).write_bytes(left + b"\0" * zeros)
+        write(log_in(root), 2, first=5)
+        chain = read_chains(root)["chain"]
+        whole = left.count(b"\n")
+        is_torn = bool(zeros) or left[-1:] not in {b"", b"\n"}
+        assert (chain.fault, chain.records) == (None, whole + is_torn + 2)
 
 
 def test_an_end_of_zeros_is_torn_as_well(tmp_path):
