@@ -38,10 +38,14 @@ def forget_others(boot: Path, running: str) -> None:
     """Remove them for good: the slot they start from is about to be overwritten.
 
     Raises:
+        InvalidRequest: the running release is on trial: the other one is needed.
         OSError: they cannot be removed; the slot must be left alone then.
     """
     directory = boot / ENTRIES
-    for name in others(_names(directory), running):
+    names = _names(directory)
+    if any(version_of(name) == running and "+" in name for name in names):
+        raise InvalidRequest(f"{running} runs on trial; until it is blessed the other slot stays")
+    for name in others(names, running):
         (directory / name).unlink()
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -96,7 +96,7 @@ def prepare(verb: str, arguments: Sequence[str], tools: Tools) -> None:
     """What must be so before a verb's commands run; call `commands` first, which checks them.
 
     Raises:
-        InvalidRequest: `prefer` for a release that would not start.
+        InvalidRequest: `prefer` for a release that would not start; `fill` during a trial.
         OSError: the ESP cannot be read or written.
     """
     if verb == "prefer":

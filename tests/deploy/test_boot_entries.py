@@ -112,11 +112,12 @@ def test_before_a_slot_is_filled_the_boot_loader_knows_only_what_runs(machine):
         prepare("prefer", ["0.1.0"], machine)
 
 
-def test_the_entry_of_a_running_release_that_is_still_counted_stays(machine):
+def test_what_a_trial_would_fall_back_to_is_not_overwritten(machine):
     names = machine.boot / "EFI" / "Linux"
     (names / "fabstir-node_0.2.0.efi").rename(names / "fabstir-node_0.2.0+2-1.efi")
-    forget_others(machine.boot, "0.2.0")
-    assert entries(machine) == ["fabstir-node_0.2.0+2-1.efi"]
+    with pytest.raises(InvalidRequest, match=r"0\.2\.0 runs on trial"):
+        forget_others(machine.boot, "0.2.0")
+    assert entries(machine) == ["fabstir-node_0.1.0.efi", "fabstir-node_0.2.0+2-1.efi"]
 
 
 def test_a_slot_is_left_alone_when_its_entry_cannot_be_removed(machine, tmp_path):
