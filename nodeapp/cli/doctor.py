@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
 
-from nodeapp.cli.options import ConfigFile, Flags, StateDir, settings_of
+from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,12 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
+def doctor(
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+    as_json: Json = False,
+) -> None:
     """Look at settings, disk, parts from set-up and the chain. Exit code 1 on a finding."""
     from nodeapp.cli.preflight import findings
     from nodeapp.service.chains import chain_sections
@@ -41,11 +47,13 @@ def doctor(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags =
     found += _audit(paths.state)
     for section, chain in chain_sections(settings).items():
         found += [*_rpc(section, chain.rpc_urls), *_depth(section, chain)]
-    for line in found:
-        sys.stdout.write(f"finding: {line}\n")
+    if as_json:
+        sys.stdout.write(json.dumps({"findings": found}) + "\n")
+    else:
+        lines = [f"finding: {line}" for line in found] or ["no findings"]
+        sys.stdout.write("\n".join(lines) + "\n")
     if found:
         raise typer.Exit(1)
-    sys.stdout.write("no findings\n")
 
 
 def _disk(state: object) -> Iterator[str]:

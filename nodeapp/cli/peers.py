@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from nodeapp.cli.options import ConfigFile, Json, StateDir, settings_of
+from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from nodeapp.rpc.p2p import P2pClient
+    from nodeapp.service.settings import Settings
     from nodeapp.wire.ipc import Message
     from nodeapp.wire.ipc_p2p import BanView
 
@@ -38,9 +38,14 @@ def register(app: typer.Typer) -> None:
     app.add_typer(peers)
 
 
-def show(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
+def show(
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+    as_json: Json = False,
+) -> None:
     """The node's peer id and addresses, and how many peers are connected."""
-    view = _ask(config, state_dir, lambda p2p: p2p.network())
+    view = _ask(settings_of(config, state_dir, flags), lambda p2p: p2p.network())
     if as_json:
         return _print_json(view)
     lines = [
@@ -54,9 +59,14 @@ def show(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = 
     return None
 
 
-def bans(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = False) -> None:
+def bans(
+    config: ConfigFile = None,
+    state_dir: StateDir = None,
+    flags: Flags = None,
+    as_json: Json = False,
+) -> None:
     """Who is kept out, why and until when."""
-    found = _ask(config, state_dir, lambda p2p: p2p.bans())
+    found = _ask(settings_of(config, state_dir, flags), lambda p2p: p2p.bans())
     if as_json:
         return _print_json(found)
     for one in found.bans:
@@ -66,41 +76,46 @@ def bans(config: ConfigFile = None, state_dir: StateDir = None, as_json: Json = 
     return None
 
 
-def ban(
+def ban(  # one argument an option
     name: Name,
     hours: Annotated[float, typer.Option(help="For how long.", min=0.01, max=8760)] = 24.0,
     reason: Annotated[str, typer.Option(help="Shown in the list.")] = "by the operator",
     config: ConfigFile = None,
     state_dir: StateDir = None,
+    flags: Flags = None,
 ) -> None:
     """Keep a peer, a wallet or a subnet out. Its connections are not served from now on."""
     from nodeapp.wire.ipc_p2p import BanRequest
 
     request = BanRequest(name, reason, hours * SECONDS_PER_HOUR)
-    sys.stdout.write(_line(_ask(config, state_dir, lambda p2p: p2p.ban(request))))
+    sys.stdout.write(
+        _line(_ask(settings_of(config, state_dir, flags), lambda p2p: p2p.ban(request)))
+    )
 
 
-def unban(name: Name, config: ConfigFile = None, state_dir: StateDir = None) -> None:
+def unban(
+    name: Name, config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None
+) -> None:
     """Let somebody in again."""
-    _ask(config, state_dir, lambda p2p: p2p.lift(name))
+    _ask(settings_of(config, state_dir, flags), lambda p2p: p2p.lift(name))
     sys.stdout.write(f"{name} is served again\n")
 
 
-def _ask(
-    config: Path | None, state_dir: Path | None, question: Callable[[P2pClient], Awaitable[T]]
-) -> T:
+def _ask(settings: Settings, question: Callable[[P2pClient], Awaitable[T]]) -> T:
     import asyncio
 
+    from nodeapp.cli.reach import running_node
     from nodeapp.rpc.p2p import P2pClient
     from nodeapp.service.paths import resolve_paths
 
-    paths = resolve_paths(settings_of(config, state_dir, None).node)
+    paths = resolve_paths(settings.node)
 
     async def ask() -> T:
         async with P2pClient(paths.socket("p2p")) as p2p:
             return await question(p2p)
 
-    return asyncio.run(ask())
+    with running_node(paths):
+        return asyncio.run(ask())
 
 
 def _line(one: BanView) -> str:

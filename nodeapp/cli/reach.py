@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
 from nodeapp.cli.owner import refuse_foreign
+from nodeapp.core.errors import Unavailable
 from nodeapp.service.single import Manner, reachable_process
+from nodeapp.service.supervisor_client import SupervisorClient
+from nodeapp.service.supervisord import supervisor_socket
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from nodeapp.service.paths import Paths
     from nodeapp.service.settings import Settings
 
 
@@ -32,3 +38,27 @@ def reaching(
 def _tell(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def running_node(paths: Paths) -> Iterator[None]:
+    """For questions that only a running node answers.
+
+    Raises:
+        Unavailable: there is none, or what was asked of it failed.
+    """
+    try:
+        yield
+    except Unavailable as error:
+        try:
+            SupervisorClient(supervisor_socket(paths)).programs()
+        except Unavailable:
+            raise no_node(paths) from error
+        raise
+
+
+def no_node(paths: Paths) -> Unavailable:
+    """What every command says of it."""
+    return Unavailable(
+        f"no node runs on state directory {paths.state}; start it with `fabstir-node run`"
+    )

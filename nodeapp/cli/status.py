@@ -31,7 +31,7 @@ def status(
     """Show every process. Exit code 0: all ready; 3: something is not; 1: the node is down."""
     import asyncio
 
-    from nodeapp.core.errors import Unavailable
+    from nodeapp.cli.reach import no_node
     from nodeapp.service.paths import resolve_paths
     from nodeapp.service.supervisord import WATCHDOG
     from nodeapp.service.tree import running_processes, tree_status
@@ -51,9 +51,7 @@ def status(
     elif is_up:
         _print_table(found)
     if not is_up:
-        raise Unavailable(
-            f"no node runs on state directory {paths.state}; start it with `fabstir-node run`"
-        )
+        raise no_node(paths)
     if not all(item.ready for item in found):
         raise typer.Exit(EXIT_NOT_READY)
 

@@ -20,6 +20,7 @@ COLOURS = {
     Phase.FAULT: 31,
     Phase.ROLLED_BACK: 33,
     Phase.WAITING: 33,
+    Phase.STOPPED: 33,
 }
 """Of the phase's line (ECMA-48 SGR)."""
 PHASE_LINE = 2

@@ -28,6 +28,7 @@ class Phase(StrEnum):
     """Where the machine stands, in the operator's words."""
 
     WAITING = "waiting for configuration"
+    STOPPED = "not running"
     STARTING = "starting"
     LOADING = "loading the model"
     SERVING = "serving"
@@ -122,6 +123,8 @@ def _phase(seen: Seen) -> tuple[Phase, str, str]:
     if seen.update is not None and seen.update.phase in ON_TRIAL:
         detail = f"{seen.update.candidate} stays when it is healthy, else {seen.update.current}"
         return Phase.ON_TRIAL, f"{detail} comes back", ""
+    if _is_stopped(seen):
+        return Phase.STOPPED, "no process of the node runs", ""
     waiting = [one for one in seen.processes if not one.ready]
     if waiting or not seen.processes:
         return _starting(waiting)
@@ -144,11 +147,20 @@ def _installing(update: UpdateView) -> tuple[str, str]:
     return f"{update.phase} {update.candidate}", progress
 
 
+def _is_up(seen: Seen) -> bool:
+    return any(one.state != "UNKNOWN" or one.ready is not None for one in seen.processes)
+
+
+def _is_stopped(seen: Seen) -> bool:
+    """Nothing runs and no unit is about to start it; a stopped unit is a fault, see above."""
+    return not seen.unit.active and not _is_up(seen)
+
+
 def _fault(seen: Seen) -> str:
     for process in seen.processes:
         if process.state in ("FATAL", "BACKOFF"):
             return f"{process.process} cannot run: {process.detail}"
-    if any(one.state != "UNKNOWN" or one.ready is not None for one in seen.processes):
+    if _is_up(seen):
         return ""
     if seen.unit.active == "failed" or seen.unit.sub == "auto-restart" or seen.unit.restarts:
         return "the node ends as soon as it is started"
@@ -213,14 +225,10 @@ def _next_steps(seen: Seen, phase: Phase) -> Iterator[str]:
             yield "on your computer: fabstir-node provision make --out CONFIG"
             yield "copy its files onto a FAT medium with the label CONFIG"
             yield "put the medium in and start this machine again"
-        case Phase.FAULT if seen.provisioning.active:
-            yield "start this machine again; is its disk whole?"
-            yield "a login tells more: journalctl -b -u fabstir-provision"
-        case Phase.FAULT if not seen.machine.has_settings:
-            yield "correct what is refused; fabstir-node provision check tells the same"
-            yield "start this machine again"
+        case Phase.STOPPED:
+            yield "start it: fabstir-node run"
         case Phase.FAULT:
-            yield "journalctl -u fabstir-node tells more; fabstir-node doctor looks for the cause"
+            yield from _steps_out_of(seen)
         case Phase.ROLLED_BACK:
             yield "nothing: this version is not installed again"
         case _ if seen.host is not None and not seen.host.is_registered:
@@ -229,6 +237,20 @@ def _next_steps(seen: Seen, phase: Phase) -> Iterator[str]:
             yield "the new CONFIG was refused, the one before goes on: correct it"
         case _:
             return
+
+
+def _steps_out_of(seen: Seen) -> Iterator[str]:
+    """Of a fault."""
+    if seen.provisioning.active:
+        yield "start this machine again; is its disk whole?"
+        yield "a login tells more: journalctl -b -u fabstir-provision"
+    elif not seen.machine.has_settings:
+        yield "correct what is refused; fabstir-node provision check tells the same"
+        yield "start this machine again"
+    elif seen.unit.active == "inactive" and not _is_up(seen):
+        yield "start it: systemctl start fabstir-node"
+    else:
+        yield "journalctl -u fabstir-node tells more; fabstir-node doctor looks for the cause"
 
 
 def _code(seen: Seen, phase: Phase) -> tuple[str, str]:

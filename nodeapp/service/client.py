@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -157,7 +159,15 @@ class RpcClient:
         )
 
     def _unreachable(self, error: BaseException) -> Unavailable:
-        return Unavailable(f"{self._process} is not reachable: {type(error).__name__}")
+        return Unavailable(f"{self._process} is not reachable: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    """In words where the kernel tells; without the path, which renters need not see."""
+    number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+    if number in {errno.ENOENT, errno.ECONNREFUSED}:
+        return "it does not run"
+    return type(error).__name__ if number is None else os.strerror(number).lower()
 
 
 def _decode(response: aiohttp.ClientResponse, body: bytes, reply: type[Reply]) -> Reply:

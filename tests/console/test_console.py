@@ -76,6 +76,19 @@ def test_every_phase_is_told_by_what_was_seen(name, phase):
 def test_a_stopped_node_is_no_starting_one():
     stopped = replace(SAMPLES["starting"], unit=UnitState("inactive", "dead"))
     assert status_of(stopped).detail == "the node is stopped"
+    assert status_of(stopped).next_steps[0] == "start it: systemctl start fabstir-node"
+
+
+@pytest.mark.parametrize("processes", [SAMPLES["starting"].processes, ()])
+def test_where_nothing_runs_and_no_unit_starts_it_that_is_told(processes):
+    status = status_of(replace(SAMPLES["starting"], unit=UnitState(), processes=processes))
+    assert (status.phase, status.detail) == (Phase.STOPPED, "no process of the node runs")
+    assert status.next_steps == ("start it: fabstir-node run",)
+
+
+def test_the_command_tells_that_no_node_runs(tmp_path):
+    result = CliRunner().invoke(app, ["console", "--state-dir", str(tmp_path), "--plain"])
+    assert "not running: no process of the node runs" in " ".join(result.stdout.split())
 
 
 def test_one_silent_process_is_no_serving_node():

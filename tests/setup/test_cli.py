@@ -221,6 +221,21 @@ def test_creating_a_backup_without_a_node_says_so(tmp_path):
     assert "updater is not reachable" in done.stderr
 
 
+def test_asking_peers_without_a_node_says_so_as_status_does(tmp_path):
+    state = ("--state-dir", str(tmp_path))
+    said = f"error: no node runs on state directory {tmp_path}; start it with `fabstir-node run`\n"
+    for verb in (("status",), ("peers", "show"), ("peers", "ban", "peer:x")):
+        done = fabstir(*verb, *state, "--set", "node.log_level=debug")
+        assert (done.returncode, done.stderr) == (1, said), verb
+
+
+def test_doctor_tells_programs_in_json(tmp_path):
+    done = fabstir("doctor", "--json", "--state-dir", str(tmp_path))
+    assert done.returncode == 1
+    found = json.loads(done.stdout)["findings"]
+    assert any("chain.keystore_file" in line for line in found)
+
+
 def test_doctor_names_an_unreachable_chain(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

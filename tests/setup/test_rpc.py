@@ -208,7 +208,7 @@ async def test_retries_share_one_deadline(client, server):
 
 async def test_a_socket_that_is_not_there_is_unavailable(tmp_path):
     async with RpcClient(tmp_path / "no.sock", "tested") as client:
-        with pytest.raises(Unavailable, match="tested is not reachable"):
+        with pytest.raises(Unavailable, match="tested is not reachable: it does not run"):
             await ask(client)
         with pytest.raises(Unavailable, match="tested is not reachable"):
             await collect(client, 1)
