@@ -1,4 +1,4 @@
-"""fabstir-node backup create|list|verify|restore|drill: the journal's copies and the repository.
+"""fabstir-node backup create|init|adopt|list|verify|restore|drill: copies and the repository.
 
 A backup is named by its id in the repository, "latest", or the path of a local journal copy.
 """
@@ -15,11 +15,12 @@ import typer
 from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from nodeapp.rpc.updater import UpdaterClient
     from nodeapp.service.settings import Settings
     from nodeapp.updater.drill import Repository
-    from nodeapp.wire.ipc_updater import RestorePreview
+    from nodeapp.wire.ipc_updater import BackupView, RestorePreview
 
 Which = Annotated[
     str,
@@ -49,6 +50,8 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode=None,
     )
     group.command("create")(create)
+    group.command("init")(init)
+    group.command("adopt")(adopt)
     group.command("list")(list_)
     group.command("verify")(verify)
     group.command("restore")(restore)
@@ -65,25 +68,61 @@ def snapshot_dir(settings: Settings) -> Path:
 
 def create(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
     """Make one now and restore it for a test; the node must run."""
+
+    async def ask(client: UpdaterClient) -> str:
+        if settings.updater.restic_repository:
+            return _made(await client.backup())
+        copy = await client.snapshot()
+        return f"{copy.path}  {copy.records} records  sha256 {copy.sha256}"
+
+    settings = settings_of(config, state_dir, flags)
+    _ask(settings, ask)
+
+
+def init(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
+    """Go on with the repository that is there now, a new one if there is none; the node must run.
+
+    For a new backup disk. Otherwise another repository than the last backup's is refused.
+    """
+
+    async def ask(client: UpdaterClient) -> str:
+        return _made(await client.backup_init())
+
+    _ask(settings_of(config, state_dir, flags), ask)
+
+
+def adopt(config: ConfigFile = None, state_dir: StateDir = None, flags: Flags = None) -> None:
+    """Back up the journal that is here after another journal's backups; the node must run.
+
+    For a node that was begun anew although the repository holds its account's backups: what those
+    know and this journal does not is given up. They stay in the repository.
+    """
+
+    async def ask(client: UpdaterClient) -> str:
+        return _made(await client.backup_adopt())
+
+    _ask(settings_of(config, state_dir, flags), ask)
+
+
+def _made(made: BackupView) -> str:
+    keys = "with keys" if made.has_keys else "WITHOUT keys"
+    return (
+        f"{made.id[:8]}  {made.records} records, {made.sessions} sessions, {keys},"
+        f" restored for a test and replayed in {made.seconds:.1f} s"
+    )
+
+
+def _ask(settings: Settings, question: Callable[[UpdaterClient], Awaitable[str]]) -> None:
     import asyncio
 
     from nodeapp.rpc.updater import UpdaterClient
     from nodeapp.service.paths import resolve_paths
 
-    async def ask() -> str:
+    async def answer() -> str:
         async with UpdaterClient(resolve_paths(settings.node).socket("updater")) as client:
-            if settings.updater.restic_repository:
-                made = await client.backup()
-                keys = "with keys" if made.has_keys else "WITHOUT keys"
-                return (
-                    f"{made.id[:8]}  {made.records} records, {made.sessions} sessions, {keys},"
-                    f" restored for a test and replayed in {made.seconds:.1f} s"
-                )
-            copy = await client.snapshot()
-            return f"{copy.path}  {copy.records} records  sha256 {copy.sha256}"
+            return await question(client)
 
-    settings = settings_of(config, state_dir, flags)
-    sys.stdout.write(asyncio.run(ask()) + "\n")
+    sys.stdout.write(asyncio.run(answer()) + "\n")
 
 
 def list_(
@@ -119,13 +158,23 @@ def list_(
             }
             for item in found
         ]
-        rows += [{"id": one.id, "made_at": one.made_at, "account": one.account} for one in stored]
+        rows += [
+            {
+                "id": one.id,
+                "made_at": one.made_at,
+                "account": one.account,
+                "history": one.history,
+                "sequence": one.sequence,
+            }
+            for one in stored
+        ]
         sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
         return
     for item in found:
         sys.stdout.write(f"{item.path}  {item.records} records  {item.size_bytes} bytes\n")
     for one in stored:
-        sys.stdout.write(f"{one.id[:8]}  {one.made_at[:19]}  {one.account}\n")
+        number = f"  {one.history}/{one.sequence}" if one.sequence else ""
+        sys.stdout.write(f"{one.id[:8]}  {one.made_at[:19]}  {one.account}{number}\n")
 
 
 def verify(

@@ -208,7 +208,7 @@ class ReleaseBlacklisted(AuditEvent, frozen=True):
 
 
 class BackupAction(AuditEvent, frozen=True):
-    """`action` is make, verify, restore or drill; `outcome` "done" or an error code."""
+    """`action`: make, init, adopt, verify, restore or drill; `outcome`: "done" or an error code."""
 
     action: str
     id: str

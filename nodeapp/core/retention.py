@@ -1,11 +1,12 @@
 """Which snapshots are kept: the newest ones, and one a day and a week further back. Pure.
 
 Rules of this file: times are unix seconds, days and weeks are UTC's; the newest is always kept.
+Which one is newest is told by the order of making, never by times alone: a clock can be wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,13 +27,23 @@ class Retention:
     weekly: int = 0
 
 
-def kept(made: Mapping[Name, float], rule: Retention) -> frozenset[Name]:
-    """The names that stay, of all with the times they were made.
+def in_order(made: Mapping[Name, float], now: float) -> list[tuple[Name, float]]:
+    """Oldest first, where only times tell.
+
+    What claims to be made later than now was made while the clock was wrong: it counts as older
+    than all others, or else it would drive out what is made from now on.
+    """
+    return sorted(made.items(), key=lambda one: (one[1] <= now, one[1]))
+
+
+def kept(oldest_first: Sequence[tuple[Name, float]], rule: Retention) -> frozenset[Name]:
+    """The names that stay, of all with the times they were made, in the order of making.
 
     The newest snapshot of a period stands for it. Periods without one are not counted: a node
     that was off for a month loses nothing of what it had.
     """
-    newest_first = sorted(made, key=lambda name: made[name], reverse=True)
+    made = dict(oldest_first)
+    newest_first = list(reversed(made))
     chosen = set(newest_first[: max(1, rule.last)])
     for length, start, count in (
         (DAY_SECONDS, 0, rule.daily),

@@ -17,6 +17,9 @@ from nodeapp.wire.ipc_updater import (
 )
 
 BACKUP = "/v1/backup"
+BACKUP_INIT = "/v1/backup/init"
+BACKUP_ADOPT = "/v1/backup/adopt"
+_BACKUP_SECONDS = 7 * 3600.0
 STATE_SNAPSHOT = "/v1/state-snapshot"
 SNAPSHOT = "/v1/snapshot"
 SNAPSHOTS = "/v1/snapshots"
@@ -51,7 +54,28 @@ class UpdaterClient:
             InvalidRequest: no repository is set.
             Unavailable: restic or the repository does not answer.
         """
-        return await self._rpc.call(BACKUP, Empty(), BackupView, deadline_seconds=7 * 3600.0)
+        return await self._backup(BACKUP)
+
+    async def backup_init(self) -> BackupView:
+        """The same into the repository that is there now, or a new one; from now on it counts.
+
+        Raises:
+            Rejected: it holds this account's backups with another history.
+            Unavailable: restic or the repository does not answer.
+        """
+        return await self._backup(BACKUP_INIT)
+
+    async def backup_adopt(self) -> BackupView:
+        """The same although the account's backups there are not of this journal's history.
+
+        Raises:
+            Rejected: it is another repository.
+            Unavailable: restic or the repository does not answer.
+        """
+        return await self._backup(BACKUP_ADOPT)
+
+    async def _backup(self, path: str) -> BackupView:
+        return await self._rpc.call(path, Empty(), BackupView, deadline_seconds=_BACKUP_SECONDS)
 
     async def keep_state(self, reason: str) -> StateSnapshotView:
         """Keep the state as it is now, under a reason such as "pre-1.2.0".

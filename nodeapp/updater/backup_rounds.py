@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from aiohttp import web
 
 from nodeapp.core.audit import BackupAction
-from nodeapp.core.errors import InvalidRequest, NodeError
+from nodeapp.core.errors import InvalidRequest, NodeError, Rejected
 from nodeapp.core.retention import Retention, age_text
-from nodeapp.rpc.updater import BACKUP, STATE_SNAPSHOT
+from nodeapp.rpc.updater import BACKUP, BACKUP_ADOPT, BACKUP_INIT, STATE_SNAPSHOT
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, operator
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.backups import Backups
+from nodeapp.updater.lineage import Intent
 from nodeapp.updater.restic import Restic, open_restic
 from nodeapp.updater.snapshots import Snapshots
 from nodeapp.updater.volumes import (
@@ -59,6 +60,9 @@ class BackupRounds:
         self._counted = metrics.counter("backups_total", "Backups by outcome", ("outcome",))
         self._seconds = metrics.histogram("backup_seconds", "Making and testing one backup")
         self._good = metrics.gauge("backup_last_good_timestamp_seconds", "Newest tested backup")
+        self._undecided = metrics.gauge(
+            "backup_needs_operator", "1: no backup before an operator has decided, see status"
+        )
         self._added = metrics.counter("backup_added_bytes_total", "Bytes new to the repository")
         self._kept = metrics.gauge("state_snapshots", "btrfs snapshots of the state")
 
@@ -66,6 +70,8 @@ class BackupRounds:
         """What rpc/updater.py calls."""
         return [
             web.post(BACKUP, operator(endpoint(Empty, self.create))),
+            web.post(BACKUP_INIT, operator(endpoint(Empty, self.init))),
+            web.post(BACKUP_ADOPT, operator(endpoint(Empty, self.adopt))),
             web.post(STATE_SNAPSHOT, operator(endpoint(StateSnapshotRequest, self.keep_state))),
         ]
 
@@ -99,11 +105,23 @@ class BackupRounds:
         Raises:
             InvalidRequest: no repository is set.
         """
-        if self._backups is None:
-            raise InvalidRequest(
-                "updater.restic_repository is not set: there is nowhere to back up"
-            )
-        return await self._create(self._backups, only_if_changed=False)
+        return await self._create(self._required())
+
+    async def init(self, _message: Empty) -> BackupView:
+        """One now into whatever repository is there, a new one if there is none.
+
+        Raises:
+            InvalidRequest: no repository is set.
+        """
+        return await self._create(self._required(), intent="init")
+
+    async def adopt(self, _message: Empty) -> BackupView:
+        """One now, after another history's: the operator goes on with the journal that is here.
+
+        Raises:
+            InvalidRequest: no repository is set.
+        """
+        return await self._create(self._required(), intent="adopt")
 
     async def keep_state(self, request: StateSnapshotRequest) -> StateSnapshotView:
         """The whole state as it is now: btrfs, or a copy of what cannot be made again."""
@@ -136,40 +154,53 @@ class BackupRounds:
             volume=self._volume,
         )
 
-    async def _create(self, backups: Backups, *, only_if_changed: bool) -> BackupView:
+    def _required(self) -> Backups:
+        if self._backups is None:
+            raise InvalidRequest(
+                "updater.restic_repository is not set: there is nowhere to back up"
+            )
+        return self._backups
+
+    async def _create(
+        self, backups: Backups, *, only_if_changed: bool = False, intent: Intent = "usual"
+    ) -> BackupView:
         async with self._busy:
             try:
-                made = await backups.create(only_if_changed=only_if_changed)
+                made = await backups.create(only_if_changed=only_if_changed, intent=intent)
             except NodeError as error:
                 self._counted.labels("failed").inc()
+                self._undecided.set(isinstance(error, Rejected))
                 if self._trouble != error.message:
                     # Once, however often the same is tried again.
                     self._note("", error.code, error.message)
                 self._trouble = error.message
                 raise
         self._trouble = ""
+        self._undecided.set(0)
         self._counted.labels("made" if made.is_new else "unchanged").inc()
         self._seconds.observe(made.seconds)
         self._added.inc(made.bytes_added)
         self._good.set(self._shell.clock.unix_seconds())
         if made.is_new:
-            self._note(made.id, "done", f"{made.records} records, {made.sessions} sessions")
+            detail = f"{made.records} records, {made.sessions} sessions"
+            self._note(made.id, "done", detail, "make" if intent == "usual" else intent)
             _log.info("backup made", id=made.id[:8], records=made.records, seconds=made.seconds)
         return made
 
-    def _note(self, made: str, outcome: str, detail: str) -> None:
-        self._shell.audit.record(BackupAction("make", made, outcome, detail))
+    def _note(self, made: str, outcome: str, detail: str, action: str = "make") -> None:
+        self._shell.audit.record(BackupAction(action, made, outcome, detail))
 
     async def _backup_rounds(self, backups: Backups) -> None:
-        failed = False
+        # On a new disk what the repository holds is told early.
+        is_urgent = not backups.last_good().at
         while True:
             interval = self._settings.backup_interval_seconds
-            await asyncio.sleep(_jittered(min(interval, RETRY_SECONDS) if failed else interval))
+            await asyncio.sleep(_jittered(min(interval, RETRY_SECONDS) if is_urgent else interval))
             try:
                 await self._create(backups, only_if_changed=True)
-                failed = False
+                is_urgent = False
             except NodeError as error:
-                failed = True
+                is_urgent = True
                 age = self._shell.clock.unix_seconds() - backups.last_good().at
                 _log.warning("backup failed", error=error.message, last_good=age_text(age))
 
@@ -186,7 +217,6 @@ class BackupRounds:
             except NodeError as error:
                 _log.warning("state snapshot failed", error=error.message)
             await asyncio.sleep(_jittered(self._settings.state_snapshot_interval_seconds))
-
 
     async def _room_rounds(self, volume: BtrfsSnapshots) -> None:
         """One a round: until the next one the file system has its space back."""

@@ -7,22 +7,31 @@ before a newer backup is good; scratch files go on every way out.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError, Unavailable
-from nodeapp.core.retention import DAY_SECONDS, Retention, age_text
+from nodeapp.core.errors import Corrupt, InvalidRequest, NodeError
+from nodeapp.core.retention import DAY_SECONDS, Retention, age_text, kept
 from nodeapp.service.clock import Clock
 from nodeapp.service.logs import get_logger
 from nodeapp.service.paths import Paths
 from nodeapp.service.settings import UpdaterSettings
-from nodeapp.store.atomic import write_whole
-from nodeapp.store.backups import copy_closed
+from nodeapp.store.backups import copy_closed, history_of
+from nodeapp.updater.lineage import (
+    Intent,
+    LastGood,
+    check_history,
+    clock_behind,
+    opened,
+    remember,
+    remembered,
+)
 from nodeapp.updater.manifest import Manifest
 from nodeapp.updater.rehearsal import STAGE, Rehearsed, fetch, rehearse
 from nodeapp.updater.restic import Restic, Stored
@@ -38,21 +47,9 @@ from nodeapp.updater.staging import (
 from nodeapp.updater.volumes import BtrfsSnapshots
 from nodeapp.wire.ipc_updater import BackupView
 
-STATE_FILE = "backup.json"
 FOR_BACKUP = "backup"
 """Reason of the btrfs snapshots that last as long as a journal is copied out of them."""
 _log = get_logger(__name__)
-
-
-class LastGood(msgspec.Struct, frozen=True):
-    """What the process remembers over a restart."""
-
-    at: float = 0.0
-    """Unix seconds; 0: never."""
-    id: str = ""
-    content: str = ""
-    sessions: int = 0
-    pruned_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +70,16 @@ class Backups:
         """The process's own files."""
         return self.paths.process_state("updater")
 
-    async def create(self, *, only_if_changed: bool = False) -> BackupView:
+    async def create(
+        self, *, only_if_changed: bool = False, intent: Intent = "usual"
+    ) -> BackupView:
         """Make one, restore it for a test, apply the retention.
 
         Raises:
             Unavailable: restic, the repository or the journal's owner does not answer.
             Corrupt: the copy that came back is not what was saved.
             InvalidRequest: a password file is missing or unfit.
+            Rejected: the repository or its backups are not this node's; see lineage.py.
         """
         if (restic := self.restic) is None:
             raise InvalidRequest(
@@ -91,32 +91,27 @@ class Backups:
         try:
             files = await self.files()
             manifest = await self._fill(stage, files, password)
-            before = self.last_good()
-            if not before.at:
-                await restic.prepare()
-            if only_if_changed and await self._is_kept(restic, before, manifest):
-                good = msgspec.structs.replace(before, at=self.clock.unix_seconds())
-                added, is_new = 0, False
+            before = LastGood() if intent == "init" else self.last_good()
+            place = await self._place(restic, before, manifest, intent)
+            if only_if_changed and place.holds(before, manifest):
+                good, added = msgspec.structs.replace(place.good, at=self.clock.unix_seconds()), 0
             else:
                 # The journal's copy is older than the blobs: it never names one that is missing.
-                roots = [stage, *([files.blobs] if files.blobs.is_dir() else ())]
-                if await asyncio.to_thread(is_readable, files.audit):
-                    roots.append(files.audit)
-                elif files.audit.exists():
-                    _log.warning("audit logs are not backed up: some cannot be read")
-                made, added = await _saved(restic, roots, manifest.account)
-                backup = Stored(made, "", manifest.account, tuple(roots))
+                roots = await asyncio.to_thread(_roots, stage, files)
+                wanted = replace(place.next, paths=roots)
+                made, added = await restic.save(wanted)
+                backup = replace(wanted, id=made)
                 tested = await self._test(restic, backup, manifest, password)
-                good = LastGood(
-                    self.clock.unix_seconds(),
-                    made,
-                    manifest.content(),
-                    sum(one.sessions for one in tested.reports),
-                    before.pruned_at,
+                good = msgspec.structs.replace(
+                    place.good,
+                    at=self.clock.unix_seconds(),
+                    id=made,
+                    content=manifest.content(),
+                    sessions=sum(one.sessions for one in tested.reports),
+                    has_keys=bool(manifest.key_names),
                 )
-                is_new = True
-            good = await self._forget(restic, good, manifest.account) if is_new else good
-            await asyncio.to_thread(self._remember, good)
+                good = await self._forget(restic, good, (*place.own, backup))
+            await asyncio.to_thread(remember, self.directory, good)
         finally:
             await asyncio.to_thread(shutil.rmtree, stage, ignore_errors=True)
         return BackupView(
@@ -126,7 +121,7 @@ class Backups:
             bytes_added=added,
             seconds=round(self.clock.monotonic_seconds() - began, 3),
             has_keys=bool(manifest.key_names),
-            is_new=is_new,
+            is_new=good.id != before.id,
         )
 
     async def files(self) -> NodeFiles:
@@ -148,17 +143,15 @@ class Backups:
 
     def last_good(self) -> LastGood:
         """The newest backup that passed its test."""
-        try:
-            return msgspec.json.decode((self.directory / STATE_FILE).read_bytes(), type=LastGood)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return LastGood()
+        return remembered(self.directory)
 
     def summary(self) -> str:
         """For the readiness line."""
         good = self.last_good()
         if not good.at:
             return "no good backup yet"
-        return f"last good backup {age_text(self.clock.unix_seconds() - good.at)} ago"
+        age = age_text(self.clock.unix_seconds() - good.at)
+        return f"last good backup {age} ago{good.notes()}"
 
     async def _fill(self, stage: Path, files: NodeFiles, password: bytes) -> Manifest:
         copies, source = await self._copies()
@@ -205,10 +198,32 @@ class Backups:
         finally:
             await volume.remove(snapshot.path)
 
-    async def _is_kept(self, restic: Restic, before: LastGood, manifest: Manifest) -> bool:
-        if before.content != manifest.content():
-            return False
-        return any(one.id.startswith(before.id) for one in await restic.stored())
+    async def _place(
+        self, restic: Restic, before: LastGood, manifest: Manifest, intent: Intent
+    ) -> _Place:
+        if intent == "init":
+            repository, everything = await restic.prepare(), await restic.stored()
+        else:
+            repository, everything = await opened(restic, before)
+        account, now = manifest.account, self.clock.unix_seconds()
+        copy = self.directory / STAGE / manifest.journals[0].path
+        history = await asyncio.to_thread(history_of, copy)
+        mine = [one for one in everything if one.account == account]
+        if intent != "adopt":
+            check_history(before, history, account, mine)
+        made_at = dt.datetime.fromtimestamp(now, dt.UTC).isoformat()
+        sequence = max((one.sequence for one in mine), default=0) + 1
+        return _Place(
+            # Another history's are left alone: only an operator knows that they are not wanted.
+            own=tuple(one for one in mine if one.history in {"", history}),
+            next=Stored("", made_at, account, (), history, sequence),
+            good=msgspec.structs.replace(
+                before,
+                repository=repository,
+                history=history,
+                clock_behind_seconds=clock_behind(now, mine),
+            ),
+        )
 
     async def _test(
         self, restic: Restic, backup: Stored, manifest: Manifest, password: bytes
@@ -228,29 +243,46 @@ class Backups:
         finally:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
-    async def _forget(self, restic: Restic, good: LastGood, account: str) -> LastGood:
+    async def _forget(self, restic: Restic, good: LastGood, own: Sequence[Stored]) -> LastGood:
         """Space is freed once a day: that reads the repository's whole index."""
         rule = Retention(
             self.settings.keep_last, self.settings.keep_daily, self.settings.keep_weekly
         )
-        is_due = good.at - good.pruned_at >= DAY_SECONDS
+        stays = kept([(one.id, one.unix_seconds) for one in own], rule)
+        # Also when the clock was set back since.
+        is_due = not 0 <= good.at - good.pruned_at < DAY_SECONDS
         try:
-            await restic.forget(account, rule, prune=is_due)
+            await restic.forget([one for one in own if one.id not in stays])
+            if is_due:
+                await restic.prune()
         except NodeError as error:
             # The backup itself is good; an append-only repository refuses this for ever.
             _log.warning("old backups are still there", error=error.message)
             return good
         return msgspec.structs.replace(good, pruned_at=good.at) if is_due else good
 
-    def _remember(self, good: LastGood) -> None:
-        write_whole(self.directory / STATE_FILE, msgspec.json.encode(good))
+
+def _roots(stage: Path, files: NodeFiles) -> tuple[Path, ...]:
+    roots = [stage, *([files.blobs] if files.blobs.is_dir() else ())]
+    if is_readable(files.audit):
+        roots.append(files.audit)
+    elif files.audit.exists():
+        _log.warning("audit logs are not backed up: some cannot be read")
+    return tuple(roots)
 
 
-async def _saved(restic: Restic, roots: Sequence[Path], account: str) -> tuple[str, int]:
-    """A repository that was there and is gone (a new disk) is made again."""
-    try:
-        return await restic.save(roots, account)
-    except Unavailable as error:
-        await restic.prepare()
-        _log.warning("backup is tried again", error=error.message)
-        return await restic.save(roots, account)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the next backup goes."""
+
+    own: tuple[Stored, ...]
+    """Those that it follows, oldest first."""
+    next: Stored
+    good: LastGood
+    """What is remembered when it is good, without what only the backup itself tells."""
+
+    def holds(self, before: LastGood, manifest: Manifest) -> bool:
+        """Whether the last one is there and nothing has changed since."""
+        return before.content == manifest.content() and any(
+            one.id.startswith(before.id) for one in self.own
+        )

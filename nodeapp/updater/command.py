@@ -77,4 +77,4 @@ async def run_program(
 
 def _last_words(errors: bytes) -> str:
     lines = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
-    return " / ".join(lines[-2:])[:500] or "it said nothing"
+    return " / ".join(lines[-3:])[:500] or "it said nothing"

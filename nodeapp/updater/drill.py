@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -21,7 +22,8 @@ from nodeapp.core.errors import Corrupt
 from nodeapp.service.clock import Clock
 from nodeapp.service.paths import Paths, resolve_paths
 from nodeapp.service.settings import NodeSettings, Settings
-from nodeapp.store.backups import head_of
+from nodeapp.store.backups import head_of, history_of
+from nodeapp.updater.lineage import LastGood, remember
 from nodeapp.updater.rehearsal import Rehearsed, fetch, rehearse, replay
 from nodeapp.updater.restic import Restic, open_restic
 from nodeapp.updater.restoring import Plan, carry_out, plan_restore
@@ -53,8 +55,7 @@ class Repository:
         """Fetch and rehearse one; gives it and its scratch directory, which goes afterwards."""
         password = recovery_password(self.settings.updater.recovery_password_file)
         # A drill writes keys: where the node has its own rather than on another disk.
-        own = self.paths.process_state("updater")
-        place = own if await asyncio.to_thread(own.is_dir) else None
+        place = await asyncio.to_thread(_scratch_place, self.paths)
         scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="restore-", dir=place))
         try:
             restic = self.restic
@@ -77,7 +78,21 @@ class Repository:
             plan = await self._plan(tested, self.settings, self.paths, scratch)
             if not is_dry_run:
                 await self._write(plan, self.paths, replace=replace)
+                await self._go_on_from(tested)
             return plan.preview
+
+    async def _go_on_from(self, tested: Rehearsed) -> None:
+        """What this node backs up from now on follows what it was restored from."""
+        directory = self.paths.process_state("updater")
+        first, *_others = tested.fetched.manifest.journals
+        journal = self.paths.journal_of(first.process)
+        good = LastGood(
+            id=tested.fetched.backup.id,
+            repository=await self.restic.identity(),
+            history=await asyncio.to_thread(history_of, journal),
+        )
+        await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(remember, directory, good)
 
     async def drill(self, wanted: str, account: str = "") -> DrillReport:
         """A full rehearsal: restore everything into an empty directory and open it there.
@@ -124,6 +139,18 @@ class Repository:
         moment = dt.datetime.fromtimestamp(self.clock.unix_seconds(), dt.UTC)
         stamp = moment.strftime("%Y%m%dT%H%M%SZ")
         await asyncio.to_thread(carry_out, plan, paths, replace=replace, stamp=stamp)
+
+
+def _scratch_place(paths: Paths) -> Path | None:
+    """The disk that a restore goes to: /tmp is memory on many machines, and all blobs come along.
+
+    None: nothing of it may be written, so nothing will be restored either.
+    """
+    own = paths.process_state("updater")
+    for place in (own, *own.parents):
+        if place.is_dir():
+            return place if os.access(place, os.W_OK | os.X_OK) else None
+    return None
 
 
 def _blank(settings: Settings, node: NodeSettings) -> Settings:

@@ -1,11 +1,13 @@
 """A restic repository: local directory, SFTP, S3-compatible, whatever restic can reach.
 
 Rules of this file: the only one that calls restic; secrets go by file and environment, never by
-argument. Needs restic 0.14 or newer.
+argument. Needs restic 0.14 or newer. Which backup is newer is told by a number in its tags: a clock
+can be wrong.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,12 @@ from pathlib import Path
 import msgspec
 
 from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound, Unavailable
-from nodeapp.core.retention import Retention
 from nodeapp.service.config import credential_path
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.command import found_program, run_program
 
 TAG = "fabstir-node"
+_HISTORY, _SEQUENCE = "history-", "sequence-"
 QUICK_SECONDS = 120.0
 TRANSFER_SECONDS = 6 * 3600.0
 
@@ -33,6 +35,19 @@ class Stored:
     account: str
     """Chain account of the host."""
     paths: tuple[Path, ...]
+    history: str = ""
+    """Of the first chain's journal, see store/backups.py; "": made by an older program."""
+    sequence: int = 0
+    """Counts an account's backups from 1; 0: made by an older program."""
+
+    @property
+    def unix_seconds(self) -> float:
+        """When it was made, by the clock of then."""
+        return dt.datetime.fromisoformat(self.made_at).timestamp() if self.made_at else 0.0
+
+
+class _Config(msgspec.Struct, frozen=True):
+    id: str
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
@@ -60,25 +75,35 @@ class Restic:
         self._environment = environment
         self._cache = cache
 
-    async def prepare(self) -> None:
-        """Make the repository if there is none.
+    async def identity(self) -> str:
+        """The repository's own id: another one is another repository, whatever its address is.
+
+        Raises:
+            Unavailable: not there, not reachable, or the password is wrong.
+        """
+        return msgspec.json.decode(await self._run("cat", "config"), type=_Config).id
+
+    async def prepare(self) -> str:
+        """Make the repository if there is none; its id.
 
         Raises:
             Unavailable: not reachable, or the password is wrong.
         """
         try:
-            await self._run("cat", "config")
+            return await self.identity()
         except Unavailable as error:
             # Wrong password, no network: `init` fails as well, with what is really wrong.
             try:
                 await self._run("init")
             except Unavailable as second:
                 raise (error if "already" in second.message else second) from second
+        return await self.identity()
 
-    async def save(self, paths: Sequence[Path], account: str) -> tuple[str, int]:
-        """Back the paths up as one; the beginning of its id and the bytes that were new."""
+    async def save(self, backup: Stored) -> tuple[str, int]:
+        """Back its paths up as one; the beginning of the id it got and the bytes that were new."""
+        tags = f"{TAG},{backup.account},{_HISTORY}{backup.history},{_SEQUENCE}{backup.sequence}"
         output = await self._run(
-            "backup", "--json", "--host", TAG, "--tag", f"{TAG},{account}", *map(str, paths),
+            "backup", "--json", "--host", TAG, "--tag", tags, *map(str, backup.paths),
             seconds=TRANSFER_SECONDS,
         )  # fmt: skip
         for line in reversed(output.splitlines()):
@@ -91,15 +116,18 @@ class Restic:
         """All of ours, oldest first."""
         output = await self._run("snapshots", "--json", "--tag", TAG)
         found = msgspec.json.decode(output, type=list[_Snapshot] | None) or []
-        return [
+        backups = [
             Stored(
                 one.id,
                 one.time,
-                next((tag for tag in one.tags if tag != TAG), ""),
+                next((tag for tag in one.tags if tag.startswith("0x")), ""),
                 tuple(map(Path, one.paths)),
+                _tagged(one.tags, _HISTORY),
+                int(_tagged(one.tags, _SEQUENCE) or 0),
             )
-            for one in sorted(found, key=lambda one: one.time)
+            for one in found
         ]
+        return sorted(backups, key=lambda one: (one.sequence, one.unix_seconds))
 
     async def one(self, wanted: str, account: str = "") -> Stored:
         """By id, its beginning, or "latest".
@@ -144,16 +172,15 @@ class Restic:
         """
         await self._run("check", *(("--read-data",) if read_data else ()), seconds=TRANSFER_SECONDS)
 
-    async def forget(self, account: str, rule: Retention, *, prune: bool) -> None:
-        """Apply the retention to one host's backups; with `prune` free their space, too."""
-        await self._run(
-            "forget", "--tag", f"{TAG},{account}", "--group-by", "host",
-            "--keep-last", str(rule.last),
-            *(("--keep-daily", str(rule.daily)) if rule.daily else ()),
-            *(("--keep-weekly", str(rule.weekly)) if rule.weekly else ()),
-            *(("--prune",) if prune else ()),
-            seconds=TRANSFER_SECONDS,
-        )  # fmt: skip
+    async def forget(self, backups: Sequence[Stored]) -> None:
+        """Take these out; their space stays used until `prune`."""
+        if backups:
+            ids = (one.id for one in backups)
+            await self._run("forget", *ids, seconds=TRANSFER_SECONDS)
+
+    async def prune(self) -> None:
+        """Free what no backup uses."""
+        await self._run("prune", seconds=TRANSFER_SECONDS)
 
     async def _run(self, *arguments: str, seconds: float = QUICK_SECONDS) -> bytes:
         try:
@@ -173,6 +200,10 @@ class Restic:
             "RESTIC_PASSWORD_FILE": str(self._password_file),
         }
         return await run_program(command, deadline_seconds=seconds, environment=environment)
+
+
+def _tagged(tags: Sequence[str], prefix: str) -> str:
+    return next((tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)), "")
 
 
 def open_restic(settings: UpdaterSettings, cache: Path) -> Restic:

@@ -158,15 +158,21 @@ def recovery_password(value: str) -> bytes:
     """First line of the recovery password's file; empty when none is set.
 
     Raises:
-        InvalidRequest: the file cannot be read.
+        InvalidRequest: the file cannot be read, or its first line is empty.
     """
     if not value:
         return b""
     path = credential_path(value)
     try:
-        return path.read_bytes().split(b"\n", 1)[0].strip()
+        password = path.read_bytes().split(b"\n", 1)[0].strip()
     except OSError as error:
         raise InvalidRequest(f"recovery password file {path}: {error.strerror}") from error
+    if not password:
+        raise InvalidRequest(
+            f"recovery password file {path} (updater.recovery_password_file) has an empty first"
+            " line: write the password there, or take the setting out to leave keys out of backups"
+        )
+    return password
 
 
 def _journal(stage: Path, process: str, copy: Path) -> JournalEntry:

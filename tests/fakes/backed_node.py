@@ -81,6 +81,15 @@ class BackedNode:
 
     async def start(self) -> Ledger:
         """As the tree leaves it: settings, an identity, a blob, one open session."""
+        await self.start_blank()
+        self.put("s5/blobs/aa/aa01", b"transcript")
+        self.put("models/model.gguf", b"x" * 100_000)
+        if not self.ledger.sessions:
+            await self.ledger.record(opened(), RenterAuthenticated(7, RENTER_KEY))
+        return self.ledger
+
+    async def start_blank(self) -> None:
+        """As a first start leaves it."""
         paths = self.paths
         for directory in (paths.state / "conf", paths.process_state("updater"), paths.cache):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,12 +97,11 @@ class BackedNode:
             text = process_settings(self.settings, process, paths)
             (paths.state / "conf" / f"{process}.toml").write_text(text, "utf-8")
         self.put("p2p/identity.key", b"identity-secret")
-        self.put("s5/blobs/aa/aa01", b"transcript")
-        self.put("models/model.gguf", b"x" * 100_000)
+        await self.open()
+
+    async def open(self) -> None:
+        """The journal again, after a restart or a restore."""
         self.ledger = await self.open_ledger()
-        if not self.ledger.sessions:
-            await self.ledger.record(opened(), RenterAuthenticated(7, RENTER_KEY))
-        return self.ledger
 
     async def open_ledger(self) -> Ledger:
         marker = self.keystore.with_name(f"{self.keystore.name}.journal")
