@@ -16,9 +16,8 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Device = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9,-]{1,200}$")]
 ChainName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]{0,15}$")]
-Hours = Annotated[
-    str, msgspec.Meta(pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")
-]
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+Hours = Annotated[str, msgspec.Meta(pattern=f"^({_TIME}-{_TIME})?$")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
