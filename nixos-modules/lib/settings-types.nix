@@ -12,13 +12,21 @@ let
   atMost = schema: value: !(schema ? maximum) || value <= schema.maximum;
   inRange = schema: value: above schema value && atLeast schema value && atMost schema value;
 
+  # toString writes six decimals of a float; a reader wants 0.5, and 86400 without any.
+  plain =
+    value:
+    let
+      parts = builtins.match "(-?[0-9]+)([.]([0-9]*[1-9])?0*)?" (toString value);
+      decimals = builtins.elemAt parts 2;
+    in
+    builtins.elemAt parts 0 + lib.optionalString (decimals != null) ".${decimals}";
   range =
     schema:
     let
       bounds =
-        lib.optional (schema ? exclusiveMinimum) "above ${toString schema.exclusiveMinimum}"
-        ++ lib.optional (schema ? minimum) "at least ${toString schema.minimum}"
-        ++ lib.optional (schema ? maximum) "at most ${toString schema.maximum}";
+        lib.optional (schema ? exclusiveMinimum) "above ${plain schema.exclusiveMinimum}"
+        ++ lib.optional (schema ? minimum) "at least ${plain schema.minimum}"
+        ++ lib.optional (schema ? maximum) "at most ${plain schema.maximum}";
     in
     lib.optionalString (bounds != [ ]) ", ${lib.concatStringsSep " and " bounds}";
 

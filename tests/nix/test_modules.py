@@ -83,6 +83,8 @@ def test_the_option_reference_is_the_declarations(library):
     reference = evaluated(f'(import {HERE}/options.nix {{ library = "{library}"; }}).reference')
     written = (ROOT / "docs" / "options.md").read_text("utf-8")
     assert written == reference, "options have changed: run `make options`"
+    assert "| number, above 0 and at most 86400 |" in written
+    assert ".000000" not in written
 
 
 def test_a_file_of_others_leaves_the_settings_out(library):

@@ -155,3 +155,15 @@ def test_systemd_accepts_the_units(tmp_path, name):
     )
     ours = [line for line in done.stderr.splitlines() if "fabstir" in line]
     assert ours == []
+
+
+@needs_systemd
+def test_the_exposure_in_the_documents_is_that_of_the_golden_units():
+    found = []
+    for unit in sorted(GOLDEN.glob("*/fabstir-node.service")):
+        command = ("systemd-analyze", "security", "--offline=true", "--no-pager", unit)
+        said = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+        found += re.findall(r"exposure level for \S+: ([0-9.]+)", said.stdout)
+    assert len(found) == 3
+    text = (ROOT / "docs/nixos.md").read_text("utf-8")
+    assert f"`systemd-analyze security` is {min(found)} (no GPU) to {max(found)}, of 10" in text
