@@ -9,6 +9,7 @@ import typer
 from nodeapp.cli import (
     audit,
     backup,
+    bootstrap,
     config,
     console,
     demo,
@@ -43,6 +44,7 @@ app = typer.Typer(
 demo.register(app)
 run.register(app)
 devnet.register(app)
+bootstrap.register(app)
 renter.register(app)
 status.register(app)
 metrics.register(app)

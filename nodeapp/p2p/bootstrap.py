@@ -1,9 +1,11 @@
 """The bootstrap node: others join by it, ask it whom it knows, and have it dial them back.
 
+    fabstir-node bootstrap --state-dir DIR --listen /ip4/0.0.0.0/tcp/9000
     python -m nodeapp.p2p.bootstrap --state-dir DIR --listen /ip4/127.0.0.1/tcp/0 --ready-file FILE
 
 When it can be dialled, the ready file holds its multiaddr; it appears whole and goes with the
-process. SIGTERM or SIGINT ends it within 3 s with exit code 0; the death of its parent ends it too.
+process. SIGTERM or SIGINT ends it within 3 s with exit code 0; started as a module, as a
+development network does it, the death of its parent ends it too.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +44,17 @@ class BootstrapSettings:
     state_dir: Path
     listen: tuple[str, ...]
     announce: tuple[str, ...]
-    ready_file: Path
+    ready_file: Path | None = None
     is_relay: bool = False
 
 
-async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) -> int:
+Tell = Callable[[Sequence[str]], None]
+"""Its multiaddrs, once it can be dialled."""
+
+
+async def run_bootstrap(
+    settings: BootstrapSettings, stopping: asyncio.Event, tell: Tell = lambda _addresses: None
+) -> int:
     """Serve until `stopping` is set.
 
     Returns:
@@ -61,7 +69,7 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
         deaths.append(reason)
         stopping.set()
 
-    await asyncio.to_thread(settings.ready_file.unlink, missing_ok=True)
+    await _say_ready(settings, b"")
     directory = Directory(SystemClock().unix_seconds)
     network = NetworkSettings(
         identity_path=settings.state_dir / "identity.key",
@@ -81,14 +89,25 @@ async def run_bootstrap(settings: BootstrapSettings, stopping: asyncio.Event) ->
         host.set_handler(REACH_PROTOCOL, lambda stream: serve_dial_back(stream, admission))
         if settings.is_relay:
             host.set_handler(HOP, Relay(host, SystemClock().unix_seconds).serve)
-        await asyncio.to_thread(write_whole, settings.ready_file, f"{host.addresses[0]}\n".encode())
+        await _say_ready(settings, f"{host.addresses[0]}\n".encode())
+        tell(host.addresses)
         try:
             await stopping.wait()
         finally:
-            await asyncio.to_thread(settings.ready_file.unlink, missing_ok=True)
+            await _say_ready(settings, b"")
     for reason in deaths:
         _log.error("bootstrap node ends", error=reason)
     return 1 if deaths else 0
+
+
+async def _say_ready(settings: BootstrapSettings, text: bytes) -> None:
+    """Write the ready file; nothing to say: remove it."""
+    if settings.ready_file is None:
+        return
+    if text:
+        await asyncio.to_thread(write_whole, settings.ready_file, text)
+    else:
+        await asyncio.to_thread(settings.ready_file.unlink, missing_ok=True)
 
 
 def _parse(arguments: Sequence[str]) -> BootstrapSettings:
@@ -105,12 +124,13 @@ def _parse(arguments: Sequence[str]) -> BootstrapSettings:
     )
 
 
-async def _serve(settings: BootstrapSettings) -> int:
+async def serve(settings: BootstrapSettings, tell: Tell = lambda _addresses: None) -> int:
+    """Until SIGTERM or SIGINT; see run_bootstrap."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    return await run_bootstrap(settings, stopping)
+    return await run_bootstrap(settings, stopping, tell)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     die_with_parent()
     configure_logs("bootstrap", NodeSettings())
     try:
-        return asyncio.run(_serve(settings))
+        return asyncio.run(serve(settings))
     except* NodeError as group:
         for error in group.exceptions:
             _log.error("bootstrap node cannot run", error=str(error))

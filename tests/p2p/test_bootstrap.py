@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from nodeapp.core.errors import Unavailable
 from nodeapp.core.ids import ModelId
+from nodeapp.network.identity import load_identity
 from nodeapp.network.settings import PROCESS_ENVIRONMENT
 from nodeapp.wire.provider_key import provider_key
 from tests.p2p.hosts import running, until
@@ -59,6 +61,62 @@ async def test_a_bootstrap_process_serves_until_it_is_asked_to_end(tmp_path):
         assert process.wait(timeout=10) == 0
         assert time.monotonic() - asked < 3
         assert not ready.exists()
+
+
+def documented_unit():
+    """The unit of docs/p2p.md."""
+    text = (Path(__file__).parents[2] / "docs" / "p2p.md").read_text("utf-8")
+    return text.partition("```ini\n")[2].partition("```")[0]
+
+
+def service_line(name):
+    (line,) = [one for one in documented_unit().splitlines() if one.startswith(f"{name}=")]
+    return line.partition("=")[2]
+
+
+async def test_the_documented_service_is_a_node_that_others_join_by(tmp_path):
+    words = service_line("ExecStart").split()
+    assert words[1] == "bootstrap"
+    assert words[3] == f"/var/lib/{service_line('StateDirectory')}"
+    words[3], words[5] = str(tmp_path / "new" / "state"), "/ip4/127.0.0.1/tcp/0"
+    arguments = [sys.executable, "-m", "nodeapp.cli.main", *words[1:]]
+    for _ in range(2):
+        with started(arguments, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == "join by:\n"
+            address = process.stdout.readline().strip()
+            assert address.startswith("/dns4/boot.example.org/tcp/9000/p2p/")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=10) == 0
+        identity = address.rpartition("/")[2]
+        assert load_identity(tmp_path / "new" / "state" / "identity.key").peer_id == identity
+
+
+def test_the_documented_unit_is_one_that_systemd_takes(tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed")
+    unit = tmp_path / "fabstir-bootstrap.service"
+    program = service_line("ExecStart").split()[0]
+    unit.write_text(documented_unit().replace(program, "/bin/true"))
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+async def test_a_bootstrap_node_of_the_command_line_serves_relays(tmp_path):
+    arguments = [sys.executable, "-m", "nodeapp.cli.main", "bootstrap"]
+    places = ["--state-dir", str(tmp_path / "b"), "--listen", "/ip4/127.0.0.1/tcp/0", "--relay"]
+    with started([*arguments, *places], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "join by:\n"
+        address = process.stdout.readline().strip()
+        async with running(tmp_path, "host") as host:
+            assert await host.dht.join([address]) == 1
+            await host.reserve(address)
+            assert any("/p2p-circuit/" in one for one in host.addresses)
 
 
 async def test_a_killed_peer_ends_its_streams_and_connections(tmp_path):
