@@ -11,6 +11,11 @@ let
     command = "${cfg.package}/bin/fabstir-node";
     directory = "${cfg.package}/lib/fabstir-node";
     hostname = "${pkgs.inetutils}/bin/hostname";
+    path = lib.concatMapStringsSep ":" (tool: "${tool}/bin") [
+      pkgs.btrfs-progs
+      pkgs.coreutils
+      pkgs.util-linux
+    ];
     inherit (cfg) user;
   };
   isUnit = name: lib.hasSuffix ".service" name || lib.hasSuffix ".mount" name;
@@ -36,6 +41,8 @@ in
     serviceConfig = boot.initrd."emergency.service.d/fabstir.conf".Service;
   };
   boot.initrd.systemd.targets.initrd.unitConfig = boot.initrd."initrd.target.d/fabstir.conf".Unit;
+
+  environment.etc."systemd/journald.conf.d/fabstir.conf".text = boot.journal;
 
   # The screen is the console's; a login is on the next ones.
   systemd.services."getty@tty1".enable = false;

@@ -111,6 +111,7 @@ def write_settings(tree: Path, keyring: Path) -> None:
     (etc / "fabstir").mkdir()
     shutil.copytree(SYSUPDATE, etc / "fabstir/sysupdate")
     shutil.copy(keyring, etc / "systemd/import-pubring.gpg")
+    shutil.copytree(APPLIANCE / "journald", etc / "systemd/journald.conf.d")
     (etc / "machine-id").write_text("")
     (etc / "resolv.conf").unlink(missing_ok=True)
     (etc / "hostname").write_text("fabstir-test\n")

@@ -5,6 +5,8 @@
   command ? "/opt/fabstir-node/.venv/bin/fabstir-node",
   directory ? "/opt/fabstir-node",
   hostname ? "/usr/bin/hostname",
+  # Where mount, btrfs and the like are.
+  path ? "/usr/sbin:/usr/bin:/sbin:/bin",
   user ? "fabstir",
 }:
 let
@@ -12,6 +14,8 @@ let
 
   options = "--config /etc/fabstir/node.toml --state-dir /var/lib/fabstir";
   media = "/run/media/CONFIG";
+  state = import ./state.nix;
+  commas = builtins.concatStringsSep ",";
   confined = {
     AmbientCapabilities = "";
     DevicePolicy = "closed";
@@ -68,6 +72,55 @@ let
         Options = "nodev,nosuid,noexec,umask=0077";
         # What lies there is secret until it is wiped.
         DirectoryMode = "0700";
+      };
+      Install = { };
+    };
+    # Logs outlive a reboot. Not in fstab: NixOS would mount this one in the initrd, and what cannot be
+    # mounted must keep nothing from starting.
+    "var-log.mount" = {
+      Unit = {
+        Description = "Fabstir node: the machine's logs";
+        ConditionVirtualization = "!container";
+        Wants = "fabstir-log.service";
+        After = "fabstir-log.service";
+      };
+      Mount = {
+        What = state.device;
+        Where = "/var/log";
+        Type = "btrfs";
+        Options = commas ([ "subvol=/${state.log.name}" ] ++ state.shared);
+      };
+      Install.WantedBy = "local-fs.target";
+    };
+    "fabstir-log.service" = {
+      Unit = {
+        Description = "Fabstir node: the place of the machine's logs";
+        Documentation = "file:${directory}/docs/image.md";
+        DefaultDependencies = false;
+        ConditionVirtualization = "!container";
+        Wants = state.deviceUnit;
+        After = "${state.deviceUnit} local-fs-pre.target";
+        Before = "var-log.mount shutdown.target";
+        Conflicts = "shutdown.target";
+      };
+      Service = confined // {
+        Type = "oneshot";
+        ExecStart = "/bin/sh ${directory}/appliance/log-volume.sh ${state.device} ${commas state.shared} /run/fabstir-log";
+        Environment = "PATH=${path}";
+        TimeoutStartSec = 60;
+        RuntimeDirectory = "fabstir-log";
+        RuntimeDirectoryMode = "0700";
+        # A mount of its own, gone with it.
+        PrivateMounts = true;
+        # systemd makes it after local-fs.target, which waits for the logs.
+        PrivateTmp = false;
+        CapabilityBoundingSet = "CAP_SYS_ADMIN";
+        DeviceAllow = "block-* rw";
+        SystemCallFilter = [
+          "@system-service @mount"
+          "~@resources"
+        ];
+        UMask = "0022";
       };
       Install = { };
     };
@@ -168,6 +221,8 @@ let
       Unit = {
         After = "fabstir-provision.service";
         ConditionPathExists = "/etc/fabstir/node.toml";
+        # On an empty state it would begin anew as another.
+        RequiresMountsFor = "/var/lib/fabstir /var/cache/fabstir";
       };
       Service = { };
       Install = { };
@@ -211,6 +266,12 @@ in
   inherit initrd units;
   texts = mapAttrs (_name: text) units;
   initrdTexts = mapAttrs (_name: text) initrd;
+  # journald.conf(5): what the state has room for.
+  journal = ''
+    [Journal]
+    Storage=persistent
+    SystemMaxUse=256M
+  '';
   # sshd_config(5) of the machine; root's keys come with CONFIG, its own are made at the first boot.
   sshd = ''
     HostKey /var/lib/fabstir-keys/ssh/ssh_host_ed25519_key

@@ -171,6 +171,6 @@ def test_the_first_boot_makes_slot_b_and_the_state_and_the_second_changes_nothin
         listed = inside.run("btrfs", "subvolume", "list", "/mnt/state").stdout
         inside.run("umount", "/mnt/state")
         names = {line.split()[-1] for line in listed.splitlines()}
-        assert names == {"@state", "@keys", "@models", "@snapshots"}
+        assert names == {"@state", "@keys", "@models", "@snapshots", "@log"}
     finally:
         inside.run("losetup", "-d", loop, check=False)

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 APPLIANCE = ROOT / "appliance"
 UNITS = (
     "run-media-CONFIG.mount",
+    "var-log.mount",
+    "fabstir-log.service",
     "fabstir-provision.service",
     "fabstir-health.service",
     "fabstir-console.service",
@@ -19,7 +21,7 @@ UNITS = (
 INITRD = ("emergency.service.d/fabstir.conf", "initrd.target.d/fabstir.conf")
 
 
-RENDER = "let b = import ./nixos-modules/lib/boot-units.nix {}; in { inherit (b) texts initrdTexts sshd network; }"
+RENDER = "let b = import ./nixos-modules/lib/boot-units.nix {}; in { inherit (b) texts initrdTexts journal sshd network; }"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,8 @@ def test_the_committed_units_are_the_rendered_ones(rendered):
 
 @needs_nix
 def test_the_committed_settings_of_sshd_and_networkd_are_the_rendered_ones(rendered):
+    journal = APPLIANCE / "journald" / "fabstir.conf"
+    assert journal.read_text("utf-8") == rendered["journal"]
     assert (APPLIANCE / "ssh" / "fabstir.conf").read_text("utf-8") == rendered["sshd"]
     network = APPLIANCE / "network" / "80-fabstir.network"
     assert network.read_text("utf-8") == rendered["network"]
@@ -104,7 +108,10 @@ def test_the_commands_of_the_units_exist():
         for line in lines(name):
             if not line.startswith("ExecStart="):
                 continue
-            _program, verb, *rest = line.split()
+            program, verb, *rest = line.removeprefix("ExecStart=").split()
+            if program == "/bin/sh":
+                assert (ROOT / Path(verb).relative_to("/opt/fabstir-node")).is_file()
+                continue
             command = known[verb]
             if verb == "provision":
                 command = command.commands[rest.pop(0)]

@@ -7,6 +7,7 @@ if __name__ == "__main__":
     made = evaluated(RENDER)
     files = {f"systemd/{name}": text for name, text in made["texts"].items()}
     files |= {f"initrd/{name}": text for name, text in made["initrdTexts"].items()}
+    files |= {"journald/fabstir.conf": made["journal"]}
     files |= {"ssh/fabstir.conf": made["sshd"], "network/80-fabstir.network": made["network"]}
     for name, text in files.items():
         path = APPLIANCE / name

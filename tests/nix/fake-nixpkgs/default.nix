@@ -106,6 +106,7 @@ named [
   "shellcheck"
   "systemd"
   "tini"
+  "util-linux"
   "xz"
   "zlib"
   "zstd"
