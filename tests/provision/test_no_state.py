@@ -92,10 +92,11 @@ def test_a_trial_without_its_state_falls_back_and_any_other_boot_stays_up(place,
 def test_a_counted_boot_that_never_completes_is_rebooted(place, upper):
     units = upper / "etc/systemd/system"
     (units / "boot-complete.target.d/test.conf").write_text("[Unit]\nJobTimeoutSec=3\n")
-    (units / "fabstir-health.service.d").mkdir()
-    (units / "fabstir-health.service.d/hangs.conf").write_text(
-        "[Service]\nExecStart=\nExecStart=/usr/bin/sleep infinity\n"
+    (units / "hangs.service").write_text(
+        "[Unit]\nBefore=boot-complete.target\n"
+        "[Service]\nType=oneshot\nExecStart=/usr/bin/sleep infinity\n"
     )
+    (units / "boot-complete.target.requires/hangs.service").symlink_to(units / "hangs.service")
     with booted(require_booted(), place, binds_of()) as machine:
         machine.run("systemctl", "start", "--no-block", "boot-complete.target")
         until_off(machine)
