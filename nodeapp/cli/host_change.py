@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 MAX_STAKE_FAB = 10**9
+NO_EDGE = (
+    "note: this node does not answer at {} itself: it has no HTTP or WebSocket edge yet, so"
+    " clients of the Fabstir SDK find nobody there; renters over libp2p do not need it\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ def change(settings: Settings, overrides: Overrides, consent: Consent) -> None:
     view, wish, steps = ask_chain(settings, propose)
     if not consent.as_json:
         say(named(step_lines(view, steps), names_of(settings, view)))
+    if wish.api_url and wish.api_url != view.listing.api_url:
+        sys.stderr.write(NO_EDGE.format(wish.api_url))
     if consent.dry_run or not steps:
         if consent.as_json:
             sys.stdout.write(done_json(steps, ()) + "\n")

@@ -10,7 +10,7 @@ import pytest
 from nodeapp.devnet.provision import STAKE, ensure_keys
 from nodeapp.service.config import load_settings
 from nodeapp.service.single import reachable_process
-from tests.client.host_world import FIRST, SECOND, host_world
+from tests.client.host_world import API_URL, FIRST, SECOND, host_world
 from tests.world import CLI, ROOT, left_of
 
 pytestmark = pytest.mark.timeout(120)
@@ -28,7 +28,9 @@ async def test_a_host_registers_reprices_and_leaves_from_the_command_line(tmp_pa
             return done.stdout if code in (0, 3) else done.stderr
 
         await world.fund(fab=STAKE)
-        assert "add --yes" in await host("register", code=1)
+        refused = await host("register", code=1)
+        assert "add --yes" in refused
+        assert f"does not answer at {API_URL} itself" in refused
         done = msgspec.json.decode(await host("register", "--yes", "--json"))
         assert len(done["steps"]) == len(done["done"]) == 4
         assert "2 USD per million tokens (2000 on chain)" in done["steps"][2]
