@@ -41,6 +41,7 @@ Asked = TypeVar("Asked", wire.ProducedRequest, wire.ReceiptRequest)
 
 CONFIRMATION_SECONDS = 15.0
 """How long a renter's new session is waited for before it is called unknown."""
+HELD_RETRY_SECONDS = 600.0
 MAX_WAITING_OPENS = 32
 """Anybody may ask for a session number that does not exist; p2p has 256 connections to us."""
 MAX_SEALED_PROMPT_BYTES = 768 << 10
@@ -59,6 +60,7 @@ class Desk:
 
     async def open_session(self, request: wire.OpenSessionRequest) -> wire.SessionView:
         """Bind the depositor's key; waits for the session to be confirmed."""
+        self._check_held()
         session = await self._confirmed(request.job_id)
         if session.terms.renter != request.renter or address_of(request.renter_key) != (
             request.renter
@@ -88,11 +90,19 @@ class Desk:
         job_id, size = request.job_id, len(request.sealed_prompt)
         if size > MAX_SEALED_PROMPT_BYTES:
             raise TooLarge(f"prompt has {size} bytes sealed, {MAX_SEALED_PROMPT_BYTES} allowed")
+        self._check_held()
         if self._gate is not None:
             self._gate.check_new(self._ledger.session(job_id))
         await self._ledger.decide(lambda: _reservation(self._ledger.session(job_id), request))
         self._touch(job_id)
         return _authorised(self._ledger.session(job_id))
+
+    def _check_held(self) -> None:
+        if self._ledger.held:
+            raise Busy(
+                "this host waits for its operator to restore a backup; take another host",
+                retry_after_seconds=HELD_RETRY_SECONDS,
+            )
 
     async def produced(self, request: wire.ProducedRequest) -> Empty:
         """Journal a batch; a batch that is there already is not written twice."""

@@ -78,6 +78,8 @@ class Ledger:
         """Changed since whoever works on sessions emptied it."""
         self.is_restored = False
         """It came out of a backup; see restored.py."""
+        self.held = ""
+        """Why nobody is served and nothing new is signed: an operator must decide something."""
         self.rewinds = 0
         """Reorgs since the start: what was done before one may have to be done again."""
         self.time = BlockTime(0)

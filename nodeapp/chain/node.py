@@ -28,6 +28,7 @@ from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, query
 from nodeapp.service.settings import ChainSettings
 from nodeapp.wire import ipc_chain as wire
+from nodeapp.wire.ipc import Empty
 from nodeapp.wire.ipc_listing import ListingVersion, ListingVersionRequest
 from nodeapp.wire.signed import capability_message, domain_separator
 
@@ -85,6 +86,7 @@ class ChainNode:
             ),
             web.post("/v1/sign/record", endpoint(wire.SignRecordRequest, self.sign_record)),
             web.post("/v1/backup", endpoint(wire.BackupRequest, self.backup)),
+            web.post("/v1/hold", endpoint(wire.HoldRequest, self.hold)),
             web.post(
                 "/v1/listing/version",
                 endpoint(ListingVersionRequest, self.listing_version),
@@ -238,6 +240,14 @@ class ChainNode:
         copy = await self.parts().ledger.backup(Path(request.directory))
         return wire.BackupReply(str(copy.path), copy.sha256, copy.records)
 
+    async def hold(self, request: wire.HoldRequest) -> Empty:
+        """Serve nobody and sign nothing new until it is called without a reason."""
+        ledger = self.parts().ledger
+        if ledger.held != request.reason:
+            _log.warning("held", reason=request.reason or "no more")
+        ledger.held = request.reason
+        return Empty()
+
     def desk(self) -> Desk:
         """Where money questions are answered."""
         return self.parts().desk
@@ -256,6 +266,8 @@ class ChainNode:
 def _warnings(parts: Parts) -> list[str]:
     """What the chain did to our sessions, for the readiness line."""
     notes = []
+    if parts.ledger.held:
+        notes.append("HELD, no requests and no new transactions: see the updater's line")
     if parts.watcher.is_paused:
         notes.append("the marketplace is paused, no new requests")
     vanished = sum(one.opened_in is None for one in parts.ledger.unsettled.values())

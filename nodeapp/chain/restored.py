@@ -4,7 +4,9 @@ A restored journal is older than what the node did. A claim that it sent afterwa
 neither by key nor by nonce; signed again under a new nonce, both could be mined. So nothing new
 is signed until no transaction of the account waits in the pool, and the ledger has applied every
 event up to the block in which that was seen. What the restored journal itself holds signed goes
-on meanwhile: it keeps its nonces and can be mined once at most.
+on meanwhile: it keeps its nonces and can be mined once at most. While a backup of another journal
+is there and nobody has decided between the two, nothing new is signed either: what the other one
+could still claim would be ended without a claim.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ class RestoredGuard:
         Raises:
             Unavailable: not yet, or the call was made before; read what is owed and call again.
         """
+        if self._ledger.held:
+            raise Unavailable(f"nothing new is signed: {self._ledger.held}")
         if permit:
             return
         if self._ledger.is_restored:

@@ -106,6 +106,12 @@ class ChainClient:
             deadline_seconds=60.0,
         )
 
+    async def hold(self, reason: str) -> None:
+        """Serve nobody and sign nothing new; "": go on. Forgotten when the process ends."""
+        await self._rpc.call(
+            "/v1/hold", wire.HoldRequest(reason), Empty, deadline_seconds=DEADLINE_SECONDS
+        )
+
     async def _journal(
         self, requests: Sequence[wire.ProducedRequest]
     ) -> Sequence[NodeError | None]:

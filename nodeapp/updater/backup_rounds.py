@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 
@@ -21,7 +21,7 @@ from nodeapp.service.logs import get_logger
 from nodeapp.service.server import endpoint, operator
 from nodeapp.service.settings import UpdaterSettings
 from nodeapp.updater.backups import Backups
-from nodeapp.updater.lineage import Intent
+from nodeapp.updater.lineage import Intent, OtherHistory
 from nodeapp.updater.restic import Restic, open_restic
 from nodeapp.updater.snapshots import Snapshots
 from nodeapp.updater.volumes import (
@@ -32,14 +32,19 @@ from nodeapp.updater.volumes import (
     btrfs_snapshots,
 )
 from nodeapp.wire.ipc import Empty
+from nodeapp.wire.ipc_chain import MAX_REASON
 from nodeapp.wire.ipc_updater import BackupView, StateSnapshotRequest, StateSnapshotView
 
 JITTER = 0.1
 """Of an interval at most: many nodes of one operator share a repository."""
 RETRY_SECONDS = 60.0
+FIRST_SECONDS = 10.0
+"""On a new disk what the repository holds must be known before much is done."""
 ROOM_SECONDS = 90.0
 """Three of btrfs' commits, after which the space of what was removed is told as free."""
 BEFORE_UPDATE = "pre-update"
+Hold = Callable[[str], Awaitable[None]]
+"""Stop the chain processes from serving and signing, for a reason; "": let them go on."""
 _log = get_logger(__name__)
 
 
@@ -47,11 +52,18 @@ class BackupRounds:
     """Owned by the updater process."""
 
     def __init__(
-        self, shell: Shell, settings: UpdaterSettings, journals: Mapping[str, Snapshots]
+        self,
+        shell: Shell,
+        settings: UpdaterSettings,
+        journals: Mapping[str, Snapshots],
+        hold: Hold,
     ) -> None:
         self._shell = shell
         self._settings = settings
         self._journals = journals
+        self._hold = hold
+        # Whoever was here before may have died between an adoption and its release.
+        self._may_be_held = True
         self._busy = asyncio.Lock()  # guards: the stage directory is one
         self._backups: Backups | None = None
         self._volume: BtrfsSnapshots | None = None
@@ -174,7 +186,12 @@ class BackupRounds:
                     # Once, however often the same is tried again.
                     self._note("", error.code, error.message)
                 self._trouble = error.message
+                if isinstance(error, OtherHistory):
+                    # With every try: a chain process that was restarted has forgotten it.
+                    await self._hold_back(error.message)
                 raise
+            if self._may_be_held:
+                await self._hold_back("")
         self._trouble = ""
         self._undecided.set(0)
         self._counted.labels("made" if made.is_new else "unchanged").inc()
@@ -187,20 +204,27 @@ class BackupRounds:
             _log.info("backup made", id=made.id[:8], records=made.records, seconds=made.seconds)
         return made
 
+    async def _hold_back(self, reason: str) -> None:
+        self._may_be_held = True
+        try:
+            await self._hold(reason[:MAX_REASON])
+            self._may_be_held = bool(reason)
+        except NodeError as error:
+            _log.warning("not every chain process was told", error=error.message)
+
     def _note(self, made: str, outcome: str, detail: str, action: str = "make") -> None:
         self._shell.audit.record(BackupAction(action, made, outcome, detail))
 
     async def _backup_rounds(self, backups: Backups) -> None:
-        # On a new disk what the repository holds is told early.
-        is_urgent = not backups.last_good().at
+        interval = self._settings.backup_interval_seconds
+        wait = interval if backups.last_good().at else min(interval, FIRST_SECONDS)
         while True:
-            interval = self._settings.backup_interval_seconds
-            await asyncio.sleep(_jittered(min(interval, RETRY_SECONDS) if is_urgent else interval))
+            await asyncio.sleep(_jittered(wait))
             try:
                 await self._create(backups, only_if_changed=True)
-                is_urgent = False
+                wait = interval
             except NodeError as error:
-                is_urgent = True
+                wait = min(interval, RETRY_SECONDS)
                 age = self._shell.clock.unix_seconds() - backups.last_good().at
                 _log.warning("backup failed", error=error.message, last_good=age_text(age))
 

@@ -26,6 +26,10 @@ _NO_REPOSITORY = ("no such file", "does not exist")
 """As restic says it, whatever the back end; not when it cannot be reached."""
 
 
+class OtherHistory(Rejected):
+    """The account's backups are of another journal than this node's."""
+
+
 class LastGood(msgspec.Struct, frozen=True):
     """What the process remembers over a restart."""
 
@@ -104,14 +108,14 @@ def check_history(before: LastGood, history: str, account: str, stored: Sequence
         stored: the account's backups, oldest first.
 
     Raises:
-        Rejected: they are of another journal; an operator must decide.
+        OtherHistory: an operator must decide.
     """
     is_known = history in {before.history, *(one.history for one in stored)}
     # Older programs told no history: what they made here is this journal's.
     if not stored or is_known or (before.at and not before.history):
         return
     newest = stored[-1]
-    raise Rejected(
+    raise OtherHistory(
         f"not backed up: the repository holds {len(stored)} backups of {account}, the newest"
         f" {newest.id[:8]} of {newest.made_at[:19]}, and this node's journal does not go on from"
         " them (a new disk?): stop the node and get it back with `fabstir-node backup restore"

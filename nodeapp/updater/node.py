@@ -37,7 +37,7 @@ class Updater:
             for one, chain in self._chains.items()
         }
         self._snapshots = SnapshotSets(list(journals.values()))
-        self._backups = BackupRounds(shell, settings, journals)
+        self._backups = BackupRounds(shell, settings, journals, self._hold)
         self._updates = Updates(shell, settings, self._keep_before_update)
         self._made = shell.metrics.counter("snapshots_total", "snapshots by outcome", ("outcome",))
         self._records = shell.metrics.gauge("snapshot_records", "records in the newest snapshot")
@@ -66,6 +66,10 @@ class Updater:
     async def stop(self) -> None:
         """Close the connections to the chain processes."""
         await self._resources.aclose()
+
+    async def _hold(self, reason: str) -> None:
+        for chain in self._chains.values():
+            await chain.hold(reason)
 
     async def _keep_before_update(self) -> None:
         await self._snapshots.make()

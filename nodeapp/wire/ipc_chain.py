@@ -11,6 +11,7 @@ from nodeapp.core.units import BaseUnits, PricePerToken, Tokens
 from nodeapp.wire.ipc import ErrorBody, Message
 
 MAX_BATCH_TOKENS = 4096
+MAX_REASON = 1000
 RequestIdText = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 TokenBatch = Annotated[
     tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**21 - 1)], ...],
@@ -206,6 +207,12 @@ class BackupRequest(Message, frozen=True):
     """Copy the journal into this directory (absolute path)."""
 
     directory: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+
+
+class HoldRequest(Message, frozen=True):
+    """Serve nobody and sign nothing new, because of this; empty: go on."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
 
 
 class BackupReply(Message, frozen=True):

@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,19 +70,25 @@ async def node(tmp_path, saved):
     await node.ledger.close()
 
 
-async def on_a_new_disk(node: BackedNode, directory: Path) -> BackedNode:
+async def on_a_new_disk(node: BackedNode, directory: Path, **updater: int) -> BackedNode:
     """As provisioned from the same CONFIG: same wallet and repository, nothing else."""
     shutil.copytree(node.directory / "etc", directory / "etc")
     (directory / "etc/host.json.journal").unlink()
-    fresh = BackedNode(directory, restic_repository=node.settings.updater.restic_repository)
+    repository = node.settings.updater.restic_repository
+    fresh = BackedNode(directory, restic_repository=repository, **updater)
     await fresh.start_blank()
     return fresh
 
 
-def rounds_of(node: BackedNode) -> tuple[BackupRounds, Shell]:
+def rounds_of(node: BackedNode) -> tuple[BackupRounds, Shell, list[str]]:
+    held = []
+
+    async def hold(reason: str) -> None:
+        held.append(reason)
+
     shell = Shell("updater", node.settings.node, node.paths, Metrics("updater"), SystemClock())
     source = Snapshots(ChainOwner(node.ledger), node.paths.state / "snapshots", keep=2)
-    return BackupRounds(shell, node.settings.updater, {"chain": source}), shell
+    return BackupRounds(shell, node.settings.updater, {"chain": source}, hold), shell, held
 
 
 @needs_restic
@@ -88,15 +96,11 @@ async def test_a_new_disk_backs_nothing_up_until_it_is_restored_or_adopted(node,
     restic = open_restic(node.settings.updater, node.paths.cache)
     good = await restic.one("latest")
     fresh = await on_a_new_disk(node, tmp_path / "fresh")
-    part, shell = rounds_of(fresh)
-    async with asyncio.TaskGroup() as tasks:
-        schedule = tasks.create_task(_scheduled(part))
-        await asyncio.sleep(0)
-        while part.summary() == "":
-            await asyncio.sleep(0.01)
+    part, shell, held = rounds_of(fresh)
+    async with started(part):
         with pytest.raises(Rejected, match=r"1 backups of 0x7099.*restore latest.*backup adopt"):
             await part.create(Empty())
-        schedule.cancel()
+    assert held[-1] in part.summary()
     assert "no good backup yet, backup failed: not backed up: the repository" in part.summary()
     assert b"fabstir_updater_backup_needs_operator 1.0" in shell.metrics.render()
     assert [one.id for one in await restic.stored()] == [good.id]
@@ -115,11 +119,12 @@ async def test_a_new_disk_backs_nothing_up_until_it_is_restored_or_adopted(node,
 
 @needs_restic
 async def test_an_adopted_journal_is_latest_and_leaves_the_other_history_alone(node, tmp_path):
-    fresh = await on_a_new_disk(node, tmp_path / "fresh")
-    backups = await fresh.backups()
-    one_only = replace(backups, settings=msgspec.structs.replace(backups.settings, keep_last=1))
-    made = await one_only.create(intent="adopt")
-    again = await one_only.create()
+    fresh = await on_a_new_disk(node, tmp_path / "fresh", keep_last=1)
+    part, _shell, held = rounds_of(fresh)
+    async with started(part):
+        made = await part.adopt(Empty())
+        assert held == [""]
+        again = await part.create(Empty())
     restic = open_restic(node.settings.updater, node.paths.cache)
     stored = await restic.stored()
     assert [one.sequence for one in stored] == [1, 3]
@@ -271,7 +276,18 @@ async def history(node: BackedNode) -> str:
     return history_of((await node.ledger.backup(node.directory / "copies")).path)
 
 
-async def _scheduled(part: BackupRounds) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        await part.start(tasks)
-        await asyncio.Event().wait()
+@asynccontextmanager
+async def started(part: BackupRounds) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as schedules:
+        begun = asyncio.Event()
+
+        async def run() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                await part.start(tasks)
+                begun.set()
+                await asyncio.Event().wait()
+
+        schedule = schedules.create_task(run())
+        await begun.wait()
+        yield
+        schedule.cancel()

@@ -116,6 +116,10 @@ async def test_a_program_that_fails_or_hangs_is_unavailable():
         await run_program(["/bin/sleep", "60"], deadline_seconds=0.05)
 
 
+async def nothing_to_hold(_reason: str) -> None:
+    raise AssertionError("nobody has to decide anything")
+
+
 @pytest.fixture
 async def rounds(tmp_path):
     """An updater's backups whose repository cannot be made: its place is a file."""
@@ -124,7 +128,7 @@ async def rounds(tmp_path):
     await node.start()
     shell = Shell("updater", node.settings.node, node.paths, Metrics("updater"), SystemClock())
     source = Snapshots(ChainOwner(node.ledger), node.paths.state / "snapshots", keep=2)
-    yield BackupRounds(shell, node.settings.updater, {"chain": source}), shell
+    yield BackupRounds(shell, node.settings.updater, {"chain": source}, nothing_to_hold), shell
     await node.ledger.close()
 
 
@@ -156,7 +160,7 @@ async def test_without_a_repository_a_backup_is_refused_and_the_state_is_copied(
     await node.start()
     shell = Shell("updater", node.settings.node, node.paths, Metrics("updater"), SystemClock())
     source = Snapshots(ChainOwner(node.ledger), node.paths.state / "snapshots", keep=2)
-    part = BackupRounds(shell, node.settings.updater, {"chain": source})
+    part = BackupRounds(shell, node.settings.updater, {"chain": source}, nothing_to_hold)
     assert part.summary() == ""
     with pytest.raises(InvalidRequest, match="restic_repository is not set"):
         await part.create(Empty())

@@ -218,3 +218,14 @@ async def test_an_archived_session_is_called_over_at_once(counter):
     with pytest.raises(PaymentRequired, match="is completed"):
         await counter.open()
     assert counter.view.looked_for == []
+
+
+async def test_a_held_journal_serves_nobody_until_it_is_let_go(counter):
+    await counter.open()
+    counter.ledger.held = "the repository holds another journal's backups"
+    for refused in (counter.open, counter.ask):
+        with pytest.raises(Busy, match="waits for its operator to restore") as told:
+            await refused()
+        assert "repository" not in told.value.message
+    counter.ledger.held = ""
+    await counter.ask()

@@ -114,3 +114,17 @@ async def test_what_the_backup_holds_signed_is_sent_on_with_its_nonce(tmp_path):
     await host.execute()
     assert (host.chain.effects, host.chain.account_nonce) == (["claim"], 1)
     await host.ledger.close()
+
+
+async def test_a_held_journal_signs_nothing_new_until_it_is_let_go(tmp_path):
+    host = Restored(tmp_path)
+    host.chain.automine = True
+    await host.open("first.db")
+    host.ledger.held = "the repository holds another journal's backups"
+    with pytest.raises(Unavailable, match="nothing new is signed: the repository holds"):
+        await host.execute()
+    assert host.chain.effects == []
+    host.ledger.held = ""
+    await host.execute()
+    assert host.chain.effects == ["claim"]
+    await host.ledger.close()
