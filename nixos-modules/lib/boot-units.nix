@@ -165,8 +165,6 @@ let
         Before = "boot-complete.target";
         # Were it required, the gate would not be started without it, which is no failure to systemd.
         WantsMountsFor = "/var/lib/fabstir";
-        # Boot counting goes down; the boot loader returns to the release before.
-        FailureAction = "reboot";
       };
       Service = asking // {
         Type = "oneshot";
@@ -177,7 +175,8 @@ let
         # Missing, it is told by the gate: a unit that cannot start would reboot a blessed release for ever.
         ReadWritePaths = "-/var/lib/fabstir";
       };
-      # What an operator goes back to is booted without a count, and nothing asks for boot-complete.
+      # What an operator goes back to is booted without a count: there the judge itself asks for the
+      # way on, and however it ends no blessed release reboots for ever.
       Install = {
         RequiredBy = "boot-complete.target";
         WantedBy = "multi-user.target";
@@ -208,9 +207,12 @@ let
       Install.WantedBy = "multi-user.target";
     };
     # Only a boot that the boot loader counts waits for this target, so no blessed release is rebooted.
-    # Longer than provisioning and the judge together: only a hang comes here.
+    # Failed: the count goes down, and the boot loader returns to the release before.
+    # The time is longer than provisioning and the judge together: only a hang comes here.
     "boot-complete.target.d/appliance.conf" = {
       Unit = {
+        OnFailure = "reboot.target";
+        OnFailureJobMode = "replace-irreversibly";
         JobTimeoutSec = 2400;
         JobTimeoutAction = "reboot";
       };

@@ -69,7 +69,10 @@ def test_the_health_gate_stands_in_the_way_of_blessing():
     unit = lines("fabstir-health.service")
     assert "Before=boot-complete.target" in unit
     assert "RequiredBy=boot-complete.target" in unit
-    assert "FailureAction=reboot" in unit
+    # A blessed release is judged after a rollback, too, and must not reboot for ever.
+    assert "WantedBy=multi-user.target" in unit
+    assert not any(line.startswith("FailureAction=") for line in unit)
+    assert "OnFailure=reboot.target" in lines("boot-complete.target.d/appliance.conf")
     assert any(line.startswith("TimeoutStartSec=") for line in unit)
     # The outside world is no part of the judgement: the unit has no network.
     assert "PrivateNetwork=true" in unit
@@ -117,6 +120,16 @@ def test_the_commands_of_the_units_exist():
                 command = command.commands[rest.pop(0)]
             options = {option for parameter in command.params for option in parameter.opts}
             assert {word for word in rest if word.startswith("--")} <= options
+
+
+def test_the_documents_that_units_name_are_in_the_package():
+    kept = (ROOT / "nixos-modules" / "package.nix").read_text("utf-8").partition("kept = [")[2]
+    for unit in (APPLIANCE / "systemd").rglob("*.*"):
+        for line in unit.read_text("utf-8").splitlines() if unit.is_file() else ():
+            if line.startswith("Documentation=file:"):
+                document = Path(line.partition(":")[2]).relative_to("/opt/fabstir-node")
+                assert (ROOT / document).is_file()
+                assert f'"{document.parts[0]}"' in kept.partition("]")[0]
 
 
 def test_the_name_is_set_also_after_a_config_was_refused():
