@@ -143,7 +143,7 @@ def publish(
         channel: as `stable`.
         beside: artefacts of other kinds of installation of the same version, as `venv`.
     """
-    from appliance.publish import Repository
+    from appliance.tuf_repository import Repository
 
     check(release)
     manifest = json.loads((release / MANIFEST).read_text("utf-8"))
@@ -241,7 +241,24 @@ def _parser() -> argparse.ArgumentParser:
     publishing.add_argument("--keys", type=Path, required=True)
     publishing.add_argument("--channel", default="stable")
     publishing.add_argument("--venv", type=Path, help="the same version for plain Linux")
+    publishing.add_argument(
+        "--kind", nargs="+", action="append", default=[], metavar="KIND FILE", help="as --venv"
+    )
     return parser
+
+
+def _publish(given: argparse.Namespace) -> None:
+    from tuf.api.exceptions import RepositoryError
+
+    from appliance.channels import NotPublished, kinds_of
+    from nodeapp.core.errors import InvalidRequest
+
+    venv = [["venv", given.venv]] if given.venv else []
+    try:
+        beside = kinds_of([*given.kind, *venv])
+        publish(given.release, given.repository, given.keys, given.channel, beside=beside)
+    except (NotPublished, RepositoryError, InvalidRequest) as error:
+        raise Damaged(str(error)) from error
 
 
 def main() -> int:
@@ -261,8 +278,7 @@ def main() -> int:
         elif given.verb == "sign":
             sign(given.release, given.key, given.homedir)
         else:
-            beside = {"venv": [given.venv]} if given.venv else {}
-            publish(given.release, given.repository, given.keys, given.channel, beside=beside)
+            _publish(given)
     except (Damaged, OSError, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.publish import Repository
 from appliance.release import publish
+from appliance.tuf_repository import Repository
 from image.test.tree import DATA_PLACE
 from nodeapp.renter.events import AnswerEnded, SessionPaid
 from tests.world import RenterHome, World, as_toml, started_devnet

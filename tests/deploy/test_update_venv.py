@@ -181,9 +181,9 @@ async def test_expired_metadata_is_refused(node, shop, monkeypatch):
 
 
 def publish_life():
-    from appliance import publish
+    from appliance import tuf_repository
 
-    return publish.LIFE
+    return tuf_repository.LIFE
 
 
 async def test_older_metadata_than_seen_before_is_refused(node, shop, tmp_path):
@@ -338,4 +338,5 @@ async def test_metadata_on_the_server_names_a_channel_and_kinds(node, shop):
     assert (await node.flow().check()).available is None
     held = Metadata.from_file(str(shop.repository.directory / "metadata" / "2.targets.json"))
     manifest = json.loads(shop.target(".stable.json").read_text())
-    assert set(held.signed.targets) == {"channels/stable.json", *manifest["artefacts"]["sysupdate"]}
+    channel = {"channels/stable.json", "channels/stable/0.2.0.json"}
+    assert set(held.signed.targets) == {*channel, *manifest["artefacts"]["sysupdate"]}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from appliance.publish import Repository
+from appliance.tuf_repository import Repository
 
 CHILD = """#!/bin/sh
 exec sleep 600
