@@ -223,7 +223,7 @@ def _started(state: UpdateState, version: str, boot: str) -> Next:
         return state, (Restart(),)
     candidate = state.candidate.version if state.candidate else ""
     if state.phase in (*TRIAL, Phase.ARMING) and version == candidate != state.current:
-        return replace(state, phase=Phase.BOOTED, tries_left=max(0, state.tries_left - 1)), ()
+        return _tried(state, boot)
     if state.phase in TRIAL:
         return _fall_back(state, f"{version} was started instead of {candidate}")
     if state.phase in RESTING:
@@ -234,14 +234,22 @@ def _started(state: UpdateState, version: str, boot: str) -> Next:
     return replace(ended, reason=f"interrupted while {state.phase}; apply it again"), ()
 
 
+def _tried(state: UpdateState, boot: str) -> Next:
+    """A start costs a try, however many say that it happened."""
+    if state.phase is Phase.BOOTED and boot and state.boot == boot:
+        return state, ()
+    left = MAX_TRIES if state.phase is Phase.ARMING else state.tries_left
+    if left == 0:
+        return _fall_back(state, f"no verdict after {MAX_TRIES} starts")
+    return replace(state, phase=Phase.BOOTED, tries_left=left - 1, boot=boot), ()
+
+
 def _trial(state: UpdateState, change: TrialBegan | GatePassed | GateFailed) -> Next:
     if state.phase not in TRIAL or state.candidate is None:
         raise InvalidRequest(f"no release is on trial in phase {state.phase}")
     match change:
         case TrialBegan():
-            if state.tries_left == 0:
-                return _fall_back(state, f"no verdict after {MAX_TRIES} starts")
-            return replace(state, phase=Phase.BOOTED, tries_left=state.tries_left - 1), ()
+            return _tried(state, "")
         case GatePassed():
             return _bless(state, state.candidate.version)
         case GateFailed(reason):

@@ -90,6 +90,8 @@ class BootHealth:
             return refused
         state = await asyncio.to_thread(self._begin)
         version = self.backend.running()
+        if state is not None and state.phase is Phase.ROLLED_BACK and state.current != version:
+            return state.reason  # it used up its starts
         if state is None or state.candidate is None or state.candidate.version != version:
             return ""
         failure = await self.gate.failure(version, state.gpus)
@@ -136,7 +138,7 @@ class BootHealth:
             is_armed = state.phase is Phase.ARMING and is_trial
             on_trial = state.phase in TRIAL or is_armed
             is_due = on_trial and not awaits_restart(state, self.backend.boot())
-            return self._advance(Started(running)) if is_due else None
+            return self._advance(Started(running, self.backend.boot())) if is_due else None
         except (Corrupt, Unavailable) as error:
             if is_trial and self.tries_left():
                 raise

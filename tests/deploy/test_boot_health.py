@@ -85,6 +85,16 @@ async def test_a_release_that_was_armed_when_the_power_was_cut_is_judged(journal
     assert journal.read().phase is Phase.ROLLED_BACK
 
 
+async def test_a_release_gone_back_to_that_never_gives_a_verdict_is_left(journal):
+    """Its entry has no counter: the boot loader would start it for ever."""
+    journal.write(replace(journal.read(), phase=Phase.BOOTED, tries_left=0, boot="before"))
+    gate, helper = Gate(""), Helper()
+    failure = await judge(journal, gate, helper, tries=0, is_counted=False).failure()
+    assert "no verdict after 3 starts" in failure
+    assert (journal.read().phase, gate.asked) == (Phase.ROLLED_BACK, [])
+    assert helper.asked == [("prefer", OLD), ("reboot",)]
+
+
 async def test_an_arming_that_was_cut_short_is_the_updaters_to_end(journal):
     before = replace(journal.read(), phase=Phase.ARMING, tries_left=0)
     journal.write(before)
@@ -242,7 +252,9 @@ async def test_the_gate_of_a_boot_asks_the_real_tree(journal, tmp_path_factory):
     tree = await start_tree(settings)
     try:
         paths = resolve_paths(settings.node)
-        trial = UpdateState(current=OLD, phase=Phase.BOOTED, candidate=Release(NEW, "", "", ()))
+        trial = UpdateState(
+            current=OLD, phase=Phase.BOOTED, candidate=Release(NEW, "", "", ()), tries_left=2
+        )
         journal.write(trial)
         gate = TreeGate(paths, 40.0, 0.5)
         assert await judge(journal, gate, Helper()).failure() == ""

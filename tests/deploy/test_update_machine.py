@@ -268,6 +268,24 @@ def test_an_updater_that_is_restarted_before_the_machine_asks_for_the_restart_ag
     assert after(pending(), Started("0.1.0", "")).phase is Phase.ROLLED_BACK
 
 
+def test_a_start_costs_one_try_whoever_tells_it_and_the_last_one_is_the_last():
+    state = pending()
+    for number in range(MAX_TRIES):
+        for _who in ("judge", "updater"):
+            state = after(state, Started("0.2.0", f"boot {number}"))
+        assert (state.phase, state.tries_left) == (Phase.BOOTED, MAX_TRIES - 1 - number)
+    state, effects = apply(state, Started("0.2.0", "one more"))
+    assert effects == (FallBack("0.1.0", "0.2.0"),)
+    assert state.blacklist == (Refused("0.2.0", "no verdict after 3 starts"),)
+
+
+def test_a_release_that_was_armed_when_the_power_was_cut_has_all_its_tries():
+    state = after(begun(), *(StepDone(step) for step in STEPS[:5]))
+    assert state.phase is Phase.ARMING
+    state = after(state, Started("0.2.0", "boot 2"))
+    assert (state.phase, state.tries_left) == (Phase.BOOTED, MAX_TRIES - 1)
+
+
 def test_only_one_update_at_a_time():
     busy = begun()
     for change in (CheckAsked(), ApplyAsked(), RollbackAsked()):
