@@ -185,6 +185,7 @@ class ChainNode:
             usdc=usdc,
             prices=tuple(listing.price(model, usdc) for model in models),
             proof=self._settings.proof,
+            held=parts.ledger.held,
         )
 
     async def listing_version(self, request: ListingVersionRequest) -> ListingVersion:

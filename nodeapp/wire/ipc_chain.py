@@ -161,6 +161,8 @@ class HostView(Message, frozen=True):
     """In USDC, one per model id."""
     proof: Literal["required", "best_effort", "off"] = "required"
     """`chain.proof`: required, best_effort or off."""
+    held: str = ""
+    """Why nobody is served and nothing new is signed until an operator has decided."""
 
 
 class TransactionView(Message, frozen=True):
