@@ -29,6 +29,7 @@ from nodeapp.core.listing import Listing
 from nodeapp.evm.contracts import Contracts
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.settings import ChainSettings
+from nodeapp.service.single import ONLY_READS
 from nodeapp.store.marker import Marker
 
 
@@ -68,7 +69,7 @@ class ChainReader:
 
     def readiness(self) -> str:
         """What it waits for."""
-        return self._trouble if self._reader is None else f"{self._reader.host}, only reads"
+        return self._trouble if self._reader is None else f"{self._reader.host}, {ONLY_READS}"
 
     async def drain(self) -> None:
         """Nothing is under way that cannot be asked again."""

@@ -47,6 +47,8 @@ STARTING = "starting"
 """What a process says before it knows more."""
 READ_ONLY = "--read-only"
 """Option of a process that is started to be asked only."""
+ONLY_READS = "only reads"
+"""Part of such a process's readiness line."""
 
 
 def _say_nothing(_text: str) -> None:
@@ -87,12 +89,7 @@ async def reachable_process(
     if not _was_used(paths):
         manner.before_start(paths.state)
         paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        lock.acquire(f"state directory {paths.state}")
-    except PermissionError as error:
-        raise _closed(paths) from error
-    except Unavailable:
-        await _wait_ready(paths, process, None, manner)
+    if not await _is_ours(lock, paths, process, manner):
         yield paths.socket(process)
         return
     try:
@@ -158,29 +155,74 @@ def _prepare(settings: Settings, paths: Paths, process: str) -> list[str]:
     return [sys.executable, "-m", module, "--config", str(file), *own_options(process)]
 
 
+async def _is_ours(lock: FileLock, paths: Paths, process: str, manner: Manner) -> bool:
+    """Hold the state directory; False: whoever holds it has the process ready for us."""
+    patience = _Patience(process, manner)
+    while True:
+        try:
+            lock.acquire(f"state directory {paths.state}")
+        except PermissionError as error:
+            raise _closed(paths) from error
+        except Unavailable:
+            if await patience.is_ready(paths):
+                return False
+            await patience.wait()
+        else:
+            return True
+
+
 async def _wait_ready(
-    paths: Paths, process: str, child: asyncio.subprocess.Process | None, manner: Manner
+    paths: Paths, process: str, child: asyncio.subprocess.Process, manner: Manner
 ) -> None:
-    seconds, deadline = START_SECONDS, Deadline.after(START_SECONDS)
-    detail = told = ""
-    while deadline.remaining_seconds():
-        with contextlib.suppress(Unavailable):
-            answer = await read_readiness(paths, process)
-            if answer.ready:
-                return
-            detail = answer.detail
-        if child is not None and child.returncode is not None:
+    patience = _Patience(process, manner)
+    while not await patience.is_ready(paths):
+        if child.returncode is not None:
             words = said(last_log_line(log_file(paths, process)))
             raise Rejected(f"{process} cannot run: {words}")
-        if detail not in {told, STARTING}:
-            if manner.only_reads and not told:
-                seconds, deadline = READ_SECONDS, Deadline.after(READ_SECONDS)
-            told = detail
-            left = deadline.remaining_seconds()
-            manner.tell(f"{process} is not ready: {detail}; waiting {left:.0f} s at most")
+        await patience.wait()
+
+
+class _Patience:
+    """Until a process is ready: tells why it is not, and ends."""
+
+    def __init__(self, process: str, manner: Manner) -> None:
+        self._process = process
+        self._manner = manner
+        self._seconds = START_SECONDS
+        self._deadline = Deadline.after(START_SECONDS)
+        self._detail = ""
+        self._told = STARTING
+
+    async def is_ready(self, paths: Paths) -> bool:
+        """Whether it can be asked what we want to ask."""
+        with contextlib.suppress(Unavailable):
+            answer = await read_readiness(paths, self._process)
+            # Another command's, which ends with that.
+            is_for_us = self._manner.only_reads or ONLY_READS not in answer.detail
+            self._detail = answer.detail if is_for_us else "another command asks it"
+            return answer.ready and is_for_us
+        return False
+
+    async def wait(self) -> None:
+        """A moment.
+
+        Raises:
+            Unavailable: it took too long.
+        """
+        if self._detail not in {"", self._told, STARTING}:
+            if self._manner.only_reads and self._told == STARTING:
+                self._seconds, self._deadline = READ_SECONDS, Deadline.after(READ_SECONDS)
+            self._told = self._detail
+            left = self._deadline.remaining_seconds()
+            self._manner.tell(
+                f"{self._process} is not ready: {self._detail}; waiting {left:.0f} s at most"
+            )
+        if not self._deadline.remaining_seconds():
+            raise Unavailable(
+                f"{self._process} is not ready after {self._seconds:g} s:"
+                f" {self._detail or 'it does not answer'}"
+            )
         await asyncio.sleep(POLL_SECONDS)
-    why = detail or "it does not answer"
-    raise Unavailable(f"{process} is not ready after {seconds:g} s: {why}")
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

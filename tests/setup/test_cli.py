@@ -1,6 +1,7 @@
 """The command line: quick help, one-line errors with what to do, data on stdout."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import tomli
 
 from nodeapp.cli.preflight import findings
@@ -227,6 +229,17 @@ def test_asking_peers_without_a_node_says_so_as_status_does(tmp_path):
     for verb in (("status",), ("peers", "show"), ("peers", "ban", "peer:x")):
         done = fabstir(*verb, *state, "--set", "node.log_level=debug")
         assert (done.returncode, done.stderr) == (1, said), verb
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may write in another's directory")
+def test_root_starts_nothing_on_the_state_of_the_nodes_account(tmp_path):
+    os.chown(tmp_path, 12345, 12345)
+    for verb in (("host", "status"), ("earnings",), ("host", "withdraw", "--yes")):
+        done = fabstir(*verb, "--state-dir", str(tmp_path))
+        assert done.returncode == 1
+        assert "belongs to #12345" in done.stderr
+        assert "runuser -u #12345 -- fabstir-node" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_tells_programs_in_json(tmp_path):
