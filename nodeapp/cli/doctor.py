@@ -14,7 +14,8 @@ from nodeapp.cli.options import ConfigFile, Flags, Json, StateDir, settings_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nodeapp.service.settings import ChainSettings, InferenceSettings
+    from nodeapp.service.paths import Paths
+    from nodeapp.service.settings import ChainSettings, InferenceSettings, UpdaterSettings
 
 MIN_FREE_BYTES = 2 << 30
 
@@ -44,7 +45,7 @@ def doctor(
         *_disk(paths.state),
         *_replicas(settings.inference),
     ]
-    found += _audit(paths.state)
+    found += [*_audit(paths.state), *_channel(settings.updater, paths)]
     for section, chain in chain_sections(settings).items():
         found += [*_rpc(section, chain.rpc_urls), *_depth(section, chain)]
     if as_json:
@@ -66,6 +67,17 @@ def _disk(state: object) -> Iterator[str]:
     free = shutil.disk_usage(place).free
     if free < MIN_FREE_BYTES:
         yield f"{place} has {free >> 20} MB free; the journal and results need room: free 2 GB"
+
+
+def _channel(settings: UpdaterSettings, paths: Paths) -> Iterator[str]:
+    from nodeapp.service.clock import SystemClock
+
+    if settings.repository_url:
+        # Reading its metadata takes a moment to import.
+        from nodeapp.updater.updates import channel_warning
+
+        if warning := channel_warning(settings, paths, SystemClock()):
+            yield f"updates: {warning}"
 
 
 def _audit(state: Path) -> Iterator[str]:

@@ -121,10 +121,11 @@ async def _status(settings: Settings) -> UpdateView:
     """From the node, else from the disk: a process started for this would be in a restart's way."""
     from nodeapp.core.errors import Unavailable
     from nodeapp.rpc.update import UpdateClient
+    from nodeapp.service.clock import SystemClock
     from nodeapp.service.download import Progress
     from nodeapp.service.paths import resolve_paths
     from nodeapp.updater.update_journal import UpdateJournal
-    from nodeapp.updater.updates import journal_path, view_of
+    from nodeapp.updater.updates import channel_warning, journal_path, view_of
 
     paths = resolve_paths(settings.node)
     try:
@@ -132,7 +133,8 @@ async def _status(settings: Settings) -> UpdateView:
             return await client.status()
     except Unavailable:
         state = UpdateJournal(journal_path(settings.updater, paths)).read()
-        return view_of(state, settings.updater, "", Progress(0, 0, 0))
+        warning = channel_warning(settings.updater, paths, SystemClock())
+        return view_of(state, settings.updater, "", Progress(0, 0, 0), warning)
 
 
 def _ask(config: ConfigFile, state_dir: StateDir, flags: Flags, ask: Ask) -> UpdateView:
@@ -211,6 +213,7 @@ def lines_of(view: UpdateView) -> list[tuple[str, str]]:
         ("on its way", view.candidate),
         ("phase", f"{view.phase}{held}"),
         ("reason", view.reason),
+        ("warning", view.warning),
         ("updates", f"{view.backend}, channel {view.channel}"),
     ]
     lines += [("refused", f"{one.version}: {one.reason}") for one in view.blacklist]

@@ -9,8 +9,9 @@ rollback, freeze, mixed metadata and endless answers are checked by tuf's own cl
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from tuf.api.exceptions import (
@@ -19,7 +20,7 @@ from tuf.api.exceptions import (
     ExpiredMetadataError,
     RepositoryError,
 )
-from tuf.api.metadata import TargetFile
+from tuf.api.metadata import Metadata, TargetFile
 from tuf.ngclient import Updater
 from urllib3.exceptions import HTTPError
 
@@ -28,6 +29,8 @@ from nodeapp.core.release import Artefact, Release, version_key
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_ROOT_BYTES = 512_000
+WARNING = dt.timedelta(days=30)
+"""Before the channel ends for this node: its publisher must be asked."""
 
 Name = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][A-Za-z0-9._/-]{0,199}$")]
 
@@ -133,6 +136,29 @@ class Channel:
                 f"{self._trusted_root} does not exist: updater.trusted_root_file must name the "
                 "root.json that you got with the first release"
             ) from error
+
+
+def expiry_warning(directory: Path, unix_seconds: float) -> str:
+    """What of the channel expires soon, by what was read last; "" when nothing does.
+
+    Args:
+        directory: as Channel's.
+        unix_seconds: now.
+    """
+    now = dt.datetime.fromtimestamp(unix_seconds, dt.UTC)
+    for role in ("root", "targets"):
+        try:
+            body = (directory / "metadata" / f"{role}.json").read_bytes()
+            held: Metadata[Any] = Metadata.from_bytes(body)
+        except (OSError, RepositoryError):
+            continue  # the next check reads it anew, or says why not
+        if held.signed.expires - now < WARNING:
+            does = "expires" if held.signed.expires > now else "has expired"
+            return (
+                f"the channel's {role} {does} on {held.signed.expires:%Y-%m-%d}: no release is "
+                "accepted from then on, unless its publisher renews it"
+            )
+    return ""
 
 
 def _target(client: Updater, name: str) -> TargetFile:

@@ -15,6 +15,7 @@ from nodeapp.core.update import Phase, UpdateState
 from nodeapp.core.window import seconds_until
 from nodeapp.rpc.p2p import P2pClient
 from nodeapp.rpc.update import ALLOW, APPLY, CHECK, HOLD, ROLLBACK, STATUS
+from nodeapp.service.clock import Clock
 from nodeapp.service.download import Progress
 from nodeapp.service.lifecycle import Shell
 from nodeapp.service.logs import get_logger
@@ -25,7 +26,7 @@ from nodeapp.service.settings import UpdaterSettings
 from nodeapp.service.supervisor_client import SupervisorClient
 from nodeapp.service.supervisord import supervisor_socket
 from nodeapp.updater.backend import UpdateBackend
-from nodeapp.updater.channel import Channel
+from nodeapp.updater.channel import Channel, expiry_warning
 from nodeapp.updater.gate import TreeGate, answering_gpus
 from nodeapp.updater.nixos import NixosBackend
 from nodeapp.updater.sysupdate import SysupdateBackend
@@ -64,8 +65,23 @@ def journal_path(settings: UpdaterSettings, paths: Paths) -> Path:
     return paths.process_state("updater") / FILE_NAME
 
 
+def channel_warning(settings: UpdaterSettings, paths: Paths, clock: Clock) -> str:
+    """That the channel will end soon; "" when it will not, or there is none."""
+    if not settings.repository_url:
+        return ""
+    return expiry_warning(_tuf_dir(paths), clock.unix_seconds())
+
+
+def _tuf_dir(paths: Paths) -> Path:
+    return paths.process_state("updater") / "tuf"
+
+
 def view_of(
-    state: UpdateState, settings: UpdaterSettings, running: str, progress: Progress
+    state: UpdateState,
+    settings: UpdaterSettings,
+    running: str,
+    progress: Progress,
+    warning: str = "",
 ) -> UpdateView:
     """How it stands; `running` is "" when nothing runs."""
     release = state.available or state.candidate
@@ -85,6 +101,7 @@ def view_of(
         tries_left=state.tries_left,
         downloaded_bytes=progress.done,
         download_bytes=progress.total,
+        warning=warning,
     )
 
 
@@ -129,9 +146,9 @@ class Updates:
         if self._flow is None:
             return ""
         state = self._flow.state()
-        if state.reason:
-            return state.reason
-        return f"release {state.available.version} is available" if state.available else ""
+        available = f"release {state.available.version} is available" if state.available else ""
+        warning = channel_warning(self._settings, self._shell.paths, self._shell.clock)
+        return "; ".join(filter(None, (state.reason or available, warning)))
 
     async def _judge(self, flow: UpdateFlow, state: UpdateState) -> None:
         candidate = state.candidate.version if state.candidate else ""
@@ -174,7 +191,10 @@ class Updates:
         state = self._flow.state() if self._flow else UpdateState(current="")
         progress = self._flow.progress if self._flow else Progress(0, 0, 0)
         self._held.set(int(state.is_held))
-        return view_of(state, self._settings, running_version().version, progress)
+        warning = await asyncio.to_thread(
+            channel_warning, self._settings, self._shell.paths, self._shell.clock
+        )
+        return view_of(state, self._settings, running_version().version, progress, warning)
 
     async def _check(self, _message: Empty) -> UpdateView:
         await self._required().check()
@@ -207,10 +227,8 @@ class Updates:
 
     def _make_flow(self) -> UpdateFlow:
         settings, paths = self._settings, self._shell.paths
-        own = paths.process_state("updater")
-        channel = Channel(
-            settings.repository_url, settings.channel, Path(settings.trusted_root_file), own / "tuf"
-        )
+        root, directory = Path(settings.trusted_root_file), _tuf_dir(paths)
+        channel = Channel(settings.repository_url, settings.channel, root, directory)
         verbs = NodeVerbs(self._drain, self._resume, self._save, _free_bytes, self._gpus)
         journal = UpdateJournal(journal_path(settings, paths), self._shell.audit)
         return UpdateFlow(journal, self._backend(), channel, downloads_dir(settings, paths), verbs)

@@ -34,6 +34,8 @@ class UpdateView(Message, frozen=True):
     tries_left: int
     downloaded_bytes: int
     download_bytes: int
+    warning: str = ""
+    """Of the channel: it will end soon."""
 
 
 class AllowRequest(Message, frozen=True):

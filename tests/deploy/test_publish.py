@@ -3,21 +3,25 @@
 The judge is the node's own reader of a channel, over a real web server on loopback.
 """
 
+import asyncio
 import datetime as dt
 import shutil
 import threading
+import time
 
 import pytest
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Metadata
+from typer.testing import CliRunner
 
 from appliance import tuf_repository
 from appliance.channels import NotPublished, kept_name
 from appliance.publish import main
 from appliance.tuf_repository import Repository
+from nodeapp.cli.main import app
 from nodeapp.core.errors import InvalidRequest, Rejected
 from nodeapp.core.update import Phase
-from nodeapp.updater.channel import Channel
+from nodeapp.updater.channel import Channel, expiry_warning
 from tests.fakes.release_repository import published
 from tests.fakes.update_node import UpdateNode, offer
 
@@ -315,6 +319,49 @@ async def test_a_release_withdrawn_after_it_was_fetched_is_not_applied(shop, tmp
     await flow.check()
     assert not list((node.base / "downloads").iterdir())
     assert node.layout.current_version() == "0.1.0"
+
+
+async def test_a_node_tells_a_month_before_that_its_channel_ends(
+    shop, tmp_path, artefact, monkeypatch
+):
+    node = Asker(shop, tmp_path / "node")
+    directory = tmp_path / "node" / "tuf"
+    now = time.time()
+    assert expiry_warning(directory, now) == ""
+    shop.repository.add("stable", "0.2.0", {"venv": [artefact]})
+    assert await node.sees() == "0.2.0"
+    day = 86_400
+    assert expiry_warning(directory, now + 149 * day) == ""
+    assert "the channel's targets expires on 2" in expiry_warning(directory, now + 151 * day)
+    assert "the channel's root expires on 2" in expiry_warning(directory, now + 336 * day)
+    assert "the channel's root has expired on 2" in expiry_warning(directory, now + 366 * day)
+    # What the node read last counts: renewed, and read.
+    monkeypatch.setitem(tuf_repository.LIFE, "root", dt.timedelta(days=800))
+    monkeypatch.setitem(tuf_repository.LIFE, "targets", dt.timedelta(days=800))
+    shop.repository.renew()
+    assert expiry_warning(directory, now + 366 * day)
+    assert await node.sees() == "0.2.0"
+    assert expiry_warning(directory, now + 366 * day) == ""
+    (directory / "metadata" / "targets.json").write_text("{")
+    assert expiry_warning(directory, now) == ""
+
+
+async def test_status_and_doctor_show_that_the_channel_ends(shop, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(tuf_repository.LIFE, "root", dt.timedelta(days=3))
+    shop.repository.renew(["root"])
+    state = tmp_path / "state"
+    (state / "updater").mkdir(parents=True)
+    given = f"updater.repository_url={shop.url}", f"updater.trusted_root_file={shop.root}"
+    channel = Channel(shop.url, "stable", shop.root, state / "updater" / "tuf")
+    with pytest.raises(Rejected, match=r"channels/stable\.json"):
+        await channel.newest("venv")
+    flags = ["--state-dir", str(state), "--set", given[0], "--set", given[1]]
+    runner = CliRunner()
+    for command in (["update", "status"], ["doctor"]):
+        told = await asyncio.to_thread(runner.invoke, app, [*command, *flags])
+        assert "the channel's root expires on " in told.output
+    alone = await asyncio.to_thread(runner.invoke, app, ["doctor", *flags[:2]])
+    assert "channel's root" not in alone.output
 
 
 async def test_the_verbs_of_the_command(tmp_path, artefact, capsys):
