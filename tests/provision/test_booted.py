@@ -211,15 +211,17 @@ def test_a_healthy_trial_completes_the_boot_and_is_blessed(machine):
     assert (journal_of(machine).phase, journal_of(machine).current) == (Phase.BLESSED, NEW)
 
 
-def test_a_release_that_the_operator_went_back_to_is_judged_without_a_count(machine):
+LEFT = "999.0.0"
+
+
+def gone_back(machine) -> None:
     """As after `update rollback`: its entry has no counter, so nothing asks for boot-complete."""
     machine.run("systemctl", "stop", "boot-complete.target", "fabstir-health.service")
-    left = "999.0.0"
     write_journal(
         machine,
         UpdateState(
-            current=left,
-            newest=left,
+            current=LEFT,
+            newest=LEFT,
             previous=NEW,
             phase=Phase.REBOOT_PENDING,
             candidate=Release(NEW, "", "rollback by the operator", ()),
@@ -227,15 +229,38 @@ def test_a_release_that_the_operator_went_back_to_is_judged_without_a_count(mach
             boot="the one before",
         ),
     )
+
+
+def test_a_release_that_the_operator_went_back_to_is_judged_without_a_count(machine):
+    gone_back(machine)
     machine.run("systemctl", "start", "multi-user.target", timeout_seconds=90)
     machine.until_state("fabstir-health.service", "active", 90)
     state = journal_of(machine)
     assert (state.phase, state.current, state.previous) == (Phase.BLESSED, NEW, "")
-    assert [one.version for one in state.blacklist] == [left]
+    assert [one.version for one in state.blacklist] == [LEFT]
     # Judged once: what follows in this boot does not judge again.
     begun = machine.show("fabstir-health.service", "ExecMainStartTimestampMonotonic")
     machine.run("systemctl", "start", "boot-complete.target", timeout_seconds=60)
     assert machine.show("fabstir-health.service", "ExecMainStartTimestampMonotonic") == begun
+
+
+def test_one_that_is_not_healthy_is_left_and_reboots_nothing_by_itself(machine):
+    """Where nothing counts only root's helper reboots; there is none in this container."""
+    gone_back(machine)
+    (machine.root / "medium" / "node.toml").write_text(
+        SETTINGS.replace("gate_seconds = 60.0", "gate_seconds = 2.0")
+    )
+    machine.run("systemctl", "start", "fabstir-provision.service", timeout_seconds=60)
+    machine.run("systemctl", "stop", NODE_UNIT, timeout_seconds=60)
+    machine.run("systemctl", "start", "fabstir-health.service", check=False, timeout_seconds=60)
+    assert machine.show("fabstir-health.service", "Result") == "exit-code"
+    assert "verdict is not carried out" in machine.journal("fabstir-health.service")
+    state = journal_of(machine)
+    assert (state.phase, state.current) == (Phase.ROLLED_BACK, LEFT)
+    assert machine.run("systemctl", "list-jobs", "--no-legend").stdout == ""
+    # What is judged once is over: the next boot passes.
+    machine.run("systemctl", "start", "fabstir-health.service", timeout_seconds=60)
+    machine.run("systemctl", "start", NODE_UNIT, timeout_seconds=120)
 
 
 def test_an_unhealthy_trial_is_blacklisted_and_the_machine_reboots(machine, place):
