@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeapp.core.errors import Corrupt, NotFound, Rejected
+from nodeapp.core.retention import Retention, in_order, kept
 from nodeapp.store.atomic import write_whole
 from nodeapp.store.errors import told_as_ours
 from nodeapp.store.migrations import MIGRATIONS, is_readable, schema_version
@@ -131,9 +132,17 @@ def verify_backup(path: Path) -> BackupFile:
     return BackupFile(path, found, path.stat().st_size, _check(path))
 
 
-def prune_backups(directory: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` (at least one); returns what went."""
-    gone = [backup.path for backup in list_backups(directory)[: -max(1, keep)]]
+def prune_backups(directory: Path, keep: int, newest: Path) -> list[Path]:
+    """Remove all but the newest `keep` (at least one); returns what went.
+
+    Args:
+        directory: of one journal's copies.
+        keep: how many stay.
+        newest: the one just made. By number it need not be: after a restore the journal is shorter.
+    """
+    made = {one.path: one.path.stat().st_mtime for one in list_backups(directory)}
+    stays = kept(in_order(made, newest.stat().st_mtime), Retention(keep))
+    gone = [path for path in made if path not in stays]
     for path in gone:
         _digest_file(path).unlink()
         path.unlink()

@@ -91,7 +91,9 @@ class Backups:
         try:
             files = await self.files()
             manifest = await self._fill(stage, files, password)
-            before = LastGood() if intent == "init" else self.last_good()
+            before = self.last_good()
+            if intent == "init":
+                before = LastGood(history=before.history)
             place = await self._place(restic, before, manifest, intent)
             if only_if_changed and place.holds(before, manifest):
                 good, added = msgspec.structs.replace(place.good, at=self.clock.unix_seconds()), 0

@@ -48,7 +48,7 @@ class Snapshots:
                 raise Corrupt(
                     f"backup {reply.path} has sha256 {verified.sha256}, announced {reply.sha256}"
                 )
-            await asyncio.to_thread(prune_backups, self._directory, self._keep)
+            await asyncio.to_thread(prune_backups, self._directory, self._keep, verified.path)
             return view(verified)
 
     async def kept(self) -> SnapshotList:

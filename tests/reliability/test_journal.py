@@ -276,10 +276,25 @@ async def test_pruning_keeps_the_newest_backups(tmp_path):
     journal = await open_journal(tmp_path / "j.sqlite")
     for _ in range(4):
         await journal.append([Change("x", b"")])
-        await journal.backup(tmp_path / "b")
+        made = await journal.backup(tmp_path / "b")
     await journal.close()
-    assert len(prune_backups(tmp_path / "b", keep=2)) == 2
+    assert len(prune_backups(tmp_path / "b", 2, made.path)) == 2
     assert [backup.records for backup in list_backups(tmp_path / "b")] == [3, 4]
+
+
+async def test_after_a_restore_the_copies_of_the_shorter_journal_stay(tmp_path):
+    journal = await open_journal(tmp_path / "j.sqlite")
+    await journal.append([Change("x", b"")])
+    made = await journal.backup(tmp_path / "b")
+    for number, seconds in ((8, 1e9), (9, 9e9)):  # long ago, in the future
+        for name in (f"journal-{number:012d}.sqlite", f"journal-{number:012d}.sqlite.sha256"):
+            (tmp_path / "b" / name).write_bytes(b"of the journal that was lost")
+            os.utime(tmp_path / "b" / name, (seconds, seconds))
+    await journal.close()
+    prune_backups(tmp_path / "b", 2, made.path)
+    assert [backup.records for backup in list_backups(tmp_path / "b")] == [1, 8]
+    prune_backups(tmp_path / "b", 1, made.path)
+    assert [backup.records for backup in list_backups(tmp_path / "b")] == [1]
 
 
 WRITER = """
