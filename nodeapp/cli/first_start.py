@@ -60,7 +60,7 @@ async def _fetch(settings: Settings, store: ModelStore, report: Report) -> None:
     if store.has(settings.inference.model):
         return  # `fabstir-node model add` was quicker
     addition = configured_addition(
-        settings.inference, settings.p2p.portal_url, int(SystemClock().unix_seconds())
+        settings.inference, settings.p2p.portal_url, now=int(SystemClock().unix_seconds())
     )
     prober = Prober(verdicts_file(resolve_paths(settings.node)))
     try:

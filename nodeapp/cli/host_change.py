@@ -269,15 +269,19 @@ def served_model(settings: Settings) -> tuple[str, str]:
     """Repo and file name of the model that the settings have served.
 
     Raises:
-        NotFound: inference.model is not in the catalogue.
+        NotFound: inference.model is not in the catalogue, and has no source.
     """
+    from nodeapp.inference.adding import configured_addition, registry_names
     from nodeapp.inference.model_store import model_store
     from nodeapp.service.paths import resolve_paths
 
     own = settings.inference
     if own.model_path or not own.model:
         return own.model_repo, own.model_file
-    entry = model_store(own, resolve_paths(settings.node)).find(own.model)
+    store = model_store(own, resolve_paths(settings.node))
+    if own.model_source and not store.has(own.model):
+        return registry_names(configured_addition(own, settings.p2p.portal_url, now=0))
+    entry = store.find(own.model)
     return entry.repo, entry.file_name
 
 

@@ -102,7 +102,7 @@ def _model(settings: Settings) -> Iterator[str]:
             if not inference.model_source or store.has(inference.model):
                 store.find(inference.model)
             elif not inference.model_source.startswith("hub:") or inference.hub_url:
-                configured_addition(inference, settings.p2p.portal_url, 0)
+                configured_addition(inference, settings.p2p.portal_url, now=0)
         except (NotFound, Corrupt, InvalidRequest) as error:
             yield f"inference.model: {error.message}"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 READY_SECONDS = 120.0
 
 ReadySeconds = Annotated[
-    float, typer.Option("--ready-seconds", min=1, help="Give up when not ready by then.")
+    float, typer.Option("--ready-seconds", min=1, help="Give up on what does not answer by then.")
 ]
 
 
@@ -31,7 +31,7 @@ def run(
     flags: Flags = None,
     ready_seconds: ReadySeconds = READY_SECONDS,
 ) -> None:
-    """Start every process, wait until all are ready, stay until Ctrl-C."""
+    """Start every process, wait until all are ready or wait for the world, stay until Ctrl-C."""
     from nodeapp.cli.interrupt import run_interruptible
     from nodeapp.cli.preflight import check_settings
     from nodeapp.service.tree import refuse_if_running
@@ -77,10 +77,12 @@ async def keep_running(settings: Settings, ready_seconds: float, outcome: _Outco
     dealt = await asyncio.to_thread(with_devices, settings, NvmlInventory(), visible)
     tree = await start_tree(dealt)
     try:
-        await tree.wait_ready(deadline_seconds=ready_seconds, report=show)
+        # A chain that is down, or a host not yet registered, is no reason to stop the others.
+        why = await tree.wait_ready(deadline_seconds=ready_seconds, report=show, may_wait=True)
         outcome.was_ready = True
         notify_ready()
-        sys.stderr.write(f"node ready, state in {tree.paths.state}; Ctrl-C stops it\n")
+        word = f"node runs, but is not ready: {why}" if why else "node ready"
+        sys.stderr.write(f"{word}; state in {tree.paths.state}; Ctrl-C stops it\n")
         code = await tree.supervisor.wait()
         raise Unavailable(f"supervisord ended by itself with code {code}")
     finally:

@@ -55,7 +55,13 @@ class Addition:
     pinned: bool = False
 
 
-def configured_addition(settings: InferenceSettings, portal_url: str, now: int) -> Addition:
+def registry_names(addition: Addition) -> tuple[str, str]:
+    """Repository and file name that the model will be listed with."""
+    _, repo, file_name = _names(addition)
+    return repo, file_name
+
+
+def configured_addition(settings: InferenceSettings, portal_url: str, *, now: int) -> Addition:
     """What `inference.model_source` says; a hub knows repository and file itself.
 
     Raises:

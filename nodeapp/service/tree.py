@@ -92,12 +92,18 @@ class NodeTree:
         """Supervisord's control side."""
         return SupervisorClient(supervisor_socket(self.paths))
 
-    async def wait_ready(self, *, deadline_seconds: float, report: Report | None = None) -> None:
+    async def wait_ready(
+        self, *, deadline_seconds: float, report: Report | None = None, may_wait: bool = False
+    ) -> str:
         """Return when every process is ready; a replica may fail where another one runs.
 
         Args:
             deadline_seconds: for all of them together.
             report: called once a process, when it becomes ready or is waited for no longer.
+            may_wait: who answers by the deadline may wait on, for the world or for a large model.
+
+        Returns:
+            Who waits on, and for what; empty when all are ready.
 
         Raises:
             Unavailable: the deadline passed or a process cannot run; names it and its last words.
@@ -106,9 +112,13 @@ class NodeTree:
         waiting = dict.fromkeys(self.processes, "")
         tries: dict[str, set[int]] = {process: {0} for process in self.processes}
         failed: set[str] = set()
+        silent: set[str] = set()
         report = report or _say_nothing
+        why = ""
         while waiting:
-            for status in await tree_status(self.paths, self.processes):
+            found = await tree_status(self.paths, self.processes)
+            silent = {status.process for status in found if status.ready is None}
+            for status in found:
                 tries[status.process].add(status.pid)
                 if status.process in waiting and not status.ready:
                     waiting[status.process] = status.detail
@@ -122,9 +132,12 @@ class NodeTree:
             self._check_supervisor()
             if waiting and not deadline.remaining_seconds():
                 why = "; ".join(f"{name} ({waiting[name]})" for name in sorted(waiting))
-                raise Unavailable(f"not ready inside {deadline_seconds:g} s: {why}")
+                if not may_wait or silent & waiting.keys():
+                    raise Unavailable(f"not ready inside {deadline_seconds:g} s: {why}")
+                break
             await asyncio.sleep(POLL_SECONDS if waiting else 0)
         self._remember()
+        return why
 
     async def stop(self) -> list[int]:
         """Stop in order, at most STOP_SECONDS, then kill.

@@ -49,9 +49,9 @@ def give(directory: Path, user: int, group: int) -> None:
         path.chmod(0o500 if path.is_dir() else 0o400)
 
 
-def pay_for_an_answer(world: World, name: str) -> None:
-    """A renter outside finds the node, pays, is answered, and settles and verifies against it."""
-    renter = world.renter(name)
+def pay_for_an_answer(world: World, name: str, **settings: object) -> None:
+    """A renter outside, with settings of its own, finds the node, pays, is answered, settles and verifies."""
+    renter = world.renter(name, **settings)
     chat = renter.chat(COUNTING, "--max-tokens", TOKENS)
     assert chat.finish(150) == 0, chat.err
     ended = chat.one(AnswerEnded)
