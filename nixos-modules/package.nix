@@ -18,7 +18,10 @@ let
   };
   project = (builtins.fromTOML (builtins.readFile ../pyproject.toml)).project;
   kept = [
+    "README.md"
     "appliance"
+    # What the units' Documentation= names.
+    "docs"
     "nodeapp"
     "pyproject.toml"
     "requirements.lock"
@@ -47,10 +50,11 @@ pkgs.stdenvNoCC.mkDerivation {
   python3 = python.environment.python;
   bashProgram = "${pkgs.bash}/bin/bash";
   anvil = "${pkgs.foundry}/bin/anvil";
-  # Programs the node starts by name: backups, snapshots.
+  # Programs the node starts by name: backups (restic calls ssh for an SFTP repository), snapshots.
   tools = lib.makeBinPath [
     pkgs.btrfs-progs
     pkgs.coreutils
+    pkgs.openssh
     pkgs.restic
   ];
   installPhase = "(source ${./package.sh})";

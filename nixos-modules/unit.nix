@@ -108,6 +108,7 @@ let
       map (key: lib.nameValuePair "${name}.settings.updater.${key}" written.updater.${key}) [
         "restic_password_file"
         "restic_environment_file"
+        "restic_ssh_key_file"
         "recovery_password_file"
       ]
     );

@@ -88,8 +88,8 @@ def _install_node(tree: Path, node: Path) -> None:
     place.parent.mkdir(parents=True)
     _copy(node, target=place.parent)
     (place.parent / node.name).rename(place)
-    for name in ("nodeapp", "appliance"):
-        shutil.rmtree(place / name)
+    for name in ("nodeapp", "appliance", "docs"):
+        shutil.rmtree(place / name, ignore_errors=True)
     write_sources(place)
     test = tree / "usr/lib/fabstir-test"
     test.mkdir()

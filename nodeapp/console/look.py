@@ -18,6 +18,7 @@ from nodeapp.rpc.chain import ChainClient
 from nodeapp.rpc.p2p import P2pClient
 from nodeapp.rpc.provision import REPORT, read_report
 from nodeapp.rpc.update import UpdateClient
+from nodeapp.service.needs import closed_port
 from nodeapp.service.paths import Paths
 from nodeapp.service.settings import Settings
 from nodeapp.service.tree import running_processes, tree_status
@@ -68,7 +69,7 @@ async def look(
     status = tuple(await tree_status(paths, processes))
     answering = {one.process for one in status if one.ready is not None}
     if not answering:
-        return Seen(machine, unit, report, status)
+        return Seen(machine, unit, report, status, warning=closed_port(settings))
     async with asyncio.TaskGroup() as tasks:
         update = tasks.create_task(_asked(lambda: _update(paths), "updater" in answering))
         network = tasks.create_task(_asked(lambda: _network(paths), "p2p" in answering))
@@ -85,6 +86,7 @@ async def look(
         network=network.result(),
         host=host.result(),
         sessions=sessions if sessions is not None else listed.result(),
+        warning=closed_port(settings),
     )
 
 

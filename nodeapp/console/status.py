@@ -72,6 +72,8 @@ class Seen:
     sessions: tuple[SessionView, ...] | None = None
     provisioning: UnitState = UnitState()
     """Where it left no report."""
+    warning: str = ""
+    """What the settings show to be wrong although the node runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ def _facts(seen: Seen, phase: Phase) -> Iterator[tuple[str, str]]:
     yield "peer id", peer
     if seen.network is not None:
         yield "reachable", seen.network.reachability
+    yield "warning", seen.warning
     yield "network", ", ".join(seen.machine.addresses) or "no address"
     if seen.sessions is not None:
         yield "earned", earned(seen.sessions, seen.host)

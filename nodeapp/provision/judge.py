@@ -118,10 +118,27 @@ def judge_updater(settings: Settings, checked: Checked) -> None:
     if updater.restic_repository and not updater.restic_password_file:
         remedy = "put the repository's password there, one line"
         checked.need("restic.password", "is missing", remedy, "updater.restic_repository")
+    _judge_ssh(settings, checked)
     for name in ("restic.password", "recovery.password"):
         if name in checked.files and not checked.files[name].strip():
             checked.need(name, "is empty", "one line with the password")
     _judge_environment(checked.files.get("restic.environment", b"").decode(), checked)
+
+
+def _judge_ssh(settings: Settings, checked: Checked) -> None:
+    """A machine that forgets has no other key, and knows no other server."""
+    updater = settings.updater
+    if not updater.restic_repository.startswith("sftp:"):
+        return
+    if not updater.restic_ssh_key_file:
+        remedy = "put a private key there that the server lets in (ssh-keygen -t ed25519 -N '')"
+        checked.need("backup.ssh_key", "is missing", remedy, "updater.restic_repository")
+    if not updater.restic_known_hosts_file:
+        remedy = "put the server's line of `ssh-keyscan HOST` there, compared with the server's own"
+        checked.need("backup.known_hosts", "is missing", remedy, "updater.restic_repository")
+    key = checked.files.get("backup.ssh_key")
+    if key is not None and not key.startswith(b"-----BEGIN "):
+        checked.need("backup.ssh_key", "is no private key", "put the half without .pub there")
 
 
 def _is_root(content: bytes) -> bool:
@@ -166,5 +183,10 @@ def remark(settings: Settings, checked: Checked) -> None:
     checked.notes += remarks(settings)
     if AUTHORIZED_KEYS not in checked.files:
         checked.notes.append("no authorized_keys: nobody can log in over the network")
+    if settings.updater.restic_repository.startswith("/"):
+        checked.notes.append(
+            f"updater.restic_repository {settings.updater.restic_repository} is on the machine"
+            " itself: backups are lost with its disk; name a server by sftp:, s3: or rest:"
+        )
     if not settings.updater.repository_url:
         checked.notes.append("updater.repository_url is not set: the machine is not updated")

@@ -38,6 +38,8 @@ UPDATER_FILES = (
     SettingFile("updater", "trusted_root_file", "trusted-root.json", is_secret=False),
     SettingFile("updater", "restic_password_file", "restic.password", is_secret=True),
     SettingFile("updater", "restic_environment_file", "restic.environment", is_secret=True),
+    SettingFile("updater", "restic_ssh_key_file", "backup.ssh_key", is_secret=True),
+    SettingFile("updater", "restic_known_hosts_file", "backup.known_hosts", is_secret=False),
     SettingFile("updater", "recovery_password_file", "recovery.password", is_secret=True),
 )
 KNOWN = (NODE, MACHINE, AUTHORIZED_KEYS, *(one.name for one in CHAIN_FILES + UPDATER_FILES))

@@ -5,6 +5,7 @@ Pure: nothing is looked up on this machine; its own check and that of a CONFIG b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from nodeapp.service.chains import chain_sections
 from nodeapp.service.settings import ChainSettings, ProverSettings, Settings
 
 _LOOPBACK = "/ip4/127."
+IMAGE_PORT = 9000
+"""What the flashed image's firewall opens: nixos-modules/appliance.nix."""
 NO_PROOFS = 'or chain.proof = "off" without prover in node.processes'
 """The way out for a host that does without proofs; renters see it in the offer."""
 
@@ -59,8 +62,23 @@ def has_key_source(prover: ProverSettings) -> bool:
     return bool(prover.profile_dir or prover.srs_source or prover.allow_test_srs)
 
 
+def closed_port(settings: Settings) -> str:
+    """Why nobody comes through the flashed image's own firewall; "" when somebody may."""
+    if settings.updater.backend != "sysupdate" or "p2p" not in settings.node.processes:
+        return ""
+    found = re.match(r"/[^/]+/[^/]+/tcp/(\d+)", settings.p2p.listen)
+    if found is None or int(found[1]) == IMAGE_PORT:
+        return ""
+    return (
+        f"p2p.listen is {settings.p2p.listen}, but the image's firewall lets {IMAGE_PORT} through"
+        f" only: listen on {IMAGE_PORT}, and let the router forward port {found[1]} to it"
+    )
+
+
 def remarks(settings: Settings) -> Iterator[str]:
     """What may be meant so, but keeps renters of a public chain away."""
+    if closed := closed_port(settings):
+        yield closed
     chains = chain_sections(settings).values()
     public = [chain for chain in chains if chain.chain_id != DEVELOPMENT_CHAIN]
     if "chain" not in settings.node.processes or not public:

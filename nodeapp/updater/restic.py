@@ -8,9 +8,11 @@ can be wrong.
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -68,12 +70,18 @@ class Restic:
     """One repository with its password."""
 
     def __init__(
-        self, repository: str, password_file: Path, environment: dict[str, str], cache: Path
+        self,
+        repository: str,
+        password_file: Path,
+        environment: dict[str, str],
+        cache: Path,
+        options: Sequence[str] = (),
     ) -> None:
         self.repository = repository
         self._password_file = password_file
         self._environment = environment
         self._cache = cache
+        self._options = options
 
     async def identity(self) -> str:
         """The repository's own id: another one is another repository, whatever its address is.
@@ -193,7 +201,8 @@ class Restic:
             return await self._once(*arguments, seconds=seconds)
 
     async def _once(self, *arguments: str, seconds: float) -> bytes:
-        command = [found_program("restic", "restic"), "--cache-dir", str(self._cache), *arguments]
+        program = found_program("restic", "restic")
+        command = [program, "--cache-dir", str(self._cache), *self._options, *arguments]
         environment = {
             **self._environment,
             "RESTIC_REPOSITORY": self.repository,
@@ -227,7 +236,49 @@ def open_restic(settings: UpdaterSettings, cache: Path) -> Restic:
         if settings.restic_environment_file
         else {}
     )
-    return Restic(settings.restic_repository, password, environment, cache / "restic")
+    options = ("-o", f"sftp.command={ssh_command(settings)}") if _has_own_ssh(settings) else ()
+    return Restic(settings.restic_repository, password, environment, cache / "restic", options)
+
+
+def _has_own_ssh(settings: UpdaterSettings) -> bool:
+    is_sftp = settings.restic_repository.startswith("sftp:")
+    if settings.restic_ssh_key_file and not (is_sftp and settings.restic_known_hosts_file):
+        raise InvalidRequest(
+            "updater.restic_ssh_key_file is for a repository sftp:user@host:/path, and needs"
+            " updater.restic_known_hosts_file beside it"
+        )
+    return bool(settings.restic_ssh_key_file)
+
+
+def ssh_command(settings: UpdaterSettings) -> str:
+    """How restic reaches its server by the node's own key, asking nobody; of restic's two forms.
+
+    Raises:
+        InvalidRequest: the repository names no server, or a file does not exist.
+    """
+    place = settings.restic_repository.removeprefix("sftp:")
+    url = urlsplit(place if place.startswith("//") else f"//{place.partition(':')[0]}")
+    try:
+        server, port = url.netloc.rpartition(":")[0] if url.port else url.netloc, url.port
+    except ValueError as error:
+        raise InvalidRequest(f"updater.restic_repository: {error}") from error
+    # A word that begins with a dash would be ssh's option.
+    if not url.hostname or server.startswith("-"):
+        raise InvalidRequest("updater.restic_repository is not sftp:user@host:/path")
+    files = [
+        credential_path(name)
+        for name in (settings.restic_ssh_key_file, settings.restic_known_hosts_file)
+    ]
+    for path in files:
+        if not path.is_file():
+            raise InvalidRequest(f"{path}, for updater.restic_repository, does not exist")
+    key, known_hosts = files
+    words = [
+        *("ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"),
+        *("-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={known_hosts}"),
+        *("-i", str(key), *(("-p", str(port)) if port else ()), server, "-s", "sftp"),
+    ]
+    return shlex.join(words)
 
 
 def environment_of(path: Path) -> dict[str, str]:

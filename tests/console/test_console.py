@@ -54,6 +54,12 @@ def test_nothing_is_wider_or_longer_than_the_screen(name, width, height):
     assert max(map(len, lines)) <= width
 
 
+def test_what_keeps_renters_away_is_told_while_the_node_runs():
+    facts = status_of(replace(SERVING, warning="port 4001 is closed")).facts
+    assert ("warning", "port 4001 is closed") in facts
+    assert not any("warning" in line for line in plain_lines(None, status_of(SERVING)))
+
+
 @pytest.mark.parametrize(
     ("name", "phase"),
     [

@@ -1,10 +1,14 @@
 """Every way a CONFIG can be wrong is named by file, key and remedy; what is right passes."""
 
+from pathlib import Path
+
 import pytest
 
 from nodeapp.provision.check import check
 from nodeapp.provision.machine import network_notes, network_text, read_machine
 from nodeapp.provision.make import check_medium
+from nodeapp.provision.parts import APPLIANCE_DEFAULTS
+from nodeapp.service.needs import IMAGE_PORT, closed_port
 from tests.provision.conftest import SERVES
 
 STATIC = '[network]\nmethod = "static"\n'
@@ -256,6 +260,56 @@ def test_a_node_that_nobody_finds_is_told_of(config):
     assert any("nobody finds the node" in note for note in checked.notes)
     (config / "node.toml").write_text(f"[chain]\nchain_id = 31337\n{SERVES}")
     assert not any("nobody finds the node" in note for note in check_medium(config).notes)
+
+
+@pytest.mark.parametrize(("port", "is_told"), [(9000, False), (4001, True)])
+def test_a_port_that_the_images_firewall_closes_is_told(config, port, is_told):
+    (config / "node.toml").write_text(
+        f'[chain]\nchain_id = 31337\n[p2p]\nlisten = "/ip4/0.0.0.0/tcp/{port}"\n{SERVES}'
+    )
+    checked = check_medium(config)
+    told = [note for note in checked.notes if "firewall" in note]
+    assert [f"port {port} to it" in note for note in told] == [True] * is_told
+    # The console says it for as long as it is so.
+    assert closed_port(checked.settings) == "".join(told)
+
+
+def test_a_repository_behind_ssh_needs_a_key_and_a_known_server(config):
+    repository = 'restic_repository = "sftp:me@nas:/node"'
+    (config / "node.toml").write_text(
+        f"[chain]\nchain_id = 84532\n{SERVES}\n[updater]\n{repository}\n"
+    )
+    (config / "restic.password").write_text("secret\n")
+    assert [text.partition(",")[0] for text in texts(config)] == [
+        "backup.ssh_key",
+        "backup.known_hosts",
+    ]
+    (config / "backup.ssh_key").write_text("ssh-ed25519 AAAA me\n")
+    (config / "backup.known_hosts").write_text("nas ssh-ed25519 AAAA\n")
+    (finding,) = texts(config)
+    assert "is no private key" in finding
+    (config / "backup.ssh_key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    checked = check_medium(config)
+    assert checked.findings == []
+    assert "backup.ssh_key" in checked.secrets
+    assert checked.settings.updater.restic_ssh_key_file.endswith("/backup.ssh_key")
+
+
+def test_a_repository_on_the_machines_own_disk_is_told_of(config):
+    (config / "node.toml").write_text(
+        f"[chain]\nchain_id = 84532\n{SERVES}\n[updater]\n"
+        'restic_repository = "/var/cache/fabstir/repository"\n'
+    )
+    (config / "restic.password").write_text("secret\n")
+    checked = check_medium(config)
+    assert checked.findings == []
+    assert any("lost with its disk" in note for note in checked.notes)
+
+
+def test_the_firewall_lets_through_what_the_note_says():
+    modules = Path(__file__).resolve().parents[2] / "nixos-modules"
+    assert f"default = {IMAGE_PORT};" in (modules / "firewall.nix").read_text("utf-8")
+    assert APPLIANCE_DEFAULTS["p2p"]["listen"].endswith(f"/tcp/{IMAGE_PORT}")
 
 
 def test_ssh_options_and_comments_are_allowed(config):

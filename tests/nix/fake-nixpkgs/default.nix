@@ -101,6 +101,7 @@ named [
   "nodejs"
   "nvidia"
   "nvidia-open"
+  "openssh"
   "python3"
   "restic"
   "shellcheck"
