@@ -107,7 +107,7 @@ let
         Type = "oneshot";
         ExecStart = "/bin/sh ${directory}/appliance/log-volume.sh ${state.device} ${commas state.shared} /run/fabstir-log";
         Environment = "PATH=${path}";
-        TimeoutStartSec = 60;
+        TimeoutStartSec = 300;
         RuntimeDirectory = "fabstir-log";
         RuntimeDirectoryMode = "0700";
         # A mount of its own, gone with it.
