@@ -21,6 +21,7 @@ from nodeapp.wire.ipc_update import UpdateView
 INSTALLING = ("downloading", "verified", "installing", "draining", "snapshotting", "arming")
 ON_TRIAL = ("reboot_pending", "booted")
 OPEN_SESSIONS = ("active", "closing")
+HELD = "backups of another journal of this wallet are there: is this a new disk?"
 NOT_READ = "CONFIG was not read: provisioning did not come to its end"
 
 
@@ -162,6 +163,8 @@ def _fault(seen: Seen) -> str:
     for process in seen.processes:
         if process.state in ("FATAL", "BACKOFF"):
             return f"{process.process} cannot run: {process.detail}"
+    if _is_held(seen):
+        return HELD
     if _is_up(seen):
         return ""
     if seen.unit.active == "failed" or seen.unit.sub == "auto-restart" or seen.unit.restarts:
@@ -169,6 +172,10 @@ def _fault(seen: Seen) -> str:
     if seen.unit.active == "inactive":
         return "the node is stopped"
     return ""
+
+
+def _is_held(seen: Seen) -> bool:
+    return seen.host is not None and bool(seen.host.held)
 
 
 def _starting(waiting: Sequence[ProcessStatus]) -> tuple[Phase, str, str]:
@@ -252,6 +259,9 @@ def _steps_out_of(seen: Seen) -> Iterator[str]:
         yield "start this machine again"
     elif seen.unit.active == "inactive" and not _is_up(seen):
         yield "start it: systemctl start fabstir-node"
+    elif _is_held(seen):
+        yield "get it back: stop the node, fabstir-node backup restore latest --replace"
+        yield "or give it up: fabstir-node backup adopt"
     else:
         yield "journalctl -u fabstir-node tells more; fabstir-node doctor looks for the cause"
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import segno
 from typer.testing import CliRunner
@@ -90,6 +91,17 @@ def test_where_nothing_runs_and_no_unit_starts_it_that_is_told(processes):
     status = status_of(replace(SAMPLES["starting"], unit=UnitState(), processes=processes))
     assert (status.phase, status.detail) == (Phase.STOPPED, "no process of the node runs")
     assert status.next_steps == ("start it: fabstir-node run",)
+
+
+def test_a_journal_that_waits_for_its_restore_is_told_with_both_ways_out():
+    assert SERVING.host is not None
+    held = replace(SERVING, host=msgspec.structs.replace(SERVING.host, held="another history"))
+    status = status_of(held)
+    assert (status.phase, status.detail[:19]) == (Phase.FAULT, "backups of another ")
+    assert [step.rpartition("fabstir-node ")[2] for step in status.next_steps] == [
+        "backup restore latest --replace",
+        "backup adopt",
+    ]
 
 
 def test_the_command_tells_that_no_node_runs(tmp_path):
