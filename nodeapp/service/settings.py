@@ -165,7 +165,7 @@ class InferenceSettings(Section, frozen=True):
 
     model: str = ""
     """Name in the catalogue (`fabstir-node model list`); used when model_path is empty."""
-    model_source: FilePath = ""
+    model_source: str = ""
     """Where `fabstir-node run` fetches model from while the catalogue has none of this name, in
     the forms of `fabstir-node model add`; checked as there."""
     model_path: FilePath = ""
@@ -221,7 +221,7 @@ class ProverSettings(Section, frozen=True):
     profile_dir: FilePath = ""
     """Proof keys, as `fabstir-node proof-keys make` leaves them; empty: a place of their own in
     the cache."""
-    srs_source: FilePath = ""
+    srs_source: str = ""
     """File or https address of the public ceremony's reference string (kzg14.srs for poseidon,
     kzg12.srs for kzg): the prover makes the missing proof keys of it. Known by its hash."""
     profile: Literal["poseidon", "kzg"] = "poseidon"

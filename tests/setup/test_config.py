@@ -102,7 +102,7 @@ def test_every_setting_that_names_a_file_is_a_path():
         for section in msgspec.structs.fields(Settings)
         if section.name != "chains"
         for field in msgspec.structs.fields(section.type)
-        if field.name.endswith(("_dir", "_file", "_path", "_source"))
+        if field.name.endswith(("_dir", "_file", "_path"))
     }
     values = {name: load(None, [f"{name}=here/x"]) for name in paths - {"inference.model_file"}}
     assert len(values) > 15
