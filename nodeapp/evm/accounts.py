@@ -12,15 +12,11 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-import coincurve
 from eth_account import Account
-from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
 from eth_hash.auto import keccak
 from eth_keys.datatypes import PrivateKey
-from eth_keys.exceptions import BadSignature
 from eth_typing import Hash32
-from eth_utils.exceptions import ValidationError
 
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, Unauthorised
 from nodeapp.core.ids import Address, TxHash
@@ -58,10 +54,6 @@ class Wallet:
         signed = self._account.sign_transaction(dict(fields))  # type: ignore[arg-type]
         return bytes(signed.raw_transaction), TxHash("0x" + bytes(signed.hash).hex())
 
-    def sign_message(self, message: bytes) -> bytes:
-        """EIP-191 signature, 65 bytes r || s || v with v 27 or 28."""
-        return bytes(self._account.sign_message(encode_defunct(primitive=message)).signature)
-
     async def sign_hashed(self, message: bytes) -> bytes:
         """Signature over the message's keccak256, r || s || v, 65 bytes."""
         return self.sign_digest(keccak(message))
@@ -69,31 +61,6 @@ class Wallet:
     def sign_digest(self, digest: bytes) -> bytes:
         """Signature over 32 bytes that are a digest already (EIP-712), r || s || v, 65 bytes."""
         return bytes(self._account.unsafe_sign_hash(Hash32(digest)).signature)
-
-    def shared_secret(self, peer_public_key: bytes) -> bytes:
-        """ECDH: X of the shared point, 32 bytes, not hashed.
-
-        Raises:
-            InvalidRequest: the peer's key is no point of the curve.
-        """
-        try:
-            point = coincurve.PublicKey(peer_public_key)
-        except ValueError as error:
-            raise InvalidRequest("peer public key is not a point on secp256k1") from error
-        return point.multiply(bytes(self._account.key)).format(compressed=True)[1:]
-
-
-def recover_signer(message: bytes, signature: bytes) -> Address:
-    """Who signed an EIP-191 message.
-
-    Raises:
-        Unauthorised: not a signature.
-    """
-    try:
-        signer = Account.recover_message(encode_defunct(primitive=message), signature=signature)
-    except (ValueError, BadSignature, ValidationError) as error:
-        raise Unauthorised("signature cannot be recovered") from error
-    return Address(signer)
 
 
 def new_wallet() -> Wallet:

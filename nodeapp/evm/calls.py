@@ -1,4 +1,4 @@
-"""Builders for every marketplace call that a host or a renter makes; they do no I/O.
+"""Builders for the contract calls that hosts, renters and development chains make; no I/O.
 
 Prices are base units per token times 1000, deposits base units, durations seconds.
 """
@@ -43,27 +43,13 @@ class SessionTerms:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class DelegateLimits:
-    """What a delegate may spend of its owner's money; 0, NATIVE and None mean no limit.
-
-    Amounts are base units, `valid_until` is block time in seconds.
-    """
-
-    max_per_session: int = 0
-    total_cap: int = 0
-    valid_until: int = 0
-    host: Address = NATIVE
-    model_id: ModelId | None = None
-
-
 def model_bytes(model_id: ModelId) -> bytes:
     """32 bytes of a model id."""
     return bytes.fromhex(model_id.removeprefix("0x"))
 
 
-def _call(to: Address, abi: ContractAbi, function: str, *arguments: object, value: int = 0) -> Call:
-    return Call(to, function, abi.functions[function].encode(arguments), value)
+def _call(to: Address, abi: ContractAbi, function: str, *arguments: object) -> Call:
+    return Call(to, function, abi.functions[function].encode(arguments))
 
 
 def approve(asset: Address, spender: Address, amount: int) -> Call:
@@ -151,14 +137,6 @@ class Calls:
         """Pull part of the credited earnings."""
         return self._earnings("withdraw", amount, asset)
 
-    def withdraw_all_earnings(self, asset: Address) -> Call:
-        """Pull all credited earnings of one asset."""
-        return self._earnings("withdrawAll", asset)
-
-    def withdraw_several_earnings(self, assets: Sequence[Address]) -> Call:
-        """Pull all credited earnings of several assets."""
-        return self._earnings("withdrawMultiple", list(assets))
-
     # --- host and renter --------------------------------------------------------
 
     def complete_session(self, job_id: JobId, conversation_cid: str = "") -> Call:
@@ -170,18 +148,6 @@ class Calls:
         return self._marketplace("triggerSessionTimeout", job_id)
 
     # --- renter -----------------------------------------------------------------
-
-    def create_session_native(
-        self, host: Address, model_id: ModelId, deposit: Wei, terms: SessionTerms
-    ) -> Call:
-        """Open a session paid in the native coin."""
-        return self._marketplace(
-            "createSessionJobForModel",
-            host,
-            model_bytes(model_id),
-            *terms.arguments(),
-            value=deposit,
-        )
 
     def create_session(
         self, host: Address, model_id: ModelId, asset: Address, deposit: int, terms: SessionTerms
@@ -195,73 +161,6 @@ class Calls:
             deposit,
             *terms.arguments(),
         )
-
-    def create_session_from_deposit(
-        self, host: Address, model_id: ModelId, asset: Address, deposit: int, terms: SessionTerms
-    ) -> Call:
-        """Open a session paid from the renter's balance in the marketplace."""
-        return self._marketplace(
-            "createSessionFromDepositForModel",
-            model_bytes(model_id),
-            host,
-            asset,
-            deposit,
-            *terms.arguments(),
-        )
-
-    def create_session_as_delegate(
-        self,
-        payer: Address,
-        host: Address,
-        model_id: ModelId,
-        *,
-        asset: Address,
-        deposit: int,
-        terms: SessionTerms,
-    ) -> Call:
-        """Open a session that `payer` owns and pays; it authorised the sender and approved us."""
-        return self._marketplace(
-            "createSessionForModelAsDelegate",
-            payer,
-            model_bytes(model_id),
-            host,
-            asset,
-            deposit,
-            *terms.arguments(),
-        )
-
-    def configure_delegate(self, delegate: Address, limits: DelegateLimits) -> Call:
-        """Let another account open sessions with the sender's money, within limits."""
-        model = bytes(32) if limits.model_id is None else model_bytes(limits.model_id)
-        return self._marketplace(
-            "configureDelegate",
-            delegate,
-            limits.max_per_session,
-            limits.total_cap,
-            limits.valid_until,
-            limits.host,
-            model,
-        )
-
-    def authorize_delegate(self, delegate: Address, *, authorized: bool) -> Call:
-        """Switch a delegate on or off; limits and what it spent stay, an expiry is lifted."""
-        return self._marketplace("authorizeDelegate", delegate, authorized)
-
-    def deposit_native(self, amount: Wei) -> Call:
-        """Put native coin into the marketplace."""
-        return self._marketplace("depositNative", value=amount)
-
-    def deposit_asset(self, asset: Address, amount: int) -> Call:
-        """Put an asset into the marketplace; approve it first."""
-        return self._marketplace("depositToken", asset, amount)
-
-    def withdraw_native(self, amount: Wei) -> Call:
-        """Take native coin back out."""
-        return self._marketplace("withdrawNative", amount)
-
-    def withdraw_asset(self, asset: Address, amount: int) -> Call:
-        """Take an asset back out."""
-        return self._marketplace("withdrawToken", asset, amount)
 
     # --- owner of a development chain ---------------------------------------------
 
@@ -285,23 +184,11 @@ class Calls:
             _call(self.deployment.host_earnings, _EARNINGS, *arguments),
         )
 
-    def pause(self) -> Call:
-        """Stop new sessions and claims; sessions can still be ended."""
-        return self._marketplace("pause")
-
-    def unpause(self) -> Call:
-        """Accept sessions and claims again."""
-        return self._marketplace("unpause")
-
-    def slash(self, host: Address, amount: int, *, evidence_cid: str, reason: str) -> Call:
-        """Take FAB base units, at most half of the stake; the slashing authority only."""
-        return self._nodes("slashStake", host, amount, evidence_cid, reason)
-
     def _nodes(self, function: str, *arguments: object) -> Call:
         return _call(self.deployment.node_registry, _NODES, function, *arguments)
 
     def _earnings(self, function: str, *arguments: object) -> Call:
         return _call(self.deployment.host_earnings, _EARNINGS, function, *arguments)
 
-    def _marketplace(self, function: str, *arguments: object, value: int = 0) -> Call:
-        return _call(self.deployment.marketplace, _MARKETPLACE, function, *arguments, value=value)
+    def _marketplace(self, function: str, *arguments: object) -> Call:
+        return _call(self.deployment.marketplace, _MARKETPLACE, function, *arguments)

@@ -202,25 +202,6 @@ class Contracts:
         """The number that the next session gets."""
         return JobId(await self._marketplace("nextJobId", block=block))
 
-    async def deposit_limits(self, asset: Address) -> tuple[BaseUnits, BaseUnits]:
-        """Smallest and largest deposit of an asset (not for the native coin)."""
-        return (
-            BaseUnits(await self._marketplace("tokenMinDeposits", asset)),
-            BaseUnits(await self._marketplace("tokenMaxDeposits", asset)),
-        )
-
-    async def is_accepted_asset(self, asset: Address) -> bool:
-        """Whether sessions may be paid in the asset."""
-        return bool(await self._marketplace("acceptedTokens", asset))
-
-    async def native_deposit(self, depositor: Address) -> BaseUnits:
-        """Native coin that a renter holds in the marketplace."""
-        return BaseUnits(await self._marketplace("userDepositsNative", depositor))
-
-    async def asset_deposit(self, depositor: Address, asset: Address) -> BaseUnits:
-        """Asset that a renter holds in the marketplace."""
-        return BaseUnits(await self._marketplace("userDepositsToken", depositor, asset))
-
     async def treasury(self, asset: Address, block: BlockTag = "latest") -> BaseUnits:
         """Fees collected in an asset; NATIVE for the native coin."""
         if int(asset, 16) == 0:
@@ -262,10 +243,6 @@ class Contracts:
     async def is_active_node(self, host: Address, block: BlockTag = "latest") -> bool:
         """Whether the host is registered and active."""
         return bool(await self._nodes("isActiveNode", host, block=block))
-
-    async def active_nodes(self) -> tuple[Address, ...]:
-        """Every active host."""
-        return tuple(checksum(host) for host in await self._nodes("getAllActiveNodes"))
 
     async def nodes_for_model(self, model_id: ModelId) -> tuple[Address, ...]:
         """Every active host that offers the model."""

@@ -51,11 +51,6 @@ def cid_of(blob: BlobId) -> Cid:
     return Cid(encode_multibase("b", _BLOB + blob.hash + _size_bytes(blob.size)))
 
 
-def legacy_cid_of(blob: BlobId) -> Cid:
-    """The older raw form in base58, which stock portals also answer to."""
-    return Cid(encode_multibase("z", _LEGACY + blob.hash + _size_bytes(blob.size)))
-
-
 def parse_cid(text: str) -> BlobId:
     """Read either form in any of the four bases.
 

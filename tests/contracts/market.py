@@ -8,10 +8,11 @@ from nodeapp.core.ids import JobId
 from nodeapp.devnet.main import Devnet
 from nodeapp.devnet.provision import HostOffer, provision_host, provision_renter
 from nodeapp.evm.accounts import Wallet, new_wallet
-from nodeapp.evm.calls import UNLIMITED, Calls, SessionTerms, approve
+from nodeapp.evm.calls import UNLIMITED, SessionTerms, approve
 from nodeapp.evm.contracts import Contracts
 from nodeapp.evm.events import SessionCreated
 from nodeapp.evm.transactions import Transactions
+from tests.contracts.calls import AllCalls
 from tests.contracts.world import MODEL
 
 DEPOSIT = 2_000_000
@@ -21,7 +22,7 @@ DEPOSIT = 2_000_000
 class Market:
     devnet: Devnet
     contracts: Contracts
-    calls: Calls
+    calls: AllCalls
     transactions: Transactions
     host: Wallet
     renter: Wallet
@@ -53,7 +54,7 @@ async def provisioned(devnet: Devnet) -> Market:
     return Market(
         devnet,
         Contracts(devnet.provider, devnet.deployment),
-        Calls(devnet.deployment),
+        AllCalls(devnet.deployment),
         Transactions(devnet.provider, poll_seconds=0.02),
         host,
         renter,

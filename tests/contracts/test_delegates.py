@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from nodeapp.evm.calls import NATIVE, UNLIMITED, DelegateLimits, approve, mint
+from nodeapp.evm.calls import NATIVE, UNLIMITED, approve, mint
+from tests.contracts.calls import DelegateLimits
 from tests.contracts.world import (
     DEPOSIT,
     MODEL,

@@ -13,7 +13,6 @@ from nodeapp.evm.accounts import (
     create_keystore,
     load_keystore,
     new_wallet,
-    recover_signer,
     write_password,
 )
 
@@ -75,28 +74,6 @@ def test_a_password_that_everybody_reads_is_refused(tmp_path: Path, password: Pa
     password.chmod(0o644)
     with pytest.raises(Rejected, match="chmod 600"):
         load_keystore(tmp_path / "x.json", password)
-
-
-def test_a_signed_message_names_its_signer() -> None:
-    wallet = new_wallet()
-    signature = wallet.sign_message(b"claim")
-    assert len(signature) == 65
-    assert signature[64] in {27, 28}
-    assert recover_signer(b"claim", signature) == wallet.address
-    assert recover_signer(b"other", signature) != wallet.address
-    with pytest.raises(Unauthorised):
-        recover_signer(b"claim", b"\x00" * 65)
-    with pytest.raises(Unauthorised):
-        recover_signer(b"claim", b"short")
-
-
-def test_two_wallets_share_one_secret() -> None:
-    first, second = new_wallet(), new_wallet()
-    secret = first.shared_secret(second.public_key)
-    assert len(secret) == 32
-    assert secret == second.shared_secret(first.public_key)
-    with pytest.raises(InvalidRequest, match="not a point"):
-        first.shared_secret(b"\x02" + b"\xff" * 32)
 
 
 def test_a_wallet_shows_its_address_only() -> None:

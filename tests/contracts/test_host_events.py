@@ -14,14 +14,13 @@ from nodeapp.evm.accounts import Wallet, new_wallet
 from nodeapp.evm.calls import (
     NATIVE,
     UNLIMITED,
-    Calls,
-    DelegateLimits,
     SessionTerms,
     approve,
     send_native,
 )
 from nodeapp.evm.marketplace_events import MarketplaceEvents
 from nodeapp.evm.transactions import Transactions
+from tests.contracts.calls import AllCalls, DelegateLimits
 from tests.contracts.world import DAY_SECONDS, FAB, MODEL
 
 DEPOSIT = 2_000_000
@@ -30,7 +29,7 @@ DEPOSIT = 2_000_000
 @dataclass
 class Stage:
     devnet: Devnet
-    calls: Calls
+    calls: AllCalls
     transactions: Transactions
     host: Wallet
     renter: Wallet
@@ -52,7 +51,7 @@ async def stage(devnet: Devnet) -> Stage:
     await provision_host(devnet.provider, devnet.deployment, host, offer)
     await provision_renter(devnet.provider, devnet.deployment, renter)
     transactions = Transactions(devnet.provider, poll_seconds=0.02)
-    return Stage(devnet, Calls(devnet.deployment), transactions, host, renter)
+    return Stage(devnet, AllCalls(devnet.deployment), transactions, host, renter)
 
 
 async def test_a_host_hears_who_opened_its_sessions(stage: Stage) -> None:

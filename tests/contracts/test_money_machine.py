@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 
 from nodeapp.core.units import Wei
 from nodeapp.evm.abi import Call, checksum
-from nodeapp.evm.calls import NATIVE, UNLIMITED, DelegateLimits, SessionTerms, approve, mint
+from nodeapp.evm.calls import NATIVE, UNLIMITED, SessionTerms, approve, mint
 from tests.contracts.books import DEPOSITS, PRICES, Books, Job
+from tests.contracts.calls import DelegateLimits
 from tests.contracts.world import (
     DAY_SECONDS,
     GAS,

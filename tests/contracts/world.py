@@ -17,12 +17,12 @@ from nodeapp.evm.abi import Call, checksum, load_abi
 from nodeapp.evm.calls import (
     NATIVE,
     UNLIMITED,
-    Calls,
     SessionTerms,
     approve,
     mint,
 )
 from nodeapp.evm.deployment import Deployment
+from tests.contracts.calls import AllCalls
 
 GAS = 8_000_000
 MODEL = DevnetModel("owner/model-GGUF", "model.gguf", "ab" * 32)
@@ -64,7 +64,7 @@ class Refused(Exception):
 class World:
     tester: EthereumTester
     deployment: Deployment
-    calls: Calls
+    calls: AllCalls
     owner: Address
     treasury: Address
     host: Address
@@ -180,7 +180,7 @@ def build_world() -> World:
         checksum(account) for account in tester.get_accounts()[:5]
     )
     planned = plan_addresses(owner, 0, 131277322940537)
-    world = World(tester, planned, Calls(planned), owner, treasury, host, renter, stranger)
+    world = World(tester, planned, AllCalls(planned), owner, treasury, host, renter, stranger)
     for creation in creations(planned, treasury, RULES):
         world.send(creation, owner)
     for call in world.calls.authorize_marketplace():

@@ -136,19 +136,6 @@ def room(root: Path, binds: Mapping[str, Path] | None = None) -> Iterator[Room]:
         holder.stderr.close()
 
 
-def run_in(
-    root: Path,
-    command: list[str],
-    binds: Mapping[str, Path] | None = None,
-    *,
-    check: bool = True,
-    timeout_seconds: float = 50,
-) -> subprocess.CompletedProcess[str]:
-    """One command in a room of its own."""
-    with room(root, binds) as inside:
-        return inside.run(*command, check=check, timeout_seconds=timeout_seconds)
-
-
 def tool_root() -> Path:
     """The root with TOOLS; made when it is missing."""
     return _root(TOOLS)

@@ -6,8 +6,6 @@ FABSTIR_NIXPKGS_LIB may name nixpkgs' `lib` folder; then the modules are evaluat
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import shutil
@@ -130,8 +128,3 @@ def flake_copy(home: Path, index: Path | None = None) -> Flake:
     (home / "conf").mkdir()
     (home / "conf" / "nix.conf").write_text(CONFIGURATION)
     return Flake(source, nixpkgs, home)
-
-
-def sri(path: Path) -> str:
-    """A file's sha256 as Nix writes it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode()

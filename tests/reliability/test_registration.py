@@ -21,7 +21,7 @@ from nodeapp.core.listing import Listing, ModelPrice, Wish, findings
 from nodeapp.core.session import SessionClosing
 from nodeapp.devnet.provision import STAKE
 from nodeapp.evm.abi import Call, load_abi
-from nodeapp.evm.calls import Calls, model_bytes
+from nodeapp.evm.calls import model_bytes
 from nodeapp.evm.transactions import Transactions
 from nodeapp.service.clock import SystemClock
 from nodeapp.service.metrics import Metrics
@@ -33,6 +33,7 @@ from nodeapp.wire.ipc_listing import (
     WithdrawRequest,
 )
 from tests.client.host_world import API_URL, FIRST, SECOND, host_world
+from tests.contracts.calls import AllCalls
 from tests.fakes.paid_session import JOB, opened
 
 pytestmark = pytest.mark.timeout(60)
@@ -54,7 +55,7 @@ class Host:
         self.wish = partial(
             settings_wish, SETTINGS, usdc=self.usdc, public_key=world.wallet.public_key
         )
-        self.calls = Calls(deployment)
+        self.calls = AllCalls(deployment)
         self.transactions = Transactions(provider)
         sending = build_sending(
             SETTINGS,

@@ -11,9 +11,9 @@ from nodeapp.s5.cid import (
     cid_of,
     decode_multibase,
     encode_multibase,
-    legacy_cid_of,
     parse_cid,
 )
+from tests.s5.legacy import legacy_cid_of
 
 HELLO = b"Hello, world!"
 HELLO_FORMS = [

@@ -13,9 +13,10 @@ from aiohttp import web
 
 from nodeapp.core.errors import InvalidRequest, NotFound, Rejected, TooLarge, Unavailable
 from nodeapp.s5.blobs import open_blob_store
-from nodeapp.s5.cid import blob_id_of, cid_of, legacy_cid_of
+from nodeapp.s5.cid import blob_id_of, cid_of
 from nodeapp.s5.client import download_blob, upload_blob
 from nodeapp.s5.portal import UPLOAD, public_app, upload
+from tests.s5.legacy import legacy_cid_of
 
 DATA = bytes(range(256)) * 1000
 CID = cid_of(blob_id_of(DATA))
