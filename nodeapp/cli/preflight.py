@@ -51,6 +51,8 @@ def findings(settings: Settings, *, is_start: bool = False) -> Iterator[str]:
         yield from _replicas(settings.inference)
     if "prover" in processes:
         yield from _proof_keys(settings)
+    if not is_start and _runs(settings):
+        return  # it listens on its own ports
     if "p2p" in processes:
         place = _MULTIADDRESS.match(settings.p2p.listen)
         if place is None:
@@ -59,6 +61,17 @@ def findings(settings: Settings, *, is_start: bool = False) -> Iterator[str]:
             yield from _port("p2p.listen", place["host"], int(place["port"]))
     if "s5" in processes:
         yield from _port("s5.listen_port", settings.s5.listen_host, settings.s5.listen_port)
+
+
+def _runs(settings: Settings) -> bool:
+    """A node runs with these directories."""
+    from nodeapp.service.supervisor_client import SupervisorClient
+    from nodeapp.service.supervisord import supervisor_socket
+
+    try:
+        return bool(SupervisorClient(supervisor_socket(resolve_paths(settings.node))).programs())
+    except Unavailable:
+        return False
 
 
 def _chains(chains: Mapping[str, ChainSettings], *, is_start: bool) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from appliance.steps.layout import ROOT, layout
-from nodeapp.core.units import BaseUnits
+from nodeapp.core.ids import Address
 from nodeapp.devnet.anvil import set_native_balance
 from nodeapp.devnet.provision import CALL_GAS, NATIVE_FUNDS, STAKE
 from nodeapp.devnet.world import free_port
@@ -139,7 +139,7 @@ def fund(devnet: World, host: str) -> None:
         async with devnet.provider() as provider:
             for address in (bank.address, host):
                 await set_native_balance(provider, address, NATIVE_FUNDS)
-            call = mint(deployment.fab, host, BaseUnits(STAKE))
+            call = mint(deployment.fab, Address(host), STAKE)
             await Transactions(provider).send_batch([(call, CALL_GAS)], bank)
 
     asyncio.run(send())
@@ -164,6 +164,11 @@ def test_a_host_that_follows_the_documents_earns(machine, devnet, tmp_path):
     keys = tmp_path / "keys"
     shutil.copytree(next((machine.root / "var/cache/fabstir/proofs").glob("kzg-*[0-9a-f]")), keys)
     pay_for_an_answer(devnet, "by-the-docs", profile_dir=str(keys))
+
+
+def test_settings_of_a_running_node_are_right(machine):
+    done = machine.run("fabstir-node", "config", "check", "--config", SETTINGS, check=False)
+    assert (done.returncode, done.stdout) == (0, "settings are right\n"), done.stderr
 
 
 def test_root_writes_nothing_where_the_node_has_to(machine):

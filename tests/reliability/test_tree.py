@@ -16,7 +16,13 @@ import pytest
 from msgspec.structs import replace
 
 from nodeapp.core.errors import Rejected, Unavailable
-from nodeapp.service.settings import InferenceSettings, NodeSettings, Settings, WatchdogSettings
+from nodeapp.service.settings import (
+    InferenceSettings,
+    NodeSettings,
+    P2pSettings,
+    Settings,
+    WatchdogSettings,
+)
 from nodeapp.service.supervisord import supervisor_socket
 from nodeapp.service.tree import NodeTree, read_readiness, start_tree, tree_status
 from tests.fakes.tiny_model import tiny_model
@@ -133,6 +139,25 @@ async def test_a_process_that_cannot_run_is_named_with_its_reason(tmp_path):
     try:
         with pytest.raises(Unavailable, match=r"updater cannot run.*FileExistsError"):
             await tree.wait_ready(deadline_seconds=40)
+    finally:
+        assert await tree.stop() == []
+
+
+async def test_who_answers_may_wait_for_the_world_and_who_is_silent_may_not(tmp_path):
+    settings = Settings(
+        node=replace(settings_in(tmp_path).node, processes=("p2p",)),
+        p2p=P2pSettings(listen="/ip4/127.0.0.1/tcp/0"),
+        watchdog=QUICK,
+    )
+    tree = await start_tree(settings)
+    try:
+        with pytest.raises(Unavailable, match=r"not ready inside 0\.1 s: p2p"):
+            await tree.wait_ready(deadline_seconds=0.1, may_wait=True)
+        await until(lambda: pid_of(tree, "p2p"), "p2p to answer", seconds=30)
+        with pytest.raises(Unavailable, match=r"not ready inside 0\.1 s: p2p \(waits for "):
+            await tree.wait_ready(deadline_seconds=0.1)
+        why = await tree.wait_ready(deadline_seconds=0.1, may_wait=True)
+        assert why.startswith("p2p (waits for ")
     finally:
         assert await tree.stop() == []
 
