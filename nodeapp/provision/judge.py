@@ -120,7 +120,8 @@ def judge_updater(settings: Settings, checked: Checked) -> None:
         checked.need("restic.password", "is missing", remedy, "updater.restic_repository")
     _judge_ssh(settings, checked)
     for name in ("restic.password", "recovery.password"):
-        if name in checked.files and not checked.files[name].strip():
+        # The first line is the password.
+        if name in checked.files and not checked.files[name].partition(b"\n")[0].strip():
             checked.need(name, "is empty", "one line with the password")
     _judge_environment(checked.files.get("restic.environment", b"").decode(), checked)
 

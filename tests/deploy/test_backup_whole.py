@@ -88,3 +88,39 @@ def test_a_node_on_a_blank_disk_serves_again_and_claims_nothing_twice(tmp_path: 
         assert report["journals"][0]["unsettled"] == 1
         assert world.node is not None
         assert world.node.stop() == 0
+
+
+def test_a_replaced_disk_serves_and_signs_nothing_until_it_is_restored(tmp_path: Path):
+    with started_devnet(tmp_path) as world:
+        with_repository(world)
+        node = world.start_node()
+        node.until_said("node ready", 90)
+        chat = world.renter("before").chat(COUNTING, "--max-tokens", TOKENS)
+        assert chat.finish(120) == 0, chat.err
+        job_id = chat.one(AnswerEnded).job_id
+        backup(world, "create", "create")
+        listed = backup(world, "list", "list").splitlines()[-1]
+        assert node.stop() == 0
+        # Wallet and settings come with CONFIG; everything else was on the disk.
+        shutil.rmtree(world.paths.state)
+        for marker in tmp_path.rglob("*.journal"):
+            marker.unlink()
+        node = world.start_node()
+        node.until_said("node ready", 90)
+        until(
+            lambda: "HELD" in world.status()["chain"].detail,
+            "the chain process was told to wait",
+            seconds=150,
+        )
+        assert "backup restore latest" in world.status()["updater"].detail
+        assert world.metric("updater", "fabstir_updater_backup_needs_operator") == 1
+        assert node.stop() == 0
+        assert backup(world, "list again", "list").splitlines()[-1] == listed
+        backup(world, "restore", "restore", "latest", "--replace")
+        world.start_node().until_said("node ready", 90)
+        made = backup(world, "create again", "create")
+        assert "with keys, restored for a test and replayed" in made
+        assert "HELD" not in world.status()["chain"].detail
+        assert world.until_settled(job_id, 90).tokens_used == TOKENS
+        assert world.node is not None
+        assert world.node.stop() == 0

@@ -90,6 +90,7 @@ def test_the_right_config_has_no_finding(config, desk):
             "authorized_keys: holds a private key; put the public half there",
         ),
         ("recovery.password", " \n", "recovery.password: is empty"),
+        ("recovery.password", "\non the second line\n", "recovery.password: is empty"),
         ("restic.environment", "AWS_KEY secret\n", "restic.environment: line 1 is no setting"),
         ("machine.toml", "hostname = 1\n", "machine.toml, hostname: Expected `str`, got `int`"),
         ("machine.toml", "host = 'a'\n", "machine.toml: Object contains unknown field `host`"),
