@@ -115,14 +115,18 @@ def _made(made: BackupView) -> str:
 def _ask(settings: Settings, question: Callable[[UpdaterClient], Awaitable[str]]) -> None:
     import asyncio
 
+    from nodeapp.cli.reach import running_node
     from nodeapp.rpc.updater import UpdaterClient
     from nodeapp.service.paths import resolve_paths
 
+    paths = resolve_paths(settings.node)
+
     async def answer() -> str:
-        async with UpdaterClient(resolve_paths(settings.node).socket("updater")) as client:
+        async with UpdaterClient(paths.socket("updater")) as client:
             return await question(client)
 
-    sys.stdout.write(asyncio.run(answer()) + "\n")
+    with running_node(paths):
+        sys.stdout.write(asyncio.run(answer()) + "\n")
 
 
 def list_(

@@ -220,7 +220,7 @@ async def test_backups_are_listed_verified_and_restored(tmp_path):
 def test_creating_a_backup_without_a_node_says_so(tmp_path):
     done = fabstir("backup", "create", "--state-dir", str(tmp_path))
     assert done.returncode == 1
-    assert "updater is not reachable" in done.stderr
+    assert f"no node runs on state directory {tmp_path}" in done.stderr
 
 
 def test_asking_peers_without_a_node_says_so_as_status_does(tmp_path):
