@@ -85,7 +85,15 @@ def write_sources(target: Path) -> None:
 
 
 def _sources() -> list[str]:
-    return ["nodeapp", "appliance", "docs", "pyproject.toml", "README.md", "LICENSE", "requirements.lock"]
+    return [
+        "nodeapp",
+        "appliance",
+        "docs",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "requirements.lock",
+    ]
 
 
 def initrd_directory(places: Layout, status: Status) -> Path:
