@@ -11,6 +11,7 @@ import pytest
 
 from nodeapp.core.errors import InvalidRequest, NotFound, TooLarge, Unavailable
 from nodeapp.core.model_card import model_id
+from nodeapp.inference.nvml import NvmlInventory
 from nodeapp.rpc.inference import InferenceClient
 from nodeapp.wire.ipc_inference import Finished, GenerateRequest, Produced, Started
 from tests.inference.conftest import chat
@@ -50,6 +51,13 @@ async def test_the_model_is_listed_with_its_facts(process):
     assert (model.context_length, model.trained_context_length) == (512, 8192)
     assert (model.architecture, model.quantisation) == ("llama", "Q4_1")
     assert 2 in model.end_token_ids
+
+
+async def test_the_gpus_that_the_driver_answers_for_are_counted(process):
+    """What the health gate of an update asks; here there may be none."""
+    there = [gpu for gpu in NvmlInventory().devices() if not gpu.fault]
+    async with InferenceClient(process) as client:
+        assert (await client.gpus()).answering == len(there)
 
 
 async def test_an_answer_streams_over_the_socket(process):
