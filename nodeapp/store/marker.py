@@ -30,13 +30,14 @@ class Marker:
         """Whether a journal was once made."""
         return self.path.exists()
 
-    def journal(self) -> Path | None:
-        """Which file it is; None: not noted, or not readable for this user."""
+    def read(self) -> tuple[str, Path | None]:
+        """Account and journal; "" and None for what is not noted, or not readable for this user."""
         try:
             lines = self.path.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
-            return None
-        return Path(lines[1]) if len(lines) > 1 and lines[1].startswith("/") else None
+            return "", None
+        has_path = len(lines) > 1 and lines[1].startswith("/")
+        return (lines[0] if lines else ""), (Path(lines[1]) if has_path else None)
 
     def trouble(self, journal: Path, owner: str, *, must_exist: bool = False) -> str:
         """Why this journal must not be opened or begun; "" when it may.
@@ -46,7 +47,10 @@ class Marker:
             owner: its account.
             must_exist: it is known from elsewhere that there was one.
         """
-        noted, here = self.journal(), journal.absolute()
+        account, noted = self.read()
+        here = journal.absolute()
+        if _is_of_another(account, owner):
+            return "" if journal.exists() else _replaced(here, owner, account, self.path)
         is_there = noted is not None and _is_other(noted, journal)
         if journal.exists():
             return _two(here, noted, owner, self.path) if noted is not None and is_there else ""
@@ -63,18 +67,30 @@ class Marker:
         )
 
     def note(self, journal: Path, owner: str) -> None:
-        """Write down that the account's journal is this file.
+        """Write down that the account's journal is this file; another account's note stays.
 
         Raises:
             Unavailable: nothing was noted yet and nothing can be written.
         """
+        account, noted = self.read()
         wanted = f"{owner}\n{journal.absolute()}\n"
         if not self.exists():
             write_whole(self.path, wanted.encode())
-        elif self.journal() != journal.absolute():
+        elif noted != journal.absolute() and not _is_of_another(account, owner):
             # It may be shown read-only; that there is a journal is noted, where it was also.
             with contextlib.suppress(Unavailable):
                 write_whole(self.path, wanted.encode())
+
+
+def _is_of_another(account: str, owner: str) -> bool:
+    return account not in {"", owner}
+
+
+def _replaced(journal: Path, owner: str, account: str, marker: Path) -> str:
+    return (
+        f"no journal is begun for {owner} at {journal}: {marker} notes the one of {account}, whose"
+        " key was in this keystore file before; give each key a file name of its own"
+    )
 
 
 def _is_other(noted: Path, journal: Path) -> bool:

@@ -164,6 +164,19 @@ async def test_a_marker_of_an_older_node_protects_and_learns_the_path(tmp_path):
     assert marker.read_text() == f"{OWNER}\n{state}/chain/journal.db\n"
 
 
+async def test_another_key_in_the_same_file_leaves_the_note_of_the_first(tmp_path):
+    marker, one, other = tmp_path / "host.json.journal", tmp_path / "one", tmp_path / "other"
+    await (await open_in(one, marker)).close()
+    noted, second = marker.read_text(), other / "chain" / "journal.db"
+    with pytest.raises(Corrupt, match=f"notes the one of {OWNER}, whose key was in this keystore"):
+        await Journal.open(second, owner="0xbb", must_exist=False, marker=marker)
+    assert not second.exists()
+    # A journal of its own, made while the key had a file of its own.
+    await (await Journal.open(second, owner="0xbb", must_exist=False)).close()
+    await (await Journal.open(second, owner="0xbb", must_exist=True, marker=marker)).close()
+    assert marker.read_text() == noted
+
+
 async def test_another_owner_is_refused(tmp_path):
     await (await open_journal(tmp_path / "j.sqlite")).close()
     with pytest.raises(Corrupt, match="belongs to 0x00"):
