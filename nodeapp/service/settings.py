@@ -345,8 +345,8 @@ class UpdaterSettings(Section, frozen=True):
     "02:00-05:00"; empty: any time."""
     drain_seconds: PositiveSeconds = 300.0
     """Answers under way may take so long before an update ends them."""
-    gate_seconds: PositiveSeconds = 300.0
-    """A new release must be healthy by then."""
+    gate_seconds: PositiveSeconds = 900.0
+    """A new release must be healthy by then, its model loaded."""
     gate_settle_seconds: PositiveSeconds = 20.0
     """And stay so for this long."""
 
