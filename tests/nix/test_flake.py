@@ -97,6 +97,7 @@ def test_the_appliance_is_provisioned_before_its_node_and_judged_before_it_is_bl
     )
     units = found["units"]
     assert units["fabstir-health.service"]["requiredBy"] == ["boot-complete.target"]
+    assert units["fabstir-health.service"]["wantedBy"] == ["multi-user.target"]
     assert units["fabstir-provision.service"]["wantedBy"] == ["multi-user.target"]
     for name, unit in units.items():
         committed = (ROOT / "appliance" / "systemd" / name).read_text("utf-8")
