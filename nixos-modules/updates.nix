@@ -19,6 +19,14 @@ let
     inherit (cfg) group;
     withNix = isNixos;
   };
+  # The image has it of provision.nix, where the boot loader counts; here the update journal does.
+  judge =
+    (import ./lib/boot-units.nix {
+      command = "${cfg.package}/bin/fabstir-node";
+      directory = "${cfg.package}/lib/fabstir-node";
+      configFile = if isOurs then "/etc/fabstir/node.toml" else cfg.configFile;
+      inherit (cfg) user stateDir;
+    }).units."fabstir-health.service";
   has = lib.flip lib.elem cfg.processes;
 in
 {
@@ -61,6 +69,12 @@ in
       description = "For `\"nixos\"`: flake reference of this project without its tag. The updater can choose a version of it, nothing else.";
       example = "github:example/fabstir-node";
     };
+    flake = mkOption {
+      type = types.nullOr (types.strMatching "[A-Za-z0-9/][A-Za-z0-9/._:+?=&%-]{0,255}(#[A-Za-z0-9._-]{1,64})?");
+      default = null;
+      description = "For `\"nixos\"`: the machine's own flake and its name in there, as `nixos-rebuild --flake` takes it. Null: /etc/nixos and the host's name.";
+      example = "/etc/nixos#gpu";
+    };
     channel = mkOption {
       type = types.strMatching "[a-z][a-z0-9-]{0,31}";
       default = "stable";
@@ -94,6 +108,9 @@ in
     environment.etc."fabstir/release-source" = mkIf (updates.releaseSource != null) {
       text = "${updates.releaseSource}\n";
     };
+    environment.etc."fabstir/release-flake" = mkIf (isNixos && updates.flake != null) {
+      text = "${updates.flake}\n";
+    };
     environment.systemPackages = mkIf (
       updates.releaseSource != null && lib.hasPrefix "git+" updates.releaseSource
     ) [ pkgs.gitMinimal ];
@@ -112,6 +129,22 @@ in
       inherit (units) unitConfig serviceConfig;
       # A request that restarts the machine must not be cut off by the switch it is part of.
       restartIfChanged = false;
+    };
+
+    systemd.services.fabstir-health = mkIf isNixos {
+      description = judge.Unit.Description;
+      wantedBy = [ judge.Install.WantedBy ];
+      # A switch waits for no verdict; only a boot has one.
+      restartIfChanged = false;
+      inherit (cfg) environment;
+      unitConfig = { inherit (judge.Unit) Documentation WantsMountsFor; };
+      serviceConfig =
+        judge.Service
+        // {
+          Environment = [ judge.Service.Environment ];
+          Group = cfg.group;
+        }
+        // lib.optionalAttrs (cfg.environmentFiles != [ ]) { EnvironmentFile = cfg.environmentFiles; };
     };
 
     assertions = [

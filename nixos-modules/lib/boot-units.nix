@@ -8,11 +8,14 @@
   # Where mount, btrfs and the like are.
   path ? "/usr/sbin:/usr/bin:/sbin:/bin",
   user ? "fabstir",
+  # Others where the health gate judges a NixOS machine that is not the image.
+  configFile ? "/etc/fabstir/node.toml",
+  stateDir ? "/var/lib/fabstir",
 }:
 let
   inherit (builtins) map mapAttrs;
 
-  options = "--config /etc/fabstir/node.toml --state-dir /var/lib/fabstir";
+  options = "--config ${configFile} --state-dir ${stateDir}";
   media = "/run/media/CONFIG";
   state = import ./state.nix;
   commas = builtins.concatStringsSep ",";
@@ -164,7 +167,7 @@ let
         After = "fabstir-provision.service";
         Before = "boot-complete.target";
         # Were it required, the gate would not be started without it, which is no failure to systemd.
-        WantsMountsFor = "/var/lib/fabstir";
+        WantsMountsFor = stateDir;
       };
       Service = asking // {
         Type = "oneshot";
@@ -173,7 +176,7 @@ let
         # Longer than any verdict: only a hang comes here.
         TimeoutStartSec = 1800;
         # Missing, it is told by the gate: a unit that cannot start would reboot a blessed release for ever.
-        ReadWritePaths = "-/var/lib/fabstir";
+        ReadWritePaths = "-${stateDir}";
       };
       # What an operator goes back to is booted without a count: there the judge itself asks for the
       # way on, and however it ends no blessed release reboots for ever.

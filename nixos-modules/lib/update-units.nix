@@ -25,6 +25,12 @@ let
     RestrictRealtime = true;
     SystemCallArchitectures = "native";
   };
+  # Root's record of which generation ran which release; what `nixos-rebuild build` leaves behind.
+  forNix = {
+    StateDirectory = "fabstir-update";
+    StateDirectoryMode = "0700";
+    WorkingDirectory = "/var/lib/fabstir-update";
+  };
   forImage = {
     # Partition tables, files of another user, immutable EFI variables.
     CapabilityBoundingSet = "CAP_SYS_ADMIN CAP_DAC_OVERRIDE CAP_LINUX_IMMUTABLE";
@@ -64,5 +70,5 @@ in
     MaxConnections = 1;
   };
   unitConfig.CollectMode = "inactive-or-failed";
-  serviceConfig = common // (if withNix then { } else forImage);
+  serviceConfig = common // (if withNix then forNix else forImage);
 }

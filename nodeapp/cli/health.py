@@ -84,20 +84,25 @@ async def _boot(settings: Settings, trouble: str) -> str:
     from nodeapp.service.paths import resolve_paths
     from nodeapp.updater.boot_health import BootHealth, SettingsUnusable
     from nodeapp.updater.gate import TreeGate
+    from nodeapp.updater.nixos import NixosBackend
     from nodeapp.updater.sysupdate import SysupdateBackend
     from nodeapp.updater.update_journal import UpdateJournal
     from nodeapp.updater.updates import journal_path
     from nodeapp.updater.version import running_version
 
-    if not trouble and settings.updater.backend != "sysupdate":
-        return ""  # judged elsewhere: by the launcher, or by the updater
+    runs = running_version()
+    backend = settings.updater.backend
+    if trouble:
+        backend = "sysupdate" if runs.slot else "nixos"
+    if backend not in ("sysupdate", "nixos"):
+        return ""  # judged by the launcher, or nobody updates it
     configure_logs("health", settings.node)
     paths = resolve_paths(settings.node)
     settle = min(settings.updater.gate_settle_seconds, MAX_BOOT_SECONDS / 2)
     allowed = min(settings.updater.gate_seconds, MAX_BOOT_SECONDS - settle)
     judge = BootHealth(
         UpdateJournal(journal_path(settings.updater, paths), direct_audit(settings.node, "boot")),
-        SysupdateBackend(running_version().slot),
+        SysupdateBackend(runs.slot) if backend == "sysupdate" else NixosBackend(runs.version),
         SettingsUnusable(trouble) if trouble else TreeGate(paths, allowed, settle),
     )
     return await judge.failure()

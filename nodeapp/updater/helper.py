@@ -3,9 +3,10 @@
 Started by fabstir-update@.service for one connection to fabstir-update.socket: one line in, one
 line out. It trusts nothing that the updater wrote: systemd-sysupdate checks the signature of the
 release against root's own keyring, but takes an old one as gladly as a new one, so the version is
-compared here; nixos-rebuild fetches from where root's own file says. A slot's boot entry is removed
-before the slot is overwritten, and what is to start is looked at first: whatever is asked in
-whatever order, the boot loader never has an entry whose store is gone.
+compared here; nixos-rebuild fetches from where root's own file says, and the way back is the
+generation that root recorded. A slot's boot entry is removed before the slot is overwritten, and
+what is to start is looked at first: whatever is asked in whatever order, the boot loader never has
+an entry whose store is gone.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nodeapp
 from nodeapp.core.errors import InvalidRequest, NodeError
 from nodeapp.core.release import is_newer, version_key
 from nodeapp.updater.boot_entries import check_startable, forget_others
+from nodeapp.updater.generations import recall, remember, running
 
 TOOL_SECONDS = 3600.0
 MAX_REQUEST_BYTES = 200
 PATH = "/run/current-system/sw/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Fixed, with sbin: a tool that is not found in the middle of an update is a broken machine."""
-NIXOS_PROFILE = "/nix/var/nix/profiles/system"
-WITH_VERSION = ("fill", "arm", "prefer", "nixos-build", "nixos-boot")
-ALONE = ("reboot", "nixos-back")
+WITH_VERSION = ("fill", "arm", "prefer", "nixos-build", "nixos-boot", "nixos-back")
+ALONE = ("reboot",)
 _SOURCE = re.compile(r"(git\+https|github|git\+file)[A-Za-z0-9:/._-]{1,200}")
+_FLAKE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/._:+?=&%-]{0,255}(#[A-Za-z0-9._-]{1,64})?")
 
 
 _SYSUPDATE = (
@@ -56,6 +59,14 @@ class Tools:
     partitions: Path = Path("/dev/disk/by-partuuid")
     nixos_source: Path = Path("/etc/fabstir/release-source")
     """One line: the flake reference of this project without its tag."""
+    nixos_flake: Path = Path("/etc/fabstir/release-flake")
+    """One line: the machine's own flake, as nixos-rebuild's --flake takes it; else its default."""
+    nixos_profile: Path = Path("/nix/var/nix/profiles/system")
+    nixos_system: Path = Path("/run/current-system")
+    nixos_record: Path = Path("/var/lib/fabstir-update/generations")
+    """Root's own; see generations.py."""
+    version: str = nodeapp.__version__
+    """What runs, where it is not the image: this helper is of the same generation."""
 
 
 def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str]]:
@@ -84,10 +95,7 @@ def commands(verb: str, arguments: Sequence[str], tools: Tools) -> list[list[str
         case "nixos-build" | "nixos-boot":
             return [_nixos_rebuild(verb.removeprefix("nixos-"), version, tools)]
         case "nixos-back":
-            return [
-                ["nix-env", "--profile", NIXOS_PROFILE, "--rollback"],
-                [f"{NIXOS_PROFILE}/bin/switch-to-configuration", "boot"],
-            ]
+            return _nixos_back(version, tools)
         case _:
             return [["systemctl", "reboot"]]
 
@@ -96,9 +104,12 @@ def prepare(verb: str, arguments: Sequence[str], tools: Tools) -> None:
     """What must be so before a verb's commands run; call `commands` first, which checks them.
 
     Raises:
-        InvalidRequest: `prefer` for a release that would not start; `fill` during a trial.
-        OSError: the ESP cannot be read or written.
+        InvalidRequest: `prefer` for a release that would not start; `fill` during a trial; what
+            runs on NixOS is no generation.
+        OSError: the ESP cannot be read or written, nor root's record.
     """
+    if verb in ("nixos-build", "nixos-boot"):
+        remember(tools.nixos_record, tools.nixos_profile, tools.nixos_system, tools.version)
     if verb == "prefer":
         check_startable(tools.boot, tools.partitions, arguments[0])
     if verb == "fill":
@@ -129,6 +140,8 @@ def _sysupdate(tools: Tools, part: str, version: str) -> list[str]:
 
 
 def _nixos_rebuild(action: str, version: str, tools: Tools) -> list[str]:
+    if not is_newer(version, tools.version):
+        raise InvalidRequest(f"{version} is not newer than {tools.version}, which runs")
     try:
         source = tools.nixos_source.read_text("utf-8").strip()
     except OSError as error:
@@ -136,7 +149,33 @@ def _nixos_rebuild(action: str, version: str, tools: Tools) -> list[str]:
     if _SOURCE.fullmatch(source) is None:
         raise InvalidRequest(f"{tools.nixos_source} holds no flake reference without its tag")
     tag = f"/v{version}" if source.startswith("github:") else f"?ref=refs/tags/v{version}"
-    return ["nixos-rebuild", action, "--override-input", "fabstir-node", f"{source}{tag}"]
+    override = ["--override-input", "fabstir-node", f"{source}{tag}"]
+    return ["nixos-rebuild", action, *_nixos_flake(tools), *override]
+
+
+def _nixos_flake(tools: Tools) -> list[str]:
+    try:
+        flake = tools.nixos_flake.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return []  # nixos-rebuild's own: /etc/nixos
+    except OSError as error:
+        raise InvalidRequest(f"{tools.nixos_flake} cannot be read: {error.strerror}") from error
+    if _FLAKE.fullmatch(flake) is None:
+        raise InvalidRequest(f"{tools.nixos_flake} holds no flake, as /etc/nixos#host")
+    return ["--flake", flake]
+
+
+def _nixos_back(version: str, tools: Tools) -> list[list[str]]:
+    """To the generation that ran it; to the one before, where an older helper recorded none."""
+    if version == tools.version:
+        number = running(tools.nixos_profile, tools.nixos_system)
+    else:
+        number = recall(tools.nixos_record, tools.nixos_profile, version)
+    where = ["--switch-generation", str(number)] if number else ["--rollback"]
+    return [
+        ["nix-env", "--profile", str(tools.nixos_profile), *where],
+        [f"{tools.nixos_profile}/bin/switch-to-configuration", "boot"],
+    ]
 
 
 def run(verb: str, arguments: Sequence[str], tools: Tools) -> None:

@@ -44,11 +44,11 @@ class NixosBackend:
         self._ask("nixos-build", release.version)
 
     def arm(self, version: str) -> None:
-        """Make it the default of the next boot; an older one is the generation before."""
+        """Make it the default of the next boot; an older one is the generation that ran it."""
         if is_newer(version, self._version):
             self._ask("nixos-boot", version)
         else:
-            self._ask("nixos-back")
+            self._ask("nixos-back", version)
 
     def restart(self) -> bool:
         """Reboot."""
@@ -59,7 +59,8 @@ class NixosBackend:
         """The default generation is the running one already."""
 
     def fall_back(self, version: str, failed: str) -> None:
-        """The generation before, when the failed one still runs."""
-        if self._version == failed and version:
-            self._ask("nixos-back")
+        """The generation that ran `version` is the default again, and what starts now."""
+        if version:
+            self._ask("nixos-back", version)
+        if version and self._version == failed:
             self._ask("reboot")

@@ -25,8 +25,6 @@ from nodeapp.core.update import (
     Effect,
     FallBack,
     FetchMetadata,
-    GateFailed,
-    GatePassed,
     HoldSet,
     Install,
     Phase,
@@ -131,10 +129,6 @@ class UpdateFlow:
             await self.work(effects)
         return state
 
-    async def judge(self, failure: str) -> UpdateState:
-        """The verdict on a trial where the node itself gives it ("" = healthy)."""
-        return await self._advance_all(GateFailed(failure) if failure else GatePassed())
-
     async def check(self) -> UpdateState:
         """Look what the channel offers, to the end.
 
@@ -210,11 +204,6 @@ class UpdateFlow:
 
     async def _advance(self, change: Change) -> tuple[UpdateState, tuple[Effect, ...]]:
         return await asyncio.to_thread(self._journal.advance, change)
-
-    async def _advance_all(self, change: Change) -> UpdateState:
-        state, effects = await self._advance(change)
-        await self.work(effects)
-        return state
 
     async def _look(self) -> UpdateState:
         found: Change = StepFailed("the check was broken off")

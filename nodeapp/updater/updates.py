@@ -11,7 +11,7 @@ from pathlib import Path
 from aiohttp import web
 
 from nodeapp.core.errors import InvalidRequest, NodeError, NotFound, Rejected, Unavailable
-from nodeapp.core.update import Phase, UpdateState
+from nodeapp.core.update import UpdateState
 from nodeapp.core.window import seconds_until
 from nodeapp.rpc.p2p import P2pClient
 from nodeapp.rpc.update import ALLOW, APPLY, CHECK, HOLD, ROLLBACK, STATUS
@@ -27,7 +27,7 @@ from nodeapp.service.supervisor_client import SupervisorClient
 from nodeapp.service.supervisord import supervisor_socket
 from nodeapp.updater.backend import UpdateBackend
 from nodeapp.updater.channel import Channel, expiry_warning
-from nodeapp.updater.gate import TreeGate, answering_gpus
+from nodeapp.updater.gate import answering_gpus
 from nodeapp.updater.nixos import NixosBackend
 from nodeapp.updater.sysupdate import SysupdateBackend
 from nodeapp.updater.update_flow import NodeVerbs, UpdateFlow
@@ -133,11 +133,8 @@ class Updates:
         """End what an interruption left open; work and look for releases in the background."""
         if self._flow is None:
             return
-        state = await self._flow.start()
+        await self._flow.start()
         tasks.create_task(self._flow.run(), name="update")
-        if state.phase is Phase.BOOTED and self._settings.backend == "nixos":
-            # Elsewhere whoever started the trial judges it: the launcher, or the boot.
-            tasks.create_task(self._judge(self._flow, state), name="gate")
         if self._settings.repository_url:
             tasks.create_task(self._rounds(self._flow), name="update checks")
 
@@ -149,13 +146,6 @@ class Updates:
         available = f"release {state.available.version} is available" if state.available else ""
         warning = channel_warning(self._settings, self._shell.paths, self._shell.clock)
         return "; ".join(filter(None, (state.reason or available, warning)))
-
-    async def _judge(self, flow: UpdateFlow, state: UpdateState) -> None:
-        candidate = state.candidate.version if state.candidate else ""
-        gate = TreeGate(
-            self._shell.paths, self._settings.gate_seconds, self._settings.gate_settle_seconds
-        )
-        await flow.judge(await gate.failure(candidate, state.gpus))
 
     async def _rounds(self, flow: UpdateFlow) -> None:
         spread = secrets.randbelow(LAST_FIRST_LOOK_SECONDS - FIRST_LOOK_SECONDS + 1)

@@ -213,9 +213,9 @@ async def test_only_a_trial_needs_a_journal_that_can_be_written(journal, monkeyp
 BAD_SETTINGS = '[updater]\nbackend = "sysupdate"\n[node]\nof_a_newer_release = 1\n'
 
 
-def health_at_boot(tmp_path, config):
+def health_at_boot(tmp_path, config, *flags):
     words = [sys.executable, "-m", "nodeapp.cli.main", "health", "--boot"]
-    words += ["--config", str(config), "--state-dir", str(tmp_path / "state")]
+    words += ["--config", str(config), "--state-dir", str(tmp_path / "state"), *flags]
     return subprocess.run(words, capture_output=True, text=True, timeout=25, check=False)
 
 

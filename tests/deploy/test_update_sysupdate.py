@@ -67,7 +67,12 @@ def test_what_each_verb_runs(tmp_path):
     source.write_text("github:example/fabstir-node\n")
     os_release = tmp_path / "os-release"
     os_release.write_text("IMAGE_VERSION=0.1.0\n")
-    tools = Tools(nixos_source=source, os_release=os_release)
+    tools = Tools(
+        nixos_source=source,
+        os_release=os_release,
+        nixos_flake=tmp_path / "none",
+        nixos_record=tmp_path / "generations",
+    )
     sysupdate = "/usr/lib/systemd/systemd-sysupdate --no-pager --definitions=/etc/fabstir/sysupdate"
     assert [" ".join(one) for one in commands("fill", ["0.2.0"], tools)] == [
         f"{sysupdate}/slot update 0.2.0"
@@ -85,9 +90,10 @@ def test_what_each_verb_runs(tmp_path):
         " ".join(commands("nixos-build", ["0.2.0"], tools)[0]) == f"nixos-rebuild build {override}"
     )
     assert " ".join(commands("nixos-boot", ["0.2.0"], tools)[0]) == f"nixos-rebuild boot {override}"
-    assert [one[0] for one in commands("nixos-back", [], tools)] == [
-        "nix-env",
-        "/nix/var/nix/profiles/system/bin/switch-to-configuration",
+    # Of a release that no helper recorded.
+    assert [" ".join(one) for one in commands("nixos-back", ["0.0.9"], tools)] == [
+        "nix-env --profile /nix/var/nix/profiles/system --rollback",
+        "/nix/var/nix/profiles/system/bin/switch-to-configuration boot",
     ]
 
 
@@ -228,7 +234,12 @@ def test_a_nixos_generation_is_built_then_made_the_default():
     backend.install(Release("0.3.0", "", "", (Artefact("x", 1, "0" * 64),)), ())
     backend.arm("0.3.0")
     backend.arm("0.1.0")
-    assert asked == [("nixos-build", "0.3.0"), ("nixos-boot", "0.3.0"), ("nixos-back",)]
+    built = [("nixos-build", "0.3.0"), ("nixos-boot", "0.3.0"), ("nixos-back", "0.1.0")]
+    assert asked == built
+    # The failed one runs; then another was started by hand, which stays the default.
+    NixosBackend("0.3.0", asked).fall_back("0.2.0", "0.3.0")
+    backend.fall_back("0.2.0", "0.3.0")
+    assert asked[3:] == [("nixos-back", "0.2.0"), ("reboot",), ("nixos-back", "0.2.0")]
 
 
 @needs_nix

@@ -144,6 +144,8 @@ def test_systemd_accepts_the_units(tmp_path, name):
     for unit in names:
         text = (GOLDEN / name / unit).read_text("utf-8")
         text = re.sub(rf"/{PACKAGE}/bin/[a-z-]+", str(command), text)
+        # New in systemd 256, which NixOS has; this machine's own may be older.
+        text = text.replace("WantsMountsFor=", "RequiresMountsFor=")
         (tmp_path / unit).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / unit) for unit in names)],

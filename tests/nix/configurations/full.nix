@@ -72,6 +72,7 @@
       repositoryUrl = "https://releases.example.org/fabstir";
       trustedRootFile = "/etc/fabstir/trusted-root.json";
       releaseSource = "git+https://git.example.org/fabstir-node";
+      flake = "/etc/nixos#gpu";
       channel = "testing";
       automatic = true;
     };
