@@ -48,6 +48,7 @@ from appliance.channels import (
     unused,
 )
 from nodeapp.core.release import version_key
+from nodeapp.store.digest import sha256_of
 from nodeapp.updater.channel import Manifest
 
 KEY_OF = {"root": "root", "targets": "targets", "snapshot": "online", "timestamp": "online"}
@@ -238,8 +239,7 @@ class Repository:
         targets.targets[name] = TargetFile(len(body), {"sha256": digest}, name)
 
     def _add_file(self, targets: Targets, name: str, source: Path) -> None:
-        with source.open("rb") as file:  # an image has gigabytes
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(source)
         held = targets.targets.get(name)
         if held is not None and held.hashes.get("sha256") != digest:
             raise NotPublished(

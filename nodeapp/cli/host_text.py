@@ -16,6 +16,7 @@ from nodeapp.core.amounts import (
     fab,
     is_native,
 )
+from nodeapp.core.listing import metadata_fields
 
 if TYPE_CHECKING:
     from nodeapp.core.ids import Address, ModelId
@@ -96,7 +97,7 @@ def step_lines(view: ListingView, steps: Sequence[PlannedStep]) -> Iterator[str]
 
 def metadata_changes(view: ListingView, metadata: str) -> Iterator[str]:
     """The differing fields of two registration texts."""
-    old, new = _fields(view.listing.metadata), _fields(metadata)
+    old, new = metadata_fields(view.listing.metadata), metadata_fields(metadata)
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name):
             yield f"{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
@@ -135,13 +136,6 @@ def done_json(steps: Sequence[PlannedStep], done: Sequence[ListingDone]) -> str:
     """A plan and what was done of it."""
     planned = [step.text for step in steps]
     return msgspec.json.encode({"steps": planned, "done": done}).decode()
-
-
-def _fields(metadata: str) -> dict[str, object]:
-    try:
-        return msgspec.json.decode(metadata, type=dict[str, object])
-    except msgspec.DecodeError:
-        return {}
 
 
 def _shown(value: object) -> str:

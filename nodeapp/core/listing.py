@@ -348,17 +348,18 @@ def parse_prices(
 
 def metadata_key(metadata: str) -> str:
     """The `publicKey` of a registration's JSON, "" when it has none."""
-    return str(_fields(metadata).get("publicKey", ""))
+    return str(metadata_fields(metadata).get("publicKey", ""))
 
 
 def merge_metadata(metadata: str, ours: Mapping[str, object]) -> str:
     """Our fields in a registration's JSON; what others wrote into it is kept."""
-    merged = {**_fields(metadata), **ours}
+    merged = {**metadata_fields(metadata), **ours}
     text = msgspec.json.encode(merged).decode()
-    return metadata if merged == _fields(metadata) else text
+    return metadata if merged == metadata_fields(metadata) else text
 
 
-def _fields(metadata: str) -> dict[str, object]:
+def metadata_fields(metadata: str) -> dict[str, object]:
+    """The registration text's JSON object; anybody may write something else there: {}."""
     try:
         return msgspec.json.decode(metadata, type=dict[str, object])
     except msgspec.DecodeError:

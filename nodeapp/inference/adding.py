@@ -32,6 +32,7 @@ from nodeapp.service.download import (
     refuse_if_full,
 )
 from nodeapp.service.settings import InferenceSettings
+from nodeapp.store.digest import sha256_of
 from nodeapp.store.lock import FileLock
 from nodeapp.wire.ipc_inference import ChatMessage
 
@@ -235,5 +236,4 @@ def _copy_bytes(source: Path, part: Path) -> tuple[str, int]:
 
 
 def _hash(path: Path) -> Fetched:
-    with path.open("rb") as file:
-        return Fetched(path, hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+    return Fetched(path, sha256_of(path), path.stat().st_size)

@@ -184,7 +184,7 @@ def shared_tokens(tokens: Sequence[int], scope: str, prefix: Prefix, known: int)
     return min(shared, len(prefix.token_ids) - 1)
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
     """Number of equal items at the beginning."""
     for index, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:

@@ -6,7 +6,6 @@ tens of GB cost minutes, and a restart must be quick.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from nodeapp.core.errors import Corrupt, InvalidRequest, NotFound, Rejected
 from nodeapp.core.model_card import ModelCard, model_id
 from nodeapp.inference.gguf import read_header
+from nodeapp.store.digest import sha256_of
 
 MAX_REMEMBERED = 256
 
@@ -129,8 +129,7 @@ def file_sha256(path: Path, digests: Path) -> str:
     for entry in remembered:
         if (entry.device, entry.inode, entry.size, entry.mtime_ns) == key:
             return entry.sha256
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(path)
     _save(digests, (*remembered[-MAX_REMEMBERED + 1 :], _Remembered(*key, found)))
     return found
 
@@ -138,8 +137,7 @@ def file_sha256(path: Path, digests: Path) -> str:
 def file_state(path: Path, sha256: str) -> str:
     """One of "intact", "missing", "damaged"; from reading every byte now."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
     except FileNotFoundError:
         return "missing"
     return "intact" if found == sha256 else "damaged"

@@ -8,10 +8,9 @@ Measured, 135M model: 1000 tokens are saved in 5.5 ms and restored in 2.5; compu
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nodeapp.inference.kv import BLOCK_TOKENS, Prefix, Slot, shared_tokens
+from nodeapp.inference.kv import BLOCK_TOKENS, Prefix, Slot, common_prefix, shared_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Parking:
         best: Parked | None = None
         longest = 0
         for parked in self._parked.values():
-            known = _common(parked.digests, prefix.digests)
+            known = common_prefix(parked.digests, prefix.digests)
             shared = shared_tokens(parked.tokens, parked.scope, prefix, known) if known else 0
             if shared > max(longest, BLOCK_TOKENS - 1):
                 best, longest = parked, shared
@@ -86,10 +85,3 @@ class Parking:
 
 def _digests(slot: Slot) -> tuple[bytes, ...]:
     return tuple(block.digest for block in slot.blocks)
-
-
-def _common(left: Sequence[bytes], right: Sequence[bytes]) -> int:
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))

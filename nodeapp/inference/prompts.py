@@ -60,7 +60,7 @@ class Prompts:
         self.check_ids((*request.prompt_token_ids, *request.continue_token_ids))
         if request.prompt_token_ids:
             return list(request.prompt_token_ids)
-        _require_unicode(request)
+        request.check_unicode()
         if request.prompt_text:
             return await self.tokenise(request.prompt_text, limit=self._context_length)
         if not any(message.content.strip() for message in request.messages):
@@ -144,13 +144,3 @@ class Prompts:
                     f"{self._context_length} tokens"
                 )
             size *= 4
-
-
-def _require_unicode(request: GenerateRequest) -> None:
-    for text in (request.prompt_text, *(message.content for message in request.messages)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"message text has a lone surrogate at character {error.start}"
-            ) from error

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from nodeapp import __version__
 from nodeapp.core.errors import ProtocolViolation, Unauthorised, Unavailable
 from nodeapp.core.ids import Address
 from nodeapp.network.streams import Stream
@@ -16,7 +17,7 @@ from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.signed import domain_separator, login_digest
 
 HANDSHAKE_SECONDS = 15.0
-AGENT = "fabstir-node/0.1"
+AGENT = f"fabstir-node/{__version__}"
 
 
 @dataclass(frozen=True, slots=True)

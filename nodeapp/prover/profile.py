@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from nodeapp.core.errors import InvalidRequest, NodeError, Unavailable
 from nodeapp.prover import EZKL_MISSING
 from nodeapp.rpc.proof_worker import WorkerSettings, run_worker
 from nodeapp.service.paths import default_cache_dir
+from nodeapp.store.digest import sha256_of
 from nodeapp.wire import prover_job
 from nodeapp.wire.proof_profile import (
     CEREMONY_SHA256,
@@ -49,7 +49,7 @@ Report = Callable[[str], None]
 
 def cached_profile_dir(cache_dir: Path, profile: ProfileName = "poseidon") -> Path:
     """Where tests and the demo keep a test profile; named after all that decides over it."""
-    circuit = _sha256(CIRCUITS / profile / "circuit.compiled")
+    circuit = sha256_of(CIRCUITS / profile / "circuit.compiled")
     return cache_dir / "proofs" / f"{profile}-ezkl{EZKL_VERSION}-{circuit[:12]}"
 
 
@@ -79,7 +79,7 @@ def check_profile(directory: Path, *, with_proving_key: bool = False) -> Profile
         if with_proving_key:
             expected["pk"] = manifest.pk_sha256
         for name, digest in expected.items():
-            if _sha256(directory / name) != digest:
+            if sha256_of(directory / name) != digest:
                 raise Unavailable(f"proof profile {directory}: {name} was altered")
         found = (directory / "pk").stat().st_size
     except (OSError, InvalidRequest) as error:
@@ -176,7 +176,7 @@ def _begin(partial: Path, profile: ProfileName, srs: Path | None) -> None:
         return
     rows = circuit_rows(profile)
     try:
-        found = _sha256(srs)
+        found = sha256_of(srs)
     except OSError as error:
         raise InvalidRequest(f"reference string {srs}: {error}") from error
     if found != CEREMONY_SHA256[rows]:
@@ -197,7 +197,8 @@ def _finish(
     kind: SrsKind,
 ) -> ProfileManifest:
     circuit, settings, srs, vk, pk = (
-        _sha256(partial / name) for name in ("circuit.compiled", "settings.json", "srs", "vk", "pk")
+        sha256_of(partial / name)
+        for name in ("circuit.compiled", "settings.json", "srs", "vk", "pk")
     )
     manifest = ProfileManifest(
         profile_id=profile_id(
@@ -248,11 +249,6 @@ def _locked(descriptor: int) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ stand on chain. The key covers everything that is proven; a file is complete or 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from nodeapp.core.errors import Corrupt
+from nodeapp.store.atomic import sync_directory, write_whole
 from nodeapp.wire import prover_job
 
 
@@ -48,25 +48,14 @@ class ProofStore:
         return result
 
     def put(self, key: str, proved: prover_job.Proved) -> None:
-        """Keep a proof; it is on disk when this returns."""
+        """Keep a proof; it is on disk when this returns.
+
+        Raises:
+            Unavailable: the disk is full or read-only.
+        """
         path = self._path(key)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(prover_job.encode_result(proved))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        for directory in (path.parent, self.root):
-            _sync_directory(directory)
+        write_whole(path, prover_job.encode_result(proved), mode=0o600)
+        sync_directory(self.root)
 
     def _path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.json"
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from nodeapp import __version__
 from nodeapp.core.errors import ProtocolViolation, Unauthorised, Unavailable
 from nodeapp.core.ids import JobId
 from nodeapp.evm.accounts import Wallet
@@ -17,7 +18,7 @@ from nodeapp.wire import envelope
 from nodeapp.wire import fabstir_pb2 as pb
 from nodeapp.wire.signed import domain_separator, login_digest
 
-AGENT = "fabstir-renter/0.1"
+AGENT = f"fabstir-renter/{__version__}"
 READ_SECONDS = 30.0
 """A host that is alive answers pings, so silence for this long means it is gone."""
 PING_SECONDS = 8.0

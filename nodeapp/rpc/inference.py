@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Self
 
-from nodeapp.core.errors import InvalidRequest
 from nodeapp.service.client import RpcClient
 from nodeapp.wire.ipc import Empty
 from nodeapp.wire.ipc_inference import (
@@ -52,7 +51,7 @@ class InferenceClient:
             Unavailable: the process is gone, also in mid-stream; what was delivered stands and
                 the request may be sent again with `continue_token_ids`.
         """
-        _require_unicode(request)
+        request.check_unicode()
         kind: type[Event] = Started | Produced | Finished  # type: ignore[assignment]  # msgspec takes unions
         stream = self._rpc.stream(GENERATE, request, kind, deadline_seconds=deadline_seconds)
         async with stream as events:
@@ -97,14 +96,3 @@ class InferenceClient:
     async def models(self, *, deadline_seconds: float = 5.0) -> Models:
         """The models this process serves."""
         return await self._rpc.get(MODELS, Models, deadline_seconds=deadline_seconds)
-
-
-def _require_unicode(request: GenerateRequest) -> None:
-    """A lone surrogate has no UTF-8 form, so the message could not be sent at all."""
-    for text in (request.prompt_text, *(message.content for message in request.messages)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"message text has a lone surrogate at character {error.start}"
-            ) from error

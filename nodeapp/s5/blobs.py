@@ -139,6 +139,7 @@ def _discard(handle: IO[bytes]) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
+    """As store/atomic.py's; adapters do not import one another."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

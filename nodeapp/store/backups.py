@@ -21,6 +21,7 @@ from pathlib import Path
 from nodeapp.core.errors import Corrupt, NotFound, Rejected
 from nodeapp.core.retention import Retention, in_order, kept
 from nodeapp.store.atomic import write_whole
+from nodeapp.store.digest import sha256_of
 from nodeapp.store.errors import told_as_ours
 from nodeapp.store.migrations import MIGRATIONS, is_readable, schema_version
 
@@ -246,12 +247,6 @@ def way_back(journal: Path, copies: Path) -> str:
         f"; start the newer version again, or go back: mv {journal} {journal}.newer, then"
         f" fabstir-node backup restore {where}"
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Lower-case hex of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _can_read(journal: Path) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 
 from nodeapp.core.audit import Head
 from nodeapp.core.errors import Corrupt
-from nodeapp.store.backups import sha256_of
+from nodeapp.store.digest import sha256_of
 
 FORMAT = 2
 """2: heads of the audit logs."""

@@ -23,7 +23,8 @@ from nodeapp.service.config import CREDENTIAL_PREFIX, credential_path, load_sett
 from nodeapp.service.paths import Paths
 from nodeapp.service.settings import ChainSettings, Settings
 from nodeapp.service.supervisord import settings_file
-from nodeapp.store.backups import head_of, sha256_of, verify_backup
+from nodeapp.store.backups import head_of, verify_backup
+from nodeapp.store.digest import sha256_of
 from nodeapp.updater.manifest import (
     JOURNALS,
     KEYS,

@@ -12,7 +12,6 @@ so at every moment it leads to a whole one; which release is on trial stands in 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from nodeapp.core.errors import InvalidRequest, Unavailable
 from nodeapp.core.release import Release, version_key
 from nodeapp.service.config import process_environment
 from nodeapp.store.atomic import swap_link, sync_directory, sync_file_system, write_whole
+from nodeapp.store.digest import sha256_of
 from nodeapp.updater.backend import ReleaseUnusable
 from nodeapp.updater.version import boot_id
 
@@ -127,8 +127,7 @@ class VenvBackend:
             raise
 
     def _fill(self, target: Path, release: Release, archive: Path) -> None:
-        with archive.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(archive)
         if found != release.artefacts[0].sha256:
             archive.unlink()
             raise Unavailable(f"{archive} changed on the disk; it was deleted, apply it again")

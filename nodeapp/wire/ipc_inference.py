@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from nodeapp.core.errors import InvalidRequest
 from nodeapp.wire.ipc import Message
 
 MAX_MESSAGES = 1024
@@ -115,6 +116,20 @@ class GenerateRequest(Message, frozen=True):
     """With "required": the one tool to call; "": any of them."""
     json_schema: Annotated[str, msgspec.Meta(max_length=MAX_SCHEMA_CHARACTERS)] = ""
     """The answer is a JSON value of this schema (JSON as text); "": no rule."""
+
+    def check_unicode(self) -> None:
+        """A lone surrogate has no UTF-8 form, so the message could not be sent at all.
+
+        Raises:
+            InvalidRequest: one is in a text.
+        """
+        for text in (self.prompt_text, *(message.content for message in self.messages)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest(
+                    f"message text has a lone surrogate at character {error.start}"
+                ) from error
 
 
 class Started(Message, frozen=True, tag="started"):
