@@ -128,10 +128,10 @@ async def test_a_release_whose_metadata_expired_since_the_check_is_not_installed
 ):
     import datetime as dt
 
-    from appliance import publish
+    from appliance import tuf_repository
 
     await node.flow().check()
-    monkeypatch.setitem(publish.LIFE, "timestamp", dt.timedelta(days=-1))
+    monkeypatch.setitem(tuf_repository.LIFE, "timestamp", dt.timedelta(days=-1))
     shop.repository.refresh()
     flow = node.flow()
     await flow.apply()
