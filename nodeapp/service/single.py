@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nodeapp.core.errors import Rejected, Unavailable
@@ -94,8 +94,9 @@ async def reachable_process(
         return
     try:
         manner.before_start(paths.state)
-        async with _started(settings, paths, process, manner):
-            yield paths.socket(process)
+        own = await asyncio.to_thread(_with_own_run_dir, paths)
+        async with _started(settings, own, process, manner):
+            yield own.socket(process)
     finally:
         lock.release()
 
@@ -110,6 +111,15 @@ def _was_used(paths: Paths) -> bool:
         return (paths.state / LOCK_NAME).exists()
     except PermissionError as error:
         raise _closed(paths) from error
+
+
+def _with_own_run_dir(paths: Paths) -> Paths:
+    """Systemd takes /run/NAME away with the unit, and the account cannot make it again."""
+    try:
+        paths.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except PermissionError:
+        return replace(paths, run=paths.state / "run")
+    return paths
 
 
 def _closed(paths: Paths) -> Rejected:

@@ -13,6 +13,7 @@ import pytest
 import tomli
 
 from nodeapp.cli.preflight import findings
+from nodeapp.evm.deployment import Deployment, load_deployment
 from nodeapp.service.config import load_settings
 from nodeapp.service.paths import resolve_paths
 from nodeapp.service.settings import NodeSettings, Settings
@@ -110,6 +111,15 @@ def test_a_starter_file_lacks_exactly_its_blanks(tmp_path):
     assert done.returncode == 1
     assert named(done.stderr, "error") == set(BLANKS)
     assert "warning: no p2p.bootstrap, no p2p.relays and no chain.listing_libp2p" in done.stderr
+
+
+def test_the_documented_deployment_file_is_one(tmp_path):
+    text = (ROOT / "docs" / "chains.md").read_text("utf-8")
+    (example,) = re.findall(r"^```json\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    file = tmp_path / "deployment.json"
+    file.write_text(example)
+    assert load_deployment(file).chain_id == 84532
+    assert set(json.loads(example)) == set(Deployment.__struct_fields__)
 
 
 def test_a_starter_file_replaces_nothing_but_the_installers_sample(tmp_path):
