@@ -6,7 +6,7 @@ ARGS ?=
 LOCK_FLAGS := -q --generate-hashes --no-emit-index-url --no-annotate --no-header --python-platform linux --python-version 3.11
 export FABSTIR_VENV := $(abspath $(VENV))
 
-.PHONY: setup setup-dev demo test check lint types arch fix options slow slow-appliance fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock oci clean help
+.PHONY: setup setup-dev demo test check lint types arch lengths fix options slow slow-appliance fuzz bench bench-demo bench-inference bench-chain campaign-chain campaign-p2p bench-p2p proto lock oci clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,8 @@ types: setup-dev
 	@$(BIN)/mypy
 arch: setup-dev
 	@$(BIN)/python -m pytest -q tests/setup/test_architecture.py
+lengths: setup-dev ## files and functions longer than the style guide aims at
+	@$(BIN)/python -m tests.setup.lengths
 fix: setup-dev ## let ruff repair and format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 slow: setup-dev ## the tests that need minutes

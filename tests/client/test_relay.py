@@ -129,13 +129,15 @@ async def test_an_answer_goes_on_after_the_engine_came_back():
 async def test_a_long_answer_still_survives_a_restart_late_in_it(monkeypatch):
     """The time to come back counts from the loss, not from the beginning of the answer."""
     monkeypatch.setattr(relay_module, "ENGINE_RESTART_SECONDS", 0.5)
-    hold = asyncio.Event()
-    talk = Talk([20, 0, 50], hold=hold)
+    loop, hold = asyncio.get_running_loop(), asyncio.Event()
+    talk, began = Talk([20, 0, 50], hold=hold), loop.time()
     async with talk.running() as running:
         await running.stream.until(8)
         running.acknowledge()
-        await asyncio.sleep(0.7)
-        hold.set()
+        # The engine takes its time, and is lost when longer has passed than it may be away.
+        loop.call_at(began + 0.6, hold.set)
+        await hold.wait()
+        assert loop.time() - began > relay_module.ENGINE_RESTART_SECONDS
         await running.listen()
     assert talk.stream.received == list(range(50))
 
@@ -191,12 +193,14 @@ async def test_a_renter_that_owes_receipts_for_too_long_is_given_up():
 
 
 async def test_a_slow_engine_has_no_receipt_deadline():
-    hold = asyncio.Event()
+    loop, hold = asyncio.get_running_loop(), asyncio.Event()
     async with Talk([50], window=100, receipt_seconds=0.1, hold=hold).running() as talk:
         await talk.stream.until(50)
         talk.acknowledge()
-        await asyncio.sleep(0.3)
-        hold.set()
+        acknowledged = loop.time()
+        loop.call_at(acknowledged + 0.15, hold.set)
+        await hold.wait()
+        assert loop.time() - acknowledged > 0.1, "the deadline of a receipt that is owed"
         await talk.listen()
     assert talk.stream.ends[0].finish_reason == "length"
 

@@ -28,13 +28,13 @@ class Watch:
         self.quarantined = []
 
     async def until(self, condition):
-        async with asyncio.timeout(5):
-            run = asyncio.ensure_future(self.guard.run(self.quarantined.append))
+        """The guard runs meanwhile; what ends it ends this, too."""
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            run = tasks.create_task(self.guard.run(self.quarantined.append))
             while not condition():
                 await asyncio.sleep(0.005)
                 assert not run.done()
             run.cancel()
-            await asyncio.gather(run, return_exceptions=True)
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +103,12 @@ async def test_a_change_under_way_is_waited_for():
         if len(asked) < 3:
             raise Busy("a change is under way")
 
-    run = asyncio.ensure_future(watch.guard.run(busy))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        run = tasks.create_task(watch.guard.run(busy))
         while len(asked) < 3:
             await asyncio.sleep(0.005)
-    run.cancel()
-    await asyncio.gather(run, return_exceptions=True)
+        run.cancel()
+    assert len(set(asked)) == 1, "the same fault, told until it was heard"
 
 
 async def test_faulty_devices_are_not_loaded_onto_and_numbers_stay_cudas():

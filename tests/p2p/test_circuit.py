@@ -135,10 +135,16 @@ async def test_a_circuit_ends_when_its_bytes_are_used_up(tmp_path):
 
 
 async def test_a_circuit_ends_with_its_time(tmp_path):
-    async with three(tmp_path, RelayLimits(circuit_seconds=0.5)) as net:
+    seconds, loop = 2.0, asyncio.get_running_loop()
+    async with three(tmp_path, RelayLimits(circuit_seconds=seconds)) as net:
         await net.hidden.reserve(net.relay_address)
+        began = loop.time()
         await net.asker.connect(net.circuit)
+        assert await net.says(b"alive") == b"alive"
+        assert net.relay._circuits.total() == 2, "two ends of one circuit"
         await until(lambda: net.hidden.peer_id not in net.asker.connected_peers())
+        assert loop.time() - began >= seconds, "not before its time"
+        await until(lambda: not net.relay._circuits)
 
 
 async def test_only_relays_of_ones_own_choice_bring_connections(tmp_path):

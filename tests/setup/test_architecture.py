@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "nodeapp"
 PROCESSES = {
@@ -47,8 +45,6 @@ IMPURE = {
     "socket", "sqlite3", "structlog", "subprocess", "threading", "time", "trio", "web3",
 }  # fmt: skip
 ENVIRONMENT_READERS = {"nodeapp/service/config.py"}
-FILE_AIM_LINES = 400
-FUNCTION_AIM_LINES = 50
 
 
 @dataclass(frozen=True)
@@ -220,19 +216,3 @@ def test_every_called_route_is_served():
             if (dotted, constants.get(node.value, "")) not in used_names:
                 missing.append(f"{module.name}:{node.lineno} {node.value}")
     assert missing == []
-
-
-@pytest.mark.parametrize("folder", ["nodeapp", "tests", "appliance"])
-def test_lengths_over_the_aim_are_listed(folder, capsys):
-    for path in sorted((ROOT / folder).rglob("*.py")):
-        text = path.read_text("utf-8")
-        if len(text.splitlines()) > FILE_AIM_LINES and not path.name.endswith("_pb2.py"):
-            print(f"{path.relative_to(ROOT)}: {len(text.splitlines())} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
-                length = node.end_lineno - node.lineno + 1
-                if length > FUNCTION_AIM_LINES:
-                    print(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines")
-    listed = capsys.readouterr().out
-    with capsys.disabled():
-        print(f"\n{listed}", end="") if listed else None

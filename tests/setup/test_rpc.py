@@ -176,10 +176,19 @@ async def test_a_deadline_and_the_request_id_are_passed_on(client, server):
 
 async def test_a_retried_question_waits_for_a_restart(client, server):
     await server.stop()
+    refused = asyncio.Semaphore(0)
+
+    async def hang_up(_reader, writer):
+        writer.close()
+        refused.release()
+
     async with asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(ask(client, retry=True, seconds=10))
-        await asyncio.sleep(0.1)
-        assert not asking.done()
+        async with await asyncio.start_unix_server(hang_up, server.path):
+            asking = tasks.create_task(ask(client, retry=True, seconds=10))
+            for _ in range(2):
+                await refused.acquire()
+            assert not asking.done()
+        server.path.unlink(missing_ok=True)
         await server.start()
     assert asking.result().number == 2
 
