@@ -158,3 +158,24 @@ def test_only_the_nodes_group_reaches_the_update_helper(machine):
     refused = machine.run("runuser", "-u", "stranger", "--", "python3", "-c", ask, check=False)
     assert "PermissionError" in refused.stderr
     machine.run("systemctl", "stop", "fabstir-update.socket")
+
+
+def test_the_judge_asks_the_node_and_the_helper_and_writes_the_nodes_own_directories(machine):
+    started(machine, "full")
+    shell(
+        machine,
+        "cp /etc/units/full/fabstir-update* /etc/units/full/fabstir-health.service"
+        " /etc/systemd/system/; systemctl daemon-reload; systemctl start fabstir-update.socket",
+    )
+    done = machine.run("systemctl", "start", "fabstir-health.service", check=False)
+    assert done.returncode == 0, machine.journal("fabstir-health.service")
+    lines = shell(machine, "journalctl -q -o cat -u fabstir-health | grep ^{").splitlines()
+    found = json.loads(lines[-1])
+    assert found["answered"]
+    assert found["helper"] == "done nixos-back 0.1.0 0"
+    assert set(found["writable"]) == {"/run/fabstir", "/data/fabstir"}
+    assert found["credentials"] == {}
+    assert found["environment"]["FABSTIR_CHAIN__POLL_SECONDS"] == "2"
+    config = ["--config", "/etc/fabstir/node.toml", "--state-dir", "/data/fabstir"]
+    assert found["arguments"] == ["health", "--boot", *config]
+    machine.run("systemctl", "stop", "fabstir-health.service", "fabstir-update.socket")

@@ -79,11 +79,22 @@ def found() -> dict[str, object]:
     }
 
 
+def helpers_answer() -> str:
+    """Of the update helper, which root runs."""
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect("/run/fabstir-update.sock")
+        line.sendall(b"nixos-back 0.1.0\n")
+        return line.makefile().readline().strip()
+
+
 def main() -> None:
-    """As the node: into the state directory, then systemd is told. As its metrics: into the journal."""
+    """As the node: into the state directory, then systemd is told. As the others: into the journal."""
     if sys.argv[1] == "metrics":
         print(json.dumps({**found(), "answered": is_answered()}), flush=True)
         signal.pause()
+    elif sys.argv[1] == "health":
+        more = {"answered": is_answered(), "helper": helpers_answer(), "arguments": sys.argv[1:]}
+        print(json.dumps({**found(), **more}), flush=True)
     else:
         state = Path(sys.argv[sys.argv.index("--state-dir") + 1])
         (state / "probe.json").write_text(json.dumps(found()))
