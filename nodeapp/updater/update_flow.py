@@ -6,7 +6,6 @@ One flow at a time. A step that fails leads back to idle with the reason; the no
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from nodeapp.core.update import (
 )
 from nodeapp.service.download import Progress, Wanted, download
 from nodeapp.service.logs import get_logger
+from nodeapp.store.digest import sha256_of
 from nodeapp.updater.backend import ReleaseUnusable, UpdateBackend
 from nodeapp.updater.channel import Channel
 from nodeapp.updater.update_journal import UpdateJournal
@@ -345,5 +345,4 @@ def _is_there(path: Path, artefact: Artefact) -> bool:
     """Fetched before, to the last byte."""
     if not path.is_file() or path.stat().st_size != artefact.size_bytes:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == artefact.sha256
+    return sha256_of(path) == artefact.sha256
