@@ -14,7 +14,7 @@ import pytest
 from appliance.steps.layout import layout
 from appliance.steps.sources import copy_files, product_files
 from tests.image.booted import Booted, booted, require_booted
-from tests.image.node_elsewhere import give, pay_for_an_answer, write_settings
+from tests.image.node_elsewhere import TOKENS, give, pay_for_an_answer, write_settings
 from tests.world import World, started_devnet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -118,6 +118,12 @@ def test_a_stopped_node_leaves_no_process(machine):
     assert running(machine) == {}
     said = machine.run("fabstir-node", "host", "status", "--config", SETTINGS, check=False)
     assert "runuser -u fabstir -- fabstir-node" in said.stderr, "root would leave files of its own"
+    # /run/fabstir went with the unit; the journal is where the drop-in says.
+    words = ("runuser", "-u", "fabstir", "--", "fabstir-node", "earnings", "--config", SETTINGS)
+    said = machine.run(*words, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert f"1 sessions, {TOKENS} tokens paid" in said.stdout
+    assert running(machine) == {}
 
 
 def test_a_purged_node_leaves_no_trace(machine):
