@@ -12,7 +12,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,9 +139,9 @@ class Machine:
             self.process.kill()
         self.process.wait(10)
 
-    def _until(self, look: object, what: str, seconds: float) -> None:
+    def _until(self, look: Callable[[], bool], what: str, seconds: float) -> None:
         end = self.deadline(seconds)
-        while not look():  # type: ignore[operator]
+        while not look():
             self._check(end, what)
             time.sleep(POLL_SECONDS)
 
