@@ -17,7 +17,7 @@ from nodeapp.core.ids import JobId
 from nodeapp.core.session import Phase
 from nodeapp.devnet.world import World
 from nodeapp.evm.contracts import Contracts, SessionJob
-from nodeapp.renter.events import AnswerEnded, AnyEvent, HostFound, SessionPaid
+from nodeapp.renter.events import AnswerEnded, AnyEvent, HostFound, SessionClosed, SessionPaid
 from nodeapp.renter.verify import VerifyReport
 from nodeapp.rpc.chain import ChainClient
 from nodeapp.s5.client import download_blob
@@ -64,7 +64,8 @@ async def rent(
     """Run `fabstir-node renter chat` as its own process and follow its reports.
 
     Raises:
-        Rejected: the renter ended with an error; its own words.
+        Rejected: the renter ended with an error, its own words; or the answer is too short to be
+            claimed, so nothing of it would be settled.
     """
     process = await _renter(
         world, "chat", prompt, "--max-tokens", str(max_tokens), "--json", "--config"
@@ -83,7 +84,12 @@ async def rent(
         errors = await _end(process)
     if code != 0:
         raise Rejected(f"renter: {errors or f'exit code {code}'}")
-    return ChatOutcome(_one(seen, HostFound), _one(seen, SessionPaid), _one(seen, AnswerEnded))
+    ended = _one(seen, AnswerEnded)
+    if not _one(seen, SessionClosed).claimable:
+        raise Rejected(
+            f"the answer has {ended.tokens} tokens, too few for a claim; --prompt for a longer one"
+        )
+    return ChatOutcome(_one(seen, HostFound), _one(seen, SessionPaid), ended)
 
 
 def _one(seen: list[AnyEvent], kind: type[Found]) -> Found:
