@@ -81,7 +81,9 @@ class ChatRenderer:
         self._knows_tools = _KNOWS_TOOLS.search(template) is not None
         self._tokens = {"bos_token": bos_text, "eos_token": eos_text}
         self._control = control
-        self._child = LimitedChild("chat template", max_answer_bytes=MAX_PROMPT_CHARACTERS * 6)
+        self._child = LimitedChild(
+            "chat template", module="jinja2.sandbox", max_answer_bytes=MAX_PROMPT_CHARACTERS * 6
+        )
 
     async def render(
         self,

@@ -1,7 +1,8 @@
 """LimitedChild: one question at a time to a process that may be killed for its answer.
 
 The process is limited_worker.py: no environment, little memory, no new processes. It is started
-when first needed and again after each question it did not survive. Askers take turns (turns.py).
+when first needed and again after each question it did not survive; a start has a time of its own,
+so that a slow machine's does not eat the question's. Askers take turns (turns.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from nodeapp.inference.turns import Turns
 
 _WORKER = Path(__file__).with_name("limited_worker.py")
 _OVERHEAD_BYTES = 1024
+START_SECONDS = 120.0
+"""For the interpreter and its imports: 0.1 s, and a hundred times that when emulated and busy."""
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -27,10 +30,15 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class LimitedChild:
-    """`what` names the work in errors; an answer over `max_answer_bytes` is not read."""
+    """A child for one kind of question.
 
-    def __init__(self, what: str, *, max_answer_bytes: int) -> None:
+    `what` names the work in errors, `module` is what the child imports before its first question;
+    an answer over `max_answer_bytes` is not read.
+    """
+
+    def __init__(self, what: str, *, module: str, max_answer_bytes: int) -> None:
         self._what = what
+        self._module = module
         self._max_answer_bytes = max_answer_bytes + _OVERHEAD_BYTES
         self._child: asyncio.subprocess.Process | None = None
         self._turns = Turns(what)
@@ -40,9 +48,10 @@ class LimitedChild:
         """Send a JSON question; `asker` is whose turn it counts as.
 
         Raises:
-            InvalidRequest: it took longer than the deadline, which counts from its turn.
+            InvalidRequest: it took longer than the deadline, which counts from its turn, with the
+                child up.
             Busy: too many others ask, see turns.py.
-            Unavailable: the child could not be started or ended by itself.
+            Unavailable: the child could not be started, not in time, or ended by itself.
         """
         async with self._turns.turn(asker):
             return await self._ask(question, deadline_seconds)
@@ -59,15 +68,16 @@ class LimitedChild:
     async def _ask(self, question: bytes, deadline_seconds: float) -> Reply:
         is_answered = False
         try:
-            async with asyncio.timeout(deadline_seconds):
-                await self._revive()
-                reply = await self._exchange(question)
+            await self._revive()
+            try:
+                async with asyncio.timeout(deadline_seconds):
+                    reply = await self._exchange(question)
+            except TimeoutError as error:
+                raise InvalidRequest(
+                    f"{self._what} did not end inside {deadline_seconds:g} s"
+                ) from error
             is_answered = True
             return reply
-        except TimeoutError as error:
-            raise InvalidRequest(
-                f"{self._what} did not end inside {deadline_seconds:g} s"
-            ) from error
         except (OSError, asyncio.IncompleteReadError) as error:
             raise Unavailable(f"{self._what} process ended") from error
         finally:
@@ -78,24 +88,38 @@ class LimitedChild:
         """Start a child when there is none or it was killed since the last question."""
         if self._child is not None and self._child.returncode is not None:
             await self.close()
-        if self._child is None:
-            self._child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                str(_WORKER),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env={},
-                limit=1 << 16,
-            )
+        if self._child is not None:
+            return
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            str(_WORKER),
+            self._module,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={},
+            limit=1 << 16,
+        )
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._answer()  # the greeting
+        except TimeoutError as error:
+            raise Unavailable(
+                f"{self._what} process did not start inside {START_SECONDS:g} s"
+            ) from error
 
     async def _exchange(self, question: bytes) -> Reply:
-        child = self._child
-        source, target = (child.stdout, child.stdin) if child is not None else (None, None)
-        if source is None or target is None:
-            raise Unavailable(f"{self._what} process has no pipes")
+        target = self._child.stdin if self._child is not None else None
+        if target is None:
+            raise Unavailable(f"{self._what} process has no pipe")
         target.write(len(question).to_bytes(4, "big") + question)
         await target.drain()
+        return await self._answer()
+
+    async def _answer(self) -> Reply:
+        source = self._child.stdout if self._child is not None else None
+        if source is None:
+            raise Unavailable(f"{self._what} process has no pipe")
         length = int.from_bytes(await source.readexactly(4), "big")
         if length > self._max_answer_bytes:
             raise Unavailable(f"{self._what} process answered {length} bytes")

@@ -132,7 +132,7 @@ class ConstraintMaker:
         self._ends: frozenset[int] = frozenset()
         self._compiled: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
         """By renter and grammar, the one used last at the end."""
-        self._child = LimitedChild("JSON schema", max_answer_bytes=1 << 16)
+        self._child = LimitedChild("JSON schema", module="llguidance", max_answer_bytes=1 << 16)
 
     @property
     def compiled(self) -> int:

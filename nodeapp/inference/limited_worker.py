@@ -4,12 +4,14 @@ A template is code from a model file: Jinja's sandbox stops it from reaching Pyt
 an endless loop nor `"x" * 10**10`. A JSON schema comes from a renter and is compiled by native
 code. What goes wrong ends this process only: address space, file size and processes are limited
 here, time by the parent. Run as a plain file in isolated mode, so it imports nothing but the
-standard library, Jinja and llguidance. Frames: length (4 bytes, big endian), JSON.
+standard library, Jinja and llguidance. Frames: length (4 bytes, big endian), JSON. The first one is
+an empty reply, after the module that its parent names was imported.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import resource
 import signal
@@ -34,8 +36,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from jinja2 import TemplateError
 
+    importlib.import_module(sys.argv[1])
     _limit()
     source, target = sys.stdin.buffer, sys.stdout.buffer
+    _write(target, {})
     while request := _read(source):
         try:
             if "grammar" in request:
@@ -53,9 +57,7 @@ def main() -> None:
             reply = {"error": str(error)[:200] or type(error).__name__}
         except (ArithmeticError, AttributeError, RecursionError, MemoryError) as error:
             reply = {"error": type(error).__name__}
-        body = json.dumps(reply).encode()
-        target.write(len(body).to_bytes(4, "big") + body)
-        target.flush()
+        _write(target, reply)
 
 
 def _limit() -> None:
@@ -71,6 +73,12 @@ def _read(source: BinaryIO) -> dict[str, Any]:
         return {}
     request: dict[str, Any] = json.loads(source.read(int.from_bytes(header, "big")))
     return request
+
+
+def _write(target: BinaryIO, reply: dict[str, str]) -> None:
+    body = json.dumps(reply).encode()
+    target.write(len(body).to_bytes(4, "big") + body)
+    target.flush()
 
 
 def _try_grammar(request: dict[str, Any]) -> str:
