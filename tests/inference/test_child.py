@@ -34,6 +34,6 @@ async def test_a_slow_start_does_not_eat_the_questions_time(slow_interpreter):
 async def test_a_start_that_does_not_come_is_ours_to_answer_for(slow_interpreter, monkeypatch):
     monkeypatch.setattr(child, "START_SECONDS", 0.1)
     one = LimitedChild("words", module="jinja2.sandbox", max_answer_bytes=1000)
-    with pytest.raises(Unavailable, match="words process did not start inside 0.1 s"):
+    with pytest.raises(Unavailable, match="words process did not start"):
         await one.ask(QUESTION, deadline_seconds=5)
     assert one._child is None, "it was ended"
