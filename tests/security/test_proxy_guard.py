@@ -4,6 +4,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from nodeapp.renter.proxy import Events, Proxy
+from nodeapp.renter.settings import RenterSettings
 from nodeapp.service.clock import SystemClock
 
 
@@ -11,6 +12,16 @@ class Renter:
     """Rents nothing: no request of these tests gets that far."""
 
     clock = SystemClock()
+    settings = RenterSettings(
+        state_dir="",
+        deployment_file="",
+        keystore_file="",
+        password_file="",
+        rpc_urls=("http://127.0.0.1:1",),
+        chain_id=31337,
+        bootstrap=(),
+        model_id="none",
+    )
 
 
 @pytest.fixture
